@@ -1,0 +1,1 @@
+# An index of commands; each is one line that anybody can also type.
