@@ -1,0 +1,22 @@
+//! Paths in the guest that runtime and agent both name: the agent makes them, the runtime's OCI mounts point at them.
+
+/// Directory on a tmpfs that holds what containers of the sandbox share.
+pub const SANDBOX_DIR: &str = "/run/isopod/sandbox";
+
+/// `/etc/hostname` of every container.
+pub const HOSTNAME: &str = "/run/isopod/sandbox/hostname";
+
+/// `/etc/hosts` of every container.
+pub const HOSTS: &str = "/run/isopod/sandbox/hosts";
+
+/// `/etc/resolv.conf` of every container.
+pub const RESOLV_CONF: &str = "/run/isopod/sandbox/resolv.conf";
+
+/// `/dev/shm` of the sandbox, a tmpfs that its containers share.
+pub const SHM: &str = "/run/isopod/sandbox/shm";
+
+/// Block device of the pod's extent disk.
+pub const EXTENT_DISK: &str = "/dev/vda";
+
+/// Name of the pod's network interface in the guest.
+pub const INTERFACE: &str = "eth0";

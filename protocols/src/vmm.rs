@@ -1,0 +1,134 @@
+//! The control socket of `isopod-vmm`: one JSON message per packet on a unix `SOCK_SEQPACKET` socket, file descriptors
+//! beside it (SCM_RIGHTS). The client sends a [`Request`], the VMM answers each with one [`Response`], in order.
+//!
+//! The VMM is started with the listening socket as descriptor [`CONTROL_FD`]; it opens nothing by path. It serves one
+//! client after another, so a restarted daemon connects again and goes on.
+
+use serde::{Deserialize, Serialize};
+
+/// Descriptor at which a new VMM finds its listening control socket.
+pub const CONTROL_FD: i32 = 3;
+
+/// Longest message, in bytes.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Most descriptors beside one message.
+pub const MAX_FDS: usize = 8;
+
+/// What a client may ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Makes the VM and lets it run. Once in a VMM's life, and before anything else.
+    ///
+    /// Descriptors, in order: `/dev/kvm`, the kernel (ELF `vmlinux`), the guest root (an EROFS image, read-only, which
+    /// becomes the extent at offset 0), and a listening unix stream socket for vsock connections from the host.
+    /// Answered by [`Response::Done`] when the vCPUs run.
+    Boot(BootConfig),
+    /// Maps a file into the pod's extent disk. Descriptor: the file. Answered by [`Response::Extent`].
+    AttachExtent {
+        /// Length in bytes, a multiple of 512. Reads past the end of a shorter file give zeroes.
+        length: u64,
+        /// Writes, discards and write-zeroes to this range fail with an I/O error in the guest.
+        read_only: bool,
+    },
+    /// Takes an extent off the disk and closes its file. Answered by [`Response::Done`]. The range answers with I/O
+    /// errors from then on.
+    DetachExtent {
+        /// What [`Response::Extent`] said.
+        offset: u64,
+    },
+    /// Joins the guest's network card to a tap. Descriptor: the tap, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    /// Until then frames are dropped. Answered by [`Response::Done`].
+    AttachTap {},
+    /// Hands connections that the guest makes to a host port to the client. Descriptor: a unix `SOCK_SEQPACKET` socket
+    /// on which every connection arrives as the port number (4 bytes, little endian) with a stream descriptor beside it.
+    /// Answered by [`Response::Done`]. A second call for the same port replaces the first.
+    ListenVsock {
+        /// The host port.
+        port: u32,
+    },
+    /// Answered by [`Response::Stats`].
+    Stats {},
+    /// The last lines that the guest wrote to its console. Answered by [`Response::Console`].
+    Console {},
+    /// Ends the VM and the process. Answered by [`Response::Done`] just before the end.
+    Stop {},
+}
+
+/// The VM to be made: nothing in it tells one pod from another, so a booted VM can serve as a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootConfig {
+    /// Virtual CPUs, 1 to 64.
+    pub vcpus: u8,
+    /// Guest memory in MiB, at least 64.
+    pub memory_mib: u32,
+    /// Ask the host for 2 MiB pages for guest memory.
+    pub huge_pages: bool,
+    /// Words added to the kernel's command line after the VMM's own.
+    pub kernel_args: Vec<String>,
+}
+
+/// What the VMM answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Response {
+    /// Done.
+    Done {},
+    /// The extent's place on the disk.
+    Extent {
+        /// First byte, a multiple of 1 MiB.
+        offset: u64,
+    },
+    /// Counters since boot.
+    Stats(Stats),
+    /// The console's tail.
+    Console {
+        /// At most 16 KiB; bytes that are not printable ASCII, tab or newline are replaced.
+        text: String,
+    },
+    /// The request failed; nothing changed.
+    Error {
+        /// What kind of failure.
+        kind: ErrorKind,
+        /// What failed and what to do.
+        message: String,
+    },
+}
+
+/// Kinds of failure a client may want to tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The request itself is wrong: malformed, out of range, descriptors missing.
+    Invalid,
+    /// Not possible in this state: booted already, not booted yet, no such extent.
+    State,
+    /// KVM refused or cannot run a guest on this machine.
+    Kvm,
+    /// The kernel file cannot be loaded.
+    Kernel,
+    /// A system call failed.
+    System,
+}
+
+/// Counters of one VM since boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// Exits from guest to VMM, all vCPUs.
+    pub exits: u64,
+    /// Bytes the guest read from its extent disk.
+    pub disk_read_bytes: u64,
+    /// Bytes the guest wrote to its extent disk.
+    pub disk_write_bytes: u64,
+    /// Bytes received by the guest's network card.
+    pub net_rx_bytes: u64,
+    /// Bytes sent by the guest's network card.
+    pub net_tx_bytes: u64,
+    /// Open vsock connections.
+    pub vsock_connections: u64,
+    /// Guest memory given back to the host by free page reporting and the balloon, bytes since boot.
+    pub reclaimed_bytes: u64,
+}
