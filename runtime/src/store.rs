@@ -1,0 +1,203 @@
+//! State on disk: one JSON document per sandbox, container and image, written whole or not at all, so that the daemon
+//! can be killed at any moment and, started again, serves the same lists.
+//!
+//! Used by `sandbox`, `container` and `image`, each for its own kind of document. It must not know what is in them.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+/// Failures of the store. Each names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file or directory could not be read or written.
+    #[error("state file {path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A document could not be turned into JSON.
+    #[error("state file {path}: cannot be encoded")]
+    Encode {
+        /// The file that would have been written.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The id would not be a plain file name.
+    #[error("state id {0:?} is not a plain name: use letters, digits, '-', '_' and '.'")]
+    BadId(String),
+}
+
+/// How long a document must last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Past a crash of the daemon, not of the machine: what it describes dies with the machine too.
+    Process,
+    /// Past a crash of the machine.
+    Machine,
+}
+
+/// A directory of documents of one kind.
+#[derive(Debug, Clone)]
+pub struct Collection<T> {
+    directory: PathBuf,
+    durability: Durability,
+    kind: PhantomData<fn() -> T>,
+}
+
+/// What [`Collection::load`] found.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    /// The documents with their ids, sorted by id.
+    pub documents: Vec<(String, T)>,
+    /// Files that do not hold such a document; they stay where they are, renamed to end in `.corrupt`.
+    pub corrupt: Vec<PathBuf>,
+}
+
+impl<T: Serialize + DeserializeOwned> Collection<T> {
+    /// Opens the directory, and makes it where it is missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] where the directory cannot be made.
+    pub fn open(directory: impl Into<PathBuf>, durability: Durability) -> Result<Self, StoreError> {
+        let directory = directory.into();
+        fs::create_dir_all(&directory).map_err(|source| StoreError::Io { path: directory.clone(), source })?;
+        Ok(Self { directory, durability, kind: PhantomData })
+    }
+
+    /// Writes a document, in place of an older one of the same id.
+    ///
+    /// # Errors
+    /// The old document is still whole after any of them.
+    pub fn put(&self, id: &str, document: &T) -> Result<(), StoreError> {
+        let path = self.path(id)?;
+        let json = serde_json::to_vec_pretty(document)
+            .map_err(|source| StoreError::Encode { path: path.clone(), source })?;
+        self.replace(&path, &json).map_err(|source| StoreError::Io { path, source })
+    }
+
+    /// Removes a document. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] where the file cannot be removed.
+    pub fn remove(&self, id: &str) -> Result<(), StoreError> {
+        let path = self.path(id)?;
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Io { path, source }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads all documents, for a starting daemon. Half-written files of a killed one are removed.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] where the directory cannot be read. A corrupt file is no error: it is set aside.
+    pub fn load(&self) -> Result<Loaded<T>, StoreError> {
+        let failed = |source| StoreError::Io { path: self.directory.clone(), source };
+        let mut loaded = Loaded { documents: Vec::new(), corrupt: Vec::new() };
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("json") => Self::load_one(&path, &mut loaded)?,
+                Some("new") => fs::remove_file(&path).map_err(|source| StoreError::Io { path, source })?,
+                _ => {}
+            }
+        }
+        loaded.documents.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(loaded)
+    }
+
+    fn load_one(path: &Path, loaded: &mut Loaded<T>) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Io { path: path.to_owned(), source };
+        let bytes = fs::read(path).map_err(failed)?;
+        match (serde_json::from_slice(&bytes), path.file_stem().and_then(|s| s.to_str())) {
+            (Ok(document), Some(id)) => loaded.documents.push((id.to_owned(), document)),
+            _ => {
+                let aside = path.with_extension("corrupt");
+                fs::rename(path, &aside).map_err(failed)?;
+                loaded.corrupt.push(aside);
+            }
+        }
+        Ok(())
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let new = path.with_extension("new");
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        if self.durability == Durability::Machine {
+            file.sync_all()?;
+        }
+        fs::rename(&new, path)?;
+        if self.durability == Durability::Machine {
+            File::open(&self.directory)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    fn path(&self, id: &str) -> Result<PathBuf, StoreError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if id.is_empty() || id.starts_with('.') || id.len() > 200 || !id.chars().all(plain) {
+            return Err(StoreError::BadId(id.to_owned()));
+        }
+        Ok(self.directory.join(format!("{id}.json")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collection(directory: &tempfile::TempDir) -> Collection<Vec<u32>> {
+        Collection::open(directory.path().join("c"), Durability::Machine).unwrap()
+    }
+
+    #[test]
+    fn written_documents_are_loaded_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let documents = collection(&directory);
+        documents.put("b", &vec![2]).unwrap();
+        documents.put("a", &vec![0]).unwrap();
+        documents.put("a", &vec![1]).unwrap();
+        let loaded = documents.load().unwrap();
+        assert_eq!(loaded.documents, [("a".to_owned(), vec![1]), ("b".to_owned(), vec![2])]);
+    }
+
+    #[test]
+    fn removed_document_is_gone_and_removing_twice_succeeds() {
+        let directory = tempfile::tempdir().unwrap();
+        let documents = collection(&directory);
+        documents.put("a", &vec![1]).unwrap();
+        documents.remove("a").unwrap();
+        documents.remove("a").unwrap();
+        assert!(documents.load().unwrap().documents.is_empty());
+    }
+
+    #[test]
+    fn corrupt_file_is_set_aside_and_the_others_load() {
+        let directory = tempfile::tempdir().unwrap();
+        let documents = collection(&directory);
+        documents.put("good", &vec![1]).unwrap();
+        fs::write(directory.path().join("c/bad.json"), "{").unwrap();
+        fs::write(directory.path().join("c/half.new"), "[1").unwrap();
+        let loaded = documents.load().unwrap();
+        assert_eq!(loaded.documents.len(), 1);
+        assert_eq!(loaded.corrupt, [directory.path().join("c/bad.corrupt")]);
+        assert!(!directory.path().join("c/half.new").exists());
+    }
+
+    #[test]
+    fn id_that_leaves_the_directory_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let documents = collection(&directory);
+        for id in ["", "../x", "a/b", ".hidden"] {
+            assert!(matches!(documents.put(id, &vec![]), Err(StoreError::BadId(_))), "{id:?}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The undo stack: every step that takes something (process, tap, namespace, mount, cgroup, extent, file, name) pushes
+//! what releases it, and a failure at any later step runs all of them, last first.
+//!
+//! Used by every operation that takes more than one thing: RunPodSandbox, CreateContainer, PullImage. It also serves an
+//! operation whose caller went away: dropping an armed stack runs it in the background. It must not decide anything:
+//! a release that fails is reported and the next one runs all the same.
+//!
+//! Tests fail an operation at each of its steps in turn, without knowing them: see [`Fault`].
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+
+/// What a release may fail with.
+pub type ReleaseError = Box<dyn Error + Send + Sync>;
+
+type Release = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<(), ReleaseError>> + Send>> + Send>;
+
+struct Step {
+    name: String,
+    release: Release,
+}
+
+/// The releases of one operation so far. Dropped while it holds any, it runs them on the current tokio runtime.
+pub struct Undo {
+    operation: &'static str,
+    taken: u32,
+    steps: Vec<Step>,
+}
+
+/// A step failed because a test asked for it.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{operation}: failed on purpose after step {number} ({step})")]
+pub struct Injected {
+    operation: &'static str,
+    number: u32,
+    step: String,
+}
+
+/// Releases that failed, each with the name of its step; the rest of the stack ran.
+#[derive(Debug)]
+pub struct Leftovers(Vec<(String, ReleaseError)>);
+
+impl fmt::Display for Leftovers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (step, error)) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{step}: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for Leftovers {}
+
+impl Undo {
+    /// An empty stack. `operation` names it in messages and in [`Fault`]s.
+    pub fn new(operation: &'static str) -> Self {
+        Self { operation, taken: 0, steps: Vec::new() }
+    }
+
+    /// Registers the release of what the step `name` has just taken.
+    ///
+    /// # Errors
+    /// Only when a [`Fault`] names this step: the release is registered, and the caller gives up as it would for any
+    /// other error.
+    pub fn push<F, Fut, E>(&mut self, name: impl Into<String>, release: F) -> Result<(), Injected>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<ReleaseError>,
+    {
+        let name = name.into();
+        self.taken += 1;
+        let release: Release = Box::new(move || Box::pin(async move { release().await.map_err(Into::into) }));
+        self.steps.push(Step { name: name.clone(), release });
+        match Fault::for_step(self.operation, self.taken) {
+            None => Ok(()),
+            Some(Fault { abort: true, .. }) => std::process::abort(),
+            Some(_) => Err(Injected { operation: self.operation, number: self.taken, step: name }),
+        }
+    }
+
+    /// The operation succeeded: what it took stays.
+    pub fn keep(mut self) {
+        self.steps.clear();
+    }
+
+    /// The operation failed: releases everything, last taken first.
+    ///
+    /// # Errors
+    /// Names the releases that failed; all were tried.
+    pub async fn run(mut self) -> Result<(), Leftovers> {
+        release_all(self.operation, std::mem::take(&mut self.steps)).await
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        let steps = std::mem::take(&mut self.steps);
+        if steps.is_empty() {
+            return;
+        }
+        let operation = self.operation;
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                runtime.spawn(release_all(operation, steps));
+            }
+            Err(_) => tracing::error!(operation, "dropped outside the runtime: {} steps not undone", steps.len()),
+        }
+    }
+}
+
+async fn release_all(operation: &'static str, steps: Vec<Step>) -> Result<(), Leftovers> {
+    let mut failed = Vec::new();
+    for step in steps.into_iter().rev() {
+        tracing::debug!(operation, step = step.name, "undo");
+        if let Err(error) = (step.release)().await {
+            tracing::error!(operation, step = step.name, %error, "undo failed");
+            failed.push((step.name, error));
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(Leftovers(failed)) }
+}
+
+/// A failure that a test orders: the file named by the environment variable [`Fault::FILE`] holds
+/// `OPERATION NUMBER [abort]`. After that operation's step of that number the step fails, or the process dies as by
+/// SIGKILL. Without the variable there is no cost and no effect.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fault {
+    operation: String,
+    number: u32,
+    abort: bool,
+}
+
+impl Fault {
+    /// Environment variable that names the fault file.
+    pub const FILE: &'static str = "ISOPOD_FAULT_FILE";
+
+    fn for_step(operation: &str, number: u32) -> Option<Self> {
+        let path = PathBuf::from(std::env::var_os(Self::FILE)?);
+        let fault = Self::parse(&std::fs::read_to_string(path).ok()?)?;
+        (fault.operation == operation && fault.number == number).then_some(fault)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let operation = words.next()?.to_owned();
+        let number = words.next()?.parse().ok()?;
+        Some(Self { operation, number, abort: words.next() == Some("abort") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    type Log = Arc<Mutex<Vec<&'static str>>>;
+
+    fn push(undo: &mut Undo, log: &Log, name: &'static str, result: Result<(), &'static str>) {
+        let log = Arc::clone(log);
+        let release = move || async move {
+            log.lock().expect("no test panics while it holds the log").push(name);
+            result
+        };
+        undo.push(name, release).expect("no fault file in unit tests");
+    }
+
+    fn seen(log: &Log) -> Vec<&'static str> {
+        log.lock().expect("no test panics while it holds the log").clone()
+    }
+
+    #[tokio::test]
+    async fn failed_operation_releases_last_taken_first() {
+        let log = Log::default();
+        let mut undo = Undo::new("test");
+        push(&mut undo, &log, "netns", Ok(()));
+        push(&mut undo, &log, "tap", Ok(()));
+        undo.run().await.expect("both releases succeed");
+        assert_eq!(seen(&log), ["tap", "netns"]);
+    }
+
+    #[tokio::test]
+    async fn failing_release_is_named_and_the_rest_still_runs() {
+        let log = Log::default();
+        let mut undo = Undo::new("test");
+        push(&mut undo, &log, "netns", Ok(()));
+        push(&mut undo, &log, "tap", Err("device busy"));
+        let leftovers = undo.run().await.expect_err("one release fails");
+        assert_eq!(leftovers.to_string(), "tap: device busy");
+        assert_eq!(seen(&log), ["tap", "netns"]);
+    }
+
+    #[tokio::test]
+    async fn kept_stack_releases_nothing() {
+        let log = Log::default();
+        let mut undo = Undo::new("test");
+        push(&mut undo, &log, "netns", Ok(()));
+        undo.keep();
+        tokio::task::yield_now().await;
+        assert!(seen(&log).is_empty());
+    }
+
+    #[tokio::test]
+    async fn dropped_stack_releases_in_the_background() {
+        let log = Log::default();
+        let mut undo = Undo::new("test");
+        push(&mut undo, &log, "netns", Ok(()));
+        drop(undo);
+        tokio::task::yield_now().await;
+        assert_eq!(seen(&log), ["netns"]);
+    }
+
+    #[test]
+    fn fault_file_names_operation_step_and_manner() {
+        let expected = Fault { operation: "RunPodSandbox".into(), number: 3, abort: true };
+        assert_eq!(Fault::parse("RunPodSandbox 3 abort\n"), Some(expected));
+        assert_eq!(Fault::parse("RunPodSandbox three"), None);
+        assert_eq!(Fault::parse(""), None);
+    }
+}
