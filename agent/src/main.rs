@@ -1,2 +1,41 @@
-//! Placeholder.
-fn main() {}
+//! One binary, two programs.
+//!
+//! Started by the kernel as PID 1 it is the agent: [`init`] makes the guest fit to live in, [`server`] answers the runtime.
+//! Started by the agent itself with `container-init` it is the one-shot, single-threaded child that makes a container
+//! ([`container::child`]), because the container library changes the process that calls it. Which of the two is decided
+//! here, before any runtime or thread exists.
+
+// The borders stand before what uses them; goes when both sides are in.
+#![allow(dead_code, unused_imports, unused_macros)]
+
+mod cgroup;
+mod console;
+mod container;
+mod error;
+mod id;
+mod init;
+mod process;
+mod reaper;
+mod sandbox;
+mod server;
+mod stats;
+mod stdio;
+mod storage;
+mod sys;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // The kernel hands words of its command line that it does not know to PID 1 as arguments: they must not choose.
+    if std::process::id() == 1 {
+        return init::run();
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some(container::child::COMMAND) => container::child::run(&arguments[1..]),
+        _ => {
+            eprintln!("isopod-agent is the init of an Isopod guest and does nothing when started by hand");
+            ExitCode::from(2)
+        }
+    }
+}
