@@ -6,5 +6,6 @@
 //! cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, storage, cgroup  ->  store, undo, config
 //! ```
 
+pub mod network;
 pub mod store;
 pub mod undo;

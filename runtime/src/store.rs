@@ -67,7 +67,8 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
     /// [`StoreError::Io`] where the directory cannot be made.
     pub fn open(directory: impl Into<PathBuf>, durability: Durability) -> Result<Self, StoreError> {
         let directory = directory.into();
-        fs::create_dir_all(&directory).map_err(|source| StoreError::Io { path: directory.clone(), source })?;
+        fs::create_dir_all(&directory)
+            .map_err(|source| StoreError::Io { path: directory.clone(), source })?;
         Ok(Self { directory, durability, kind: PhantomData })
     }
 
@@ -80,6 +81,21 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
         let json = serde_json::to_vec_pretty(document)
             .map_err(|source| StoreError::Encode { path: path.clone(), source })?;
         self.replace(&path, &json).map_err(|source| StoreError::Io { path, source })
+    }
+
+    /// Reads one document, if it is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] where the file cannot be read, or does not hold such a document.
+    pub fn get(&self, id: &str) -> Result<Option<T>, StoreError> {
+        let path = self.path(id)?;
+        match fs::read(&path) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::Io { path, source }),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|e| StoreError::Io { path, source: io::Error::new(io::ErrorKind::InvalidData, e) }),
+        }
     }
 
     /// Removes a document. One that is not there is no error.

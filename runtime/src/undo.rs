@@ -108,7 +108,9 @@ impl Drop for Undo {
             Ok(runtime) => {
                 runtime.spawn(release_all(operation, steps));
             }
-            Err(_) => tracing::error!(operation, "dropped outside the runtime: {} steps not undone", steps.len()),
+            Err(_) => {
+                tracing::error!(operation, "dropped outside the runtime: {} steps not undone", steps.len())
+            }
         }
     }
 }

@@ -1,0 +1,282 @@
+//! The pod's link: what a CNI plugin made in the network namespace is read off and handed to the guest, and every frame
+//! is passed between the plugin's interface and the VM's tap by two redirect filters, so no host address or bridge is
+//! in the way.
+//!
+//! Called by `network`, on a thread inside the namespace. The guest then owns the address; the host's end only forwards.
+
+use super::cni::INTERFACE;
+use super::sys;
+use futures_util::TryStreamExt;
+use isopod_protocols::agent::{Interface, Neighbour, Route};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteType,
+};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+
+/// Name of the tap in the namespace.
+const TAP: &str = "tap0";
+
+/// Parent of filters on incoming frames: the ingress qdisc (`TC_H_INGRESS`, linux/pkt_sched.h).
+const INGRESS: u32 = 0xffff_0000;
+
+/// Why the pod's link could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Netlink refused a step.
+    #[error("pod network: cannot {action}: {source}")]
+    Netlink {
+        /// The step.
+        action: &'static str,
+        /// What the kernel said.
+        source: rtnetlink::Error,
+    },
+    /// A system call failed.
+    #[error("pod network: cannot {action}: {source}")]
+    Io {
+        /// The step.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// CNI succeeded without making the interface.
+    #[error("pod network: the CNI plugins made no interface {INTERFACE}")]
+    NoInterface,
+}
+
+fn netlink(action: &'static str) -> impl FnOnce(rtnetlink::Error) -> LinkError {
+    move |source| LinkError::Netlink { action, source }
+}
+
+fn system(action: &'static str) -> impl FnOnce(io::Error) -> LinkError {
+    move |source| LinkError::Io { action, source }
+}
+
+/// Reads the interface, makes the tap, and joins the two. Runs inside the namespace.
+///
+/// # Errors
+/// What was taken goes with the namespace.
+pub async fn join() -> Result<(Interface, OwnedFd), LinkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(system("open netlink"))?;
+    let connection = tokio::spawn(connection);
+    let (index, interface) = read_interface(&handle).await?;
+    let tap = sys::open_tap(TAP).map_err(system("make the tap"))?;
+    for name in [INTERFACE, TAP] {
+        silence_ipv6(name)?;
+    }
+    let tap_index = find_link(&handle, TAP).await?.ok_or(LinkError::NoInterface)?.0;
+    let up = LinkUnspec::new_with_index(tap_index).mtu(interface.mtu).up().build();
+    handle.link().set(up).execute().await.map_err(netlink("bring the tap up"))?;
+    redirect(&handle, index, tap_index).await?;
+    redirect(&handle, tap_index, index).await?;
+    connection.abort();
+    Ok((interface, tap))
+}
+
+/// The kernel answers for the interface's IPv6 addresses as long as they are on the host's end: the guest, which takes
+/// them over with the same MAC, would find them in use.
+fn silence_ipv6(name: &str) -> Result<(), LinkError> {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    match fs::write(path, "1") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(system("turn host IPv6 off")(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Sends every frame that comes in at one interface out at the other.
+async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), LinkError> {
+    let index = i32::try_from(from).expect("the kernel's interface numbers are positive ints");
+    handle
+        .qdisc()
+        .add(index)
+        .ingress()
+        .execute()
+        .await
+        .map_err(netlink("add an ingress queue (is the module sch_ingress there?)"))?;
+    let every_protocol = (libc::ETH_P_ALL as u16).to_be();
+    let filter = handle.traffic_filter(index).add().parent(INGRESS).protocol(every_protocol);
+    let filter = filter.redirect(to).map_err(netlink("build a redirect"))?;
+    filter.execute().await.map_err(netlink("add a redirect (are the modules cls_u32 and act_mirred there?)"))
+}
+
+async fn find_link(handle: &Handle, name: &str) -> Result<Option<(u32, Vec<LinkAttribute>)>, LinkError> {
+    let mut links = handle.link().get().match_name(name).execute();
+    match links.try_next().await {
+        Ok(link) => Ok(link.map(|l| (l.header.index, l.attributes))),
+        Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -libc::ENODEV => Ok(None),
+        Err(error) => Err(netlink("find an interface")(error)),
+    }
+}
+
+async fn read_interface(handle: &Handle) -> Result<(u32, Interface), LinkError> {
+    let (index, attributes) = find_link(handle, INTERFACE).await?.ok_or(LinkError::NoInterface)?;
+    let mut interface = Interface { name: INTERFACE.into(), ..Interface::default() };
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+            LinkAttribute::Address(mac) => interface.mac = format_mac(&mac),
+            _ => {}
+        }
+    }
+    interface.addresses = read_addresses(handle, index).await?;
+    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+    for family in [v4, v6] {
+        let routes = handle.route().get(family).execute().try_collect::<Vec<_>>().await;
+        interface
+            .routes
+            .extend(routes.map_err(netlink("list routes"))?.iter().filter_map(|r| route(r, index)));
+    }
+    let neighbours = handle.neighbours().get().execute().try_collect::<Vec<_>>().await;
+    interface.neighbours =
+        neighbours.map_err(netlink("list neighbours"))?.iter().filter_map(|n| neighbour(n, index)).collect();
+    Ok((index, interface))
+}
+
+async fn read_addresses(handle: &Handle, index: u32) -> Result<Vec<String>, LinkError> {
+    let messages =
+        handle.address().get().set_link_index_filter(index).execute().try_collect::<Vec<_>>().await;
+    let mut addresses = Vec::new();
+    for message in messages.map_err(netlink("list addresses"))? {
+        // The guest makes its own link-local addresses.
+        if message.header.scope != AddressScope::Universe {
+            continue;
+        }
+        let of = |local: bool| {
+            message.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Local(ip) if local => Some(*ip),
+                AddressAttribute::Address(ip) if !local => Some(*ip),
+                _ => None,
+            })
+        };
+        if let Some(ip) = of(true).or_else(|| of(false)) {
+            addresses.push(format!("{ip}/{}", message.header.prefix_len));
+        }
+    }
+    Ok(addresses)
+}
+
+/// A route of the main table over the interface, as the guest shall have it. The kernel's own routes come by themselves
+/// with the addresses.
+fn route(message: &RouteMessage, index: u32) -> Option<Route> {
+    let header = &message.header;
+    let over_interface =
+        message.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(i) if *i == index));
+    if !over_interface || header.protocol == RouteProtocol::Kernel || header.kind != RouteType::Unicast {
+        return None;
+    }
+    let v6 = header.address_family == rtnetlink::packet_route::AddressFamily::Inet6;
+    let mut route = Route { onlink: header.flags.contains(RouteFlags::Onlink), ..Route::default() };
+    let mut destination =
+        if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(to) => destination = ip(to)?,
+            RouteAttribute::Gateway(via) => route.gateway = ip(via)?.to_string(),
+            RouteAttribute::PrefSource(from) => route.source = ip(from)?.to_string(),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::Metrics(metrics) => {
+                let mtu = metrics
+                    .iter()
+                    .find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None });
+                route.mtu = mtu.unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    route.destination = format!("{destination}/{}", header.destination_prefix_length);
+    Some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
+}
+
+/// A neighbour that somebody set by hand: learnt ones the guest learns itself.
+fn neighbour(message: &NeighbourMessage, index: u32) -> Option<Neighbour> {
+    if message.header.ifindex != index || message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let mut found = Neighbour::default();
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => found.address = ip.to_string(),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) if !ip.is_multicast() => {
+                found.address = ip.to_string();
+            }
+            NeighbourAttribute::LinkLayerAddress(mac) => found.mac = format_mac(mac),
+            _ => {}
+        }
+    }
+    (!found.address.is_empty() && !found.mac.is_empty()).then_some(found)
+}
+
+fn format_mac(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtnetlink::packet_route::AddressFamily;
+
+    fn message(protocol: RouteProtocol, attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.protocol = protocol;
+        message.header.kind = RouteType::Unicast;
+        message.attributes = attributes;
+        message
+    }
+
+    #[test]
+    fn default_route_keeps_gateway_and_mtu() {
+        let gateway = RouteAddress::Inet(Ipv4Addr::new(10, 88, 0, 1));
+        let attributes = vec![
+            RouteAttribute::Oif(3),
+            RouteAttribute::Gateway(gateway),
+            RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]),
+        ];
+        let found = route(&message(RouteProtocol::Boot, attributes), 3).unwrap();
+        let expected = Route {
+            destination: "0.0.0.0/0".into(),
+            gateway: "10.88.0.1".into(),
+            mtu: 1400,
+            ..Route::default()
+        };
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn kernel_routes_and_other_interfaces_are_left_out() {
+        assert_eq!(route(&message(RouteProtocol::Kernel, vec![RouteAttribute::Oif(3)]), 3), None);
+        assert_eq!(route(&message(RouteProtocol::Boot, vec![RouteAttribute::Oif(4)]), 3), None);
+    }
+
+    #[test]
+    fn only_permanent_neighbours_count() {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = 3;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(Ipv4Addr::new(169, 254, 1, 1))),
+            NeighbourAttribute::LinkLayerAddress(vec![0xee; 6]),
+        ];
+        let expected = Neighbour { address: "169.254.1.1".into(), mac: "ee:ee:ee:ee:ee:ee".into() };
+        assert_eq!(neighbour(&message, 3), Some(expected));
+        message.header.state = NeighbourState::Reachable;
+        assert_eq!(neighbour(&message, 3), None);
+    }
+}

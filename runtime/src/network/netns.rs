@@ -1,0 +1,95 @@
+//! Network namespaces: made and kept by a bind mount, entered by a thread of its own.
+//!
+//! Called by `network`. Namespaces are a property of threads, so nothing here may run on a thread of the runtime.
+
+use nix::mount::{MntFlags, MsFlags};
+use nix::sched::CloneFlags;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a namespace could not be made, entered or removed.
+#[derive(Debug, thiserror::Error)]
+#[error("network namespace {path}: cannot {action}: {source}")]
+pub struct NetnsError {
+    path: PathBuf,
+    action: &'static str,
+    source: io::Error,
+}
+
+/// Makes a namespace and keeps it under `path`.
+///
+/// # Errors
+/// Nothing is left behind.
+pub async fn create(path: &Path) -> Result<(), NetnsError> {
+    let failed = |action| move |source: io::Error| NetnsError { path: path.to_owned(), action, source };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed("make its directory"))?;
+    }
+    File::create_new(path).map_err(failed("make its mount point"))?;
+    let target = path.to_owned();
+    let made = on_thread(move || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+        // The namespace lives as long as this mount, not as long as this thread.
+        nix::mount::mount(
+            Some("/proc/thread-self/ns/net"),
+            &target,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )?;
+        Ok(())
+    });
+    made.await.map_err(|source| {
+        let _ = fs::remove_file(path);
+        failed("make it")(source)
+    })
+}
+
+/// Removes a namespace that [`create`] made. One that is gone is no error.
+///
+/// # Errors
+/// Where the mount or the file stays.
+pub fn remove(path: &Path) -> Result<(), NetnsError> {
+    let failed = |action, source| NetnsError { path: path.to_owned(), action, source };
+    match nix::mount::umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+        Err(errno) => return Err(failed("unmount it", errno.into())),
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove it", error)),
+        _ => Ok(()),
+    }
+}
+
+/// Runs `work` on a thread inside the namespace, with a tokio runtime for netlink.
+///
+/// # Errors
+/// Where the namespace cannot be entered; what `work` fails with is its own.
+pub async fn within<T, E, W>(path: &Path, work: W) -> Result<Result<T, E>, NetnsError>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    W: AsyncFnOnce() -> Result<T, E> + Send + 'static,
+{
+    let failed = |source| NetnsError { path: path.to_owned(), action: "enter it", source };
+    let namespace = File::open(path).map_err(failed)?;
+    let entered = on_thread(move || {
+        nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        Ok(runtime.block_on(work()))
+    });
+    entered.await.map_err(failed)
+}
+
+/// Runs `work` on a thread that ends with it.
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("netns".into()).stack_size(256 * 1024).spawn(move || {
+        // The caller may have gone; then nobody wants the result.
+        let _ = done.send(work());
+    })?;
+    result.await.unwrap_or_else(|_| Err(io::Error::other("the thread inside it panicked")))
+}
