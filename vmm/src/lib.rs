@@ -1,1 +1,4 @@
 //! Placeholder.
+
+pub mod bus;
+pub mod virtio;

@@ -1,0 +1,270 @@
+//! One virtqueue of one device: hands out descriptor chains that were checked whole, takes them back, and knows when
+//! the driver wants an interrupt.
+//!
+//! The `virtio-queue` crate walks the split ring and its event indices. This layer adds what a hostile driver makes
+//! necessary: a chain is read once, in full, before a device sees any of it, and whatever is wrong with it is a
+//! [`DeviceError`] instead of a chain that silently ends early. It also bounds how much one event may do, so no driver
+//! can keep the shared event loop thread busy by refilling its ring.
+
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemory as _, Permissions};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::buffers::Buffers;
+use super::error::{DeviceError, Fault};
+use super::interrupt::Interrupt;
+use super::{GuestMemory, SavedStateError};
+
+/// Most buffers in a chain; also the most that one vectored system call takes (`IOV_MAX`).
+pub const MAX_BUFFERS: usize = 1024;
+
+/// Chains handed out per event. What is left waits for its turn behind the other devices.
+const BUDGET: u16 = 128;
+
+/// A descriptor chain, read once and checked.
+pub struct Chain<'m> {
+    /// Index that gives the chain back, see [`Ring::give_back`].
+    pub head: u16,
+    /// What the driver wrote for the device.
+    pub readable: Buffers<'m>,
+    /// Where the device may write.
+    pub writable: Buffers<'m>,
+}
+
+/// What the driver told about a ring. Checked only when it is enabled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingState {
+    /// Descriptors, a power of two.
+    pub size: u16,
+    /// The driver enabled it.
+    pub ready: bool,
+    /// Guest physical address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest physical address of the available ring.
+    pub available: u64,
+    /// Guest physical address of the used ring.
+    pub used: u64,
+    /// Next entry of the available ring to look at.
+    pub next_available: u16,
+    /// Next entry of the used ring to fill.
+    pub next_used: u16,
+    /// Event indices were negotiated.
+    pub event_index: bool,
+}
+
+/// A virtqueue.
+pub struct Ring {
+    device: &'static str,
+    index: u16,
+    /// What the driver set up so far. The `next_*` fields are kept by `queue` once it is ready.
+    setup: RingState,
+    queue: Queue,
+    kick: EventFd,
+    budget: u16,
+}
+
+impl Ring {
+    /// The ring at `index` of `device`, with at most `size` descriptors.
+    pub fn new(device: &'static str, index: u16, size: u16) -> std::io::Result<Self> {
+        Ok(Self {
+            device,
+            index,
+            setup: RingState::new(size),
+            queue: Queue::new(size).expect("devices have queue sizes that are powers of two"),
+            kick: EventFd::new(EFD_NONBLOCK)?,
+            budget: BUDGET,
+        })
+    }
+
+    /// The eventfd that tells of new buffers: to be registered with KVM as ioeventfd.
+    pub fn kick_event(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Has the ring looked at (again) on the event loop thread.
+    pub fn kick(&self) {
+        // Fails only when the counter is full, and then the event is pending.
+        let _ = self.kick.write(1);
+    }
+
+    /// Clears the kick and grants a new budget. Called once per event.
+    pub(super) fn start_turn(&mut self, kicked: bool) {
+        if kicked {
+            // Fails when somebody else has cleared it: nothing is lost, the ring is looked at now.
+            let _ = self.kick.read();
+        }
+        self.budget = BUDGET;
+    }
+
+    /// What the driver set up, for the transport's registers.
+    pub fn setup(&mut self) -> &mut RingState {
+        &mut self.setup
+    }
+
+    /// Largest size the driver may choose.
+    pub fn max_size(&self) -> u16 {
+        self.queue.max_size()
+    }
+
+    /// Whether the driver enabled the ring.
+    pub fn ready(&self) -> bool {
+        self.queue.ready()
+    }
+
+    /// Checks what the driver set up against guest memory and enables the ring.
+    pub fn enable(&mut self, memory: &GuestMemory, event_index: bool) -> Result<(), DeviceError> {
+        self.setup.event_index = event_index;
+        self.setup.ready = true;
+        self.queue = self.setup.build(self.queue.max_size()).ok_or_else(|| self.fault(Fault::BadRing))?;
+        if self.queue.is_valid(memory) { Ok(()) } else { Err(self.fault(Fault::BadRing)) }
+    }
+
+    /// Forgets all the driver said.
+    pub fn reset(&mut self) {
+        self.queue.reset();
+        self.setup = RingState::new(self.queue.max_size());
+    }
+
+    /// The next chain; `None` when there is none, and then the driver will kick for the next one, or when this event
+    /// has used its budget, and then the ring has kicked itself.
+    pub fn pop<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<Chain<'m>>, DeviceError> {
+        if !self.queue.ready() {
+            return Ok(None);
+        }
+        if self.budget == 0 {
+            self.kick();
+            return Ok(None);
+        }
+        loop {
+            let next = self.queue.iter(memory).map(|mut chains| chains.next());
+            if let Some(chain) = next.map_err(|error| self.queue_fault(&error))? {
+                self.budget -= 1;
+                return self.check(memory, chain).map(Some);
+            }
+            let raced = self.queue.enable_notification(memory);
+            if !raced.map_err(|error| self.queue_fault(&error))? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Puts back the chain that was popped last, as if it had not been.
+    pub fn undo_pop(&mut self) {
+        self.queue.go_to_previous_position();
+        self.budget += 1;
+    }
+
+    /// Gives a chain back to the driver, with `written` bytes in its writable part.
+    pub fn give_back(&mut self, memory: &GuestMemory, head: u16, written: usize) -> Result<(), DeviceError> {
+        let written = u32::try_from(written).unwrap_or(u32::MAX);
+        self.queue.add_used(memory, head, written).map_err(|error| self.queue_fault(&error))
+    }
+
+    /// Interrupts the driver if it waits for what was given back since the last call.
+    pub(super) fn signal(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), DeviceError> {
+        if !self.queue.ready() {
+            return Ok(());
+        }
+        if self.queue.needs_notification(memory).map_err(|error| self.queue_fault(&error))? {
+            interrupt.used_buffers();
+        }
+        Ok(())
+    }
+
+    /// Blames this ring for `fault`.
+    pub fn fault(&self, fault: Fault) -> DeviceError {
+        DeviceError { device: self.device, queue: Some(self.index), fault }
+    }
+
+    /// The state to save.
+    pub fn save(&self) -> RingState {
+        let mut state = self.setup;
+        state.next_available = self.queue.next_avail();
+        state.next_used = self.queue.next_used();
+        state
+    }
+
+    /// Takes a saved state. An enabled ring is checked against guest memory again.
+    pub fn restore(&mut self, state: RingState, memory: &GuestMemory) -> Result<(), SavedStateError> {
+        let refused = SavedStateError { device: self.device, what: "a ring that cannot be" };
+        self.setup = state;
+        if state.ready {
+            self.queue = state.build(self.queue.max_size()).ok_or(refused.clone())?;
+            if !self.queue.is_valid(memory) {
+                return Err(refused);
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks a chain to its end (virtio 1.3, 2.7.5).
+    fn check<'m>(
+        &self,
+        memory: &'m GuestMemory,
+        mut descriptors: virtio_queue::DescriptorChain<&'m GuestMemory>,
+    ) -> Result<Chain<'m>, DeviceError> {
+        let head = descriptors.head_index();
+        if head >= self.queue.size() {
+            return Err(self.fault(Fault::Head(head)));
+        }
+        let mut chain = Chain { head, readable: Buffers::default(), writable: Buffers::default() };
+        let mut complete = false;
+        for descriptor in descriptors.by_ref() {
+            let (part, access) = if descriptor.is_write_only() {
+                (&mut chain.writable, Permissions::Write)
+            } else if chain.writable.is_empty() {
+                (&mut chain.readable, Permissions::Read)
+            } else {
+                return Err(self.fault(Fault::Order(head)));
+            };
+            let (address, length) = (descriptor.addr(), descriptor.len() as usize);
+            let outside = || self.fault(Fault::OutsideMemory { address: address.0, length: length as u64 });
+            for slice in memory.get_slices(address, length, access).map_err(|_| outside())? {
+                part.push(slice.map_err(|_| outside())?);
+            }
+            if chain.readable.slices().len() + chain.writable.slices().len() > MAX_BUFFERS {
+                return Err(self.fault(Fault::LongChain(head)));
+            }
+            complete = !descriptor.has_next();
+        }
+        // The iterator ends without a word at a loop, a bad index or a bad indirect table; the last descriptor tells.
+        if complete { Ok(chain) } else { Err(self.fault(Fault::BrokenChain(head))) }
+    }
+
+    fn queue_fault(&self, error: &QueueError) -> DeviceError {
+        self.fault(match error {
+            QueueError::InvalidAvailRingIndex => Fault::AvailableIndex,
+            _ => Fault::BadRing,
+        })
+    }
+}
+
+impl RingState {
+    fn new(size: u16) -> Self {
+        Self {
+            size,
+            ready: false,
+            descriptors: 0,
+            available: 0,
+            used: 0,
+            next_available: 0,
+            next_used: 0,
+            event_index: false,
+        }
+    }
+
+    /// The queue it describes, if its size and alignments are allowed.
+    fn build(&self, max_size: u16) -> Option<Queue> {
+        let mut queue = Queue::new(max_size).ok()?;
+        queue.try_set_size(self.size).ok()?;
+        queue.try_set_desc_table_address(GuestAddress(self.descriptors)).ok()?;
+        queue.try_set_avail_ring_address(GuestAddress(self.available)).ok()?;
+        queue.try_set_used_ring_address(GuestAddress(self.used)).ok()?;
+        queue.set_next_avail(self.next_available);
+        queue.set_next_used(self.next_used);
+        queue.set_event_idx(self.event_index);
+        queue.set_ready(self.ready);
+        Some(queue)
+    }
+}
