@@ -1,0 +1,254 @@
+//! Typed calls to the agent in a guest: gRPC over the VMM's vsock socket.
+//!
+//! Called by `sandbox` and `container`. Every call has a deadline, every answer a limit, and what a guest says in an
+//! error is made printable and cut: the guest is hostile. Nothing here retries: callers know what may be repeated.
+
+use crate::hypervisor::VmHandle;
+use hyper_util::rt::TokioIo;
+use isopod_protocols::agent::agent_client::AgentClient as Rpc;
+use isopod_protocols::agent::{
+    CreateContainerRequest, CreateContainerResponse, Event, HelloRequest, HelloResponse,
+    RemoveContainerRequest, RemoveExecRequest, ResizeTerminalRequest, SetUpSandboxRequest,
+    SignalProcessRequest, StartContainerRequest, StartContainerResponse, StartExecRequest, StartExecResponse,
+    StatsRequest, StatsResponse, UpdateContainerRequest, WaitProcessRequest, WaitProcessResponse,
+    WatchRequest,
+};
+use isopod_protocols::vsock::AGENT_PORT;
+use std::future::Future;
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status, Streaming};
+use tower::service_fn;
+
+/// Longest answer taken from a guest, bytes.
+const MAX_ANSWER: usize = 4 * 1024 * 1024;
+
+/// Longest request sent to one: an OCI spec with a large seccomp profile fits many times.
+const MAX_REQUEST: usize = 16 * 1024 * 1024;
+
+/// Most characters of a guest's error text that are passed on.
+const MAX_MESSAGE: usize = 1024;
+
+/// Limit of calls that only look something up.
+const QUICK: Duration = Duration::from_secs(10);
+
+/// Limit of calls that make or take down something in the guest.
+const WORK: Duration = Duration::from_secs(60);
+
+/// Why a call to an agent failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent refused.
+    #[error("agent of {id} refused {method}: {message}")]
+    Refused {
+        /// The VM.
+        id: String,
+        /// The call.
+        method: &'static str,
+        /// The agent's code. A guest chooses it: no decision about the host may hang on it alone.
+        code: Code,
+        /// The agent's words, printable and cut.
+        message: String,
+    },
+    /// The agent did not answer in time.
+    #[error("agent of {id} did not answer {method} within {seconds} s")]
+    Timeout {
+        /// The VM.
+        id: String,
+        /// The call.
+        method: &'static str,
+        /// The limit.
+        seconds: u64,
+    },
+    /// There is no connection to it.
+    #[error("agent of {id} cannot be reached for {method}: {message}")]
+    Unreachable {
+        /// The VM.
+        id: String,
+        /// The call.
+        method: &'static str,
+        /// What the transport said.
+        message: String,
+    },
+}
+
+/// The agent of one guest. Clones share one connection, which is made at the first call and again after a break.
+#[derive(Debug, Clone)]
+pub struct AgentClient {
+    id: String,
+    rpc: Rpc<Channel>,
+}
+
+impl AgentClient {
+    /// The agent in `vm`; nothing is sent yet.
+    pub fn new(id: &str, vm: VmHandle) -> Self {
+        let connect = service_fn(move |_: Uri| {
+            let vm = VmHandle::clone(&vm);
+            async move { vm.connect_vsock(AGENT_PORT).await.map(TokioIo::new) }
+        });
+        // The address is never resolved: the connector knows where to go.
+        let channel = Endpoint::from_static("http://agent").connect_with_connector_lazy(connect);
+        let rpc =
+            Rpc::new(channel).max_decoding_message_size(MAX_ANSWER).max_encoding_message_size(MAX_REQUEST);
+        Self { id: id.to_owned(), rpc }
+    }
+
+    /// Is the agent there, and which one.
+    ///
+    /// # Errors
+    /// See [`AgentError`]; so for all calls.
+    pub async fn hello(&self) -> Result<HelloResponse, AgentError> {
+        self.call("Hello", QUICK, self.rpc.clone().hello(HelloRequest {})).await
+    }
+
+    /// Gives the guest its identity.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn set_up_sandbox(&self, request: SetUpSandboxRequest) -> Result<(), AgentError> {
+        self.call("SetUpSandbox", WORK, self.rpc.clone().set_up_sandbox(request)).await.map(drop)
+    }
+
+    /// Makes a container.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn create_container(
+        &self,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse, AgentError> {
+        self.call("CreateContainer", WORK, self.rpc.clone().create_container(request)).await
+    }
+
+    /// Lets a container's process run.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn start_container(
+        &self,
+        request: StartContainerRequest,
+    ) -> Result<StartContainerResponse, AgentError> {
+        self.call("StartContainer", WORK, self.rpc.clone().start_container(request)).await
+    }
+
+    /// Sets new limits on a container.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn update_container(&self, request: UpdateContainerRequest) -> Result<(), AgentError> {
+        self.call("UpdateContainer", WORK, self.rpc.clone().update_container(request)).await.map(drop)
+    }
+
+    /// Kills what is left of a container and frees what it held.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn remove_container(&self, request: RemoveContainerRequest) -> Result<(), AgentError> {
+        self.call("RemoveContainer", WORK, self.rpc.clone().remove_container(request)).await.map(drop)
+    }
+
+    /// Starts another process in a container.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn start_exec(&self, request: StartExecRequest) -> Result<StartExecResponse, AgentError> {
+        self.call("StartExec", WORK, self.rpc.clone().start_exec(request)).await
+    }
+
+    /// Waits for the end of a process, for at most `limit`.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn wait_process(
+        &self,
+        request: WaitProcessRequest,
+        limit: Duration,
+    ) -> Result<WaitProcessResponse, AgentError> {
+        self.call("WaitProcess", limit, self.rpc.clone().wait_process(request)).await
+    }
+
+    /// Kills and forgets an exec.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn remove_exec(&self, request: RemoveExecRequest) -> Result<(), AgentError> {
+        self.call("RemoveExec", WORK, self.rpc.clone().remove_exec(request)).await.map(drop)
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn signal_process(&self, request: SignalProcessRequest) -> Result<(), AgentError> {
+        self.call("SignalProcess", QUICK, self.rpc.clone().signal_process(request)).await.map(drop)
+    }
+
+    /// Sets the size of a terminal.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn resize_terminal(&self, request: ResizeTerminalRequest) -> Result<(), AgentError> {
+        self.call("ResizeTerminal", QUICK, self.rpc.clone().resize_terminal(request)).await.map(drop)
+    }
+
+    /// Usage of containers, answered within `limit`.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn stats(&self, request: StatsRequest, limit: Duration) -> Result<StatsResponse, AgentError> {
+        self.call("Stats", limit, self.rpc.clone().stats(request)).await
+    }
+
+    /// The states of all containers, then each change: `sandbox` holds this stream and forwards it.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn watch(&self) -> Result<Streaming<Event>, AgentError> {
+        self.call("Watch", QUICK, self.rpc.clone().watch(WatchRequest {})).await
+    }
+
+    /// The error of a stream that broke.
+    pub fn broken(&self, method: &'static str, status: &Status) -> AgentError {
+        let (id, message) = (self.id.clone(), printable(status.message()));
+        match status.code() {
+            // What tonic itself says where there is no connection, or it broke.
+            Code::Unavailable | Code::Unknown => AgentError::Unreachable { id, method, message },
+            code => AgentError::Refused { id, method, code, message },
+        }
+    }
+
+    async fn call<T>(
+        &self,
+        method: &'static str,
+        limit: Duration,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, AgentError> {
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.broken(method, &status)),
+            Err(_) => Err(AgentError::Timeout { id: self.id.clone(), method, seconds: limit.as_secs() }),
+        }
+    }
+}
+
+/// A guest's words as they may appear in logs and answers.
+fn printable(text: &str) -> String {
+    let show = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
+    let mut cut: String = text.chars().take(MAX_MESSAGE).map(show).collect();
+    if text.chars().nth(MAX_MESSAGE).is_some() {
+        cut.push_str(" ...");
+    }
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_is_printable_and_cut() {
+        assert_eq!(printable("\u{1b}[2Jok\r\0"), "?[2Jok??");
+        let long = printable(&"x".repeat(5000));
+        assert_eq!(long.len(), MAX_MESSAGE + 4);
+    }
+}

@@ -1,0 +1,228 @@
+//! The sections of the configuration file, with their defaults. Each key's meaning is also told in
+//! `isopod.example.toml`, which a test compares with these defaults.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The whole file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The daemon itself.
+    pub daemon: DaemonConfig,
+    /// The virtual machines of pods.
+    pub vm: VmConfig,
+    /// Pod networks.
+    pub cni: CniConfig,
+    /// Images.
+    pub image: ImageConfig,
+    /// Registries, by host.
+    pub registry: BTreeMap<String, RegistryConfig>,
+    /// Runtime handlers beside the default one: what they have instead of `[vm]`.
+    pub handlers: BTreeMap<String, HandlerConfig>,
+}
+
+/// Form of the daemon's log lines.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+/// Section `[daemon]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DaemonConfig {
+    /// Unix socket that serves the CRI.
+    pub socket: PathBuf,
+    /// Records and sockets of what runs; lives as long as the machine runs.
+    pub state_dir: PathBuf,
+    /// Images, and the scratch disks of pods.
+    pub root_dir: PathBuf,
+    /// Form of log lines.
+    pub log_format: LogFormat,
+    /// What is logged, as `tracing` filters have it: `info`, or `info,isopod_runtime::network=debug`.
+    pub log_filter: String,
+    /// Threads that serve calls.
+    pub worker_threads: usize,
+}
+
+impl Default for DaemonConfig {
+    fn default() -> Self {
+        Self {
+            socket: "/run/isopod/isopod.sock".into(),
+            state_dir: "/run/isopod".into(),
+            root_dir: "/var/lib/isopod".into(),
+            log_format: LogFormat::Text,
+            log_filter: "info".to_owned(),
+            worker_threads: 2,
+        }
+    }
+}
+
+/// Section `[vm]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VmConfig {
+    /// Guest kernel, an ELF `vmlinux`.
+    pub kernel: PathBuf,
+    /// Guest root, an EROFS image with the agent.
+    pub root_image: PathBuf,
+    /// The VMM's program.
+    pub vmm: PathBuf,
+    /// Virtual CPUs of a pod that names no limit.
+    pub vcpus: u8,
+    /// Guest memory, in MiB, of a pod that names no limit; with one it is added to the limit for the guest's own needs
+    /// where the pod has no overhead.
+    pub memory_mib: u32,
+    /// Seconds a guest may take until its agent answers.
+    pub boot_timeout_s: u32,
+    /// Ask the host for 2 MiB pages for guest memory: faster, and takes more of it.
+    pub huge_pages: bool,
+    /// Words added to the guest kernel's command line.
+    pub kernel_args: Vec<String>,
+    /// Size of a pod's scratch disk in MiB, which holds what its containers write; sparse on the host.
+    pub scratch_mib: u32,
+    /// First host user and group id of VMMs: each runs as its own.
+    pub first_uid: u32,
+    /// How many of them there are: as many pods can run at once.
+    pub uid_count: u32,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            kernel: "/usr/lib/isopod/vmlinux".into(),
+            root_image: "/usr/lib/isopod/guest-root.erofs".into(),
+            vmm: "/usr/lib/isopod/isopod-vmm".into(),
+            vcpus: 1,
+            memory_mib: 256,
+            boot_timeout_s: 30,
+            huge_pages: false,
+            kernel_args: Vec::new(),
+            scratch_mib: 10240,
+            first_uid: 2_000_000_000,
+            uid_count: 65536,
+        }
+    }
+}
+
+impl VmConfig {
+    /// The key and the reason where a value cannot work.
+    pub(super) fn validate(&self) -> Result<(), (&'static str, &'static str)> {
+        if !(1..=64).contains(&self.vcpus) {
+            return Err(("vcpus", "must be 1 to 64"));
+        }
+        if self.memory_mib < 64 {
+            return Err(("memory_mib", "must be at least 64"));
+        }
+        if self.boot_timeout_s == 0 {
+            return Err(("boot_timeout_s", "must be at least 1"));
+        }
+        if self.scratch_mib < 16 {
+            return Err(("scratch_mib", "must be at least 16, the smallest ext4 that is of use"));
+        }
+        if self.uid_count == 0 || self.first_uid == 0 || self.first_uid.checked_add(self.uid_count).is_none()
+        {
+            return Err(("first_uid", "and uid_count must be a range of ids above 0 that fits 32 bits"));
+        }
+        Ok(())
+    }
+}
+
+/// Section `[handlers.NAME]`: a runtime handler (the `handler` of a Kubernetes RuntimeClass) and what its VMs have
+/// instead of `[vm]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HandlerConfig {
+    /// See [`VmConfig::kernel`].
+    pub kernel: Option<PathBuf>,
+    /// See [`VmConfig::root_image`].
+    pub root_image: Option<PathBuf>,
+    /// See [`VmConfig::vmm`].
+    pub vmm: Option<PathBuf>,
+    /// See [`VmConfig::vcpus`].
+    pub vcpus: Option<u8>,
+    /// See [`VmConfig::memory_mib`].
+    pub memory_mib: Option<u32>,
+    /// See [`VmConfig::boot_timeout_s`].
+    pub boot_timeout_s: Option<u32>,
+    /// See [`VmConfig::huge_pages`].
+    pub huge_pages: Option<bool>,
+    /// See [`VmConfig::kernel_args`].
+    pub kernel_args: Option<Vec<String>>,
+    /// See [`VmConfig::scratch_mib`].
+    pub scratch_mib: Option<u32>,
+}
+
+impl HandlerConfig {
+    /// `base` with what this handler names in its place. The range of user ids is the node's, never a handler's.
+    pub(super) fn apply(&self, base: &VmConfig) -> VmConfig {
+        let base = base.clone();
+        VmConfig {
+            kernel: self.kernel.clone().unwrap_or(base.kernel),
+            root_image: self.root_image.clone().unwrap_or(base.root_image),
+            vmm: self.vmm.clone().unwrap_or(base.vmm),
+            vcpus: self.vcpus.unwrap_or(base.vcpus),
+            memory_mib: self.memory_mib.unwrap_or(base.memory_mib),
+            boot_timeout_s: self.boot_timeout_s.unwrap_or(base.boot_timeout_s),
+            huge_pages: self.huge_pages.unwrap_or(base.huge_pages),
+            kernel_args: self.kernel_args.clone().unwrap_or(base.kernel_args),
+            scratch_mib: self.scratch_mib.unwrap_or(base.scratch_mib),
+            first_uid: base.first_uid,
+            uid_count: base.uid_count,
+        }
+    }
+}
+
+/// Section `[cni]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CniConfig {
+    /// Directory of `.conflist` files; the first by name is the network of pods.
+    pub conf_dir: PathBuf,
+    /// Directories of plugins, in order of preference.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Directory of network namespaces.
+    pub netns_dir: PathBuf,
+    /// Seconds one call of a plugin may take.
+    pub plugin_timeout_s: u32,
+    /// Kubernetes namespaces whose pods have another network: namespace to name of the network.
+    pub networks: BTreeMap<String, String>,
+}
+
+impl Default for CniConfig {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            netns_dir: "/run/netns".into(),
+            plugin_timeout_s: 60,
+            networks: BTreeMap::new(),
+        }
+    }
+}
+
+/// Section `[image]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImageConfig {
+    /// Program that makes an EROFS image of a layer (erofs-utils 1.8 or later).
+    pub mkfs_erofs: PathBuf,
+}
+
+impl Default for ImageConfig {
+    fn default() -> Self {
+        Self { mkfs_erofs: "/usr/lib/isopod/mkfs.erofs".into() }
+    }
+}
+
+/// Section `[registry."HOST"]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistryConfig {}

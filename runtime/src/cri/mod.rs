@@ -1,0 +1,258 @@
+//! The CRI door: `runtime.v1.RuntimeService` and `runtime.v1.ImageService`. Each RPC is one line here and one file of its
+//! name; what it does is in `sandbox`, `container` and `image`.
+//!
+//! Files translate between the CRI's messages and the house: they look things up, call one operation, and build the
+//! answer. Errors become gRPC codes in [`status`], nowhere else. What is not served answers Unimplemented and says so.
+
+mod status;
+
+pub mod server;
+
+mod list_pod_sandbox;
+mod pod_sandbox_stats;
+mod pod_sandbox_status;
+mod remove_pod_sandbox;
+mod run_pod_sandbox;
+mod runtime_config;
+mod runtime_status;
+mod stop_pod_sandbox;
+mod update_runtime_config;
+mod version;
+
+use crate::config::Config;
+use crate::container::Containers;
+use crate::sandbox::Sandboxes;
+use async_trait::async_trait;
+use k8s_cri::v1::runtime_service_server::RuntimeService;
+use k8s_cri::v1::{self, ContainerEventResponse};
+use std::sync::Arc;
+use tokio_stream::Empty;
+use tonic::{Request, Response, Status};
+
+/// What the doors serve: everything on this node.
+pub struct Node {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// All sandboxes.
+    pub sandboxes: Arc<Sandboxes>,
+    /// All containers.
+    pub containers: Arc<Containers>,
+}
+
+/// `runtime.v1.RuntimeService`.
+pub struct RuntimeDoor {
+    node: Arc<Node>,
+}
+
+impl RuntimeDoor {
+    /// The service, on `node`.
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// An RPC that is not served.
+fn absent<T>(rpc: &str, reason: &str) -> Answer<T> {
+    Err(Status::unimplemented(format!("{rpc}: {reason}")))
+}
+
+#[async_trait]
+impl RuntimeService for RuntimeDoor {
+    type GetContainerEventsStream = Empty<Result<ContainerEventResponse, Status>>;
+
+    async fn version(&self, request: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
+        version::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Answer<v1::RunPodSandboxResponse> {
+        run_pod_sandbox::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Answer<v1::StopPodSandboxResponse> {
+        stop_pod_sandbox::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<v1::RemovePodSandboxRequest>,
+    ) -> Answer<v1::RemovePodSandboxResponse> {
+        remove_pod_sandbox::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<v1::PodSandboxStatusRequest>,
+    ) -> Answer<v1::PodSandboxStatusResponse> {
+        pod_sandbox_status::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Answer<v1::ListPodSandboxResponse> {
+        list_pod_sandbox::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn create_container(
+        &self,
+        _: Request<v1::CreateContainerRequest>,
+    ) -> Answer<v1::CreateContainerResponse> {
+        absent("CreateContainer", "containers are not served yet")
+    }
+
+    async fn start_container(
+        &self,
+        _: Request<v1::StartContainerRequest>,
+    ) -> Answer<v1::StartContainerResponse> {
+        absent("StartContainer", "containers are not served yet")
+    }
+
+    async fn stop_container(
+        &self,
+        _: Request<v1::StopContainerRequest>,
+    ) -> Answer<v1::StopContainerResponse> {
+        absent("StopContainer", "containers are not served yet")
+    }
+
+    async fn remove_container(
+        &self,
+        _: Request<v1::RemoveContainerRequest>,
+    ) -> Answer<v1::RemoveContainerResponse> {
+        absent("RemoveContainer", "containers are not served yet")
+    }
+
+    async fn list_containers(
+        &self,
+        _: Request<v1::ListContainersRequest>,
+    ) -> Answer<v1::ListContainersResponse> {
+        Ok(Response::new(v1::ListContainersResponse::default()))
+    }
+
+    async fn container_status(
+        &self,
+        _: Request<v1::ContainerStatusRequest>,
+    ) -> Answer<v1::ContainerStatusResponse> {
+        absent("ContainerStatus", "containers are not served yet")
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        absent("UpdateContainerResources", "containers are not served yet")
+    }
+
+    async fn reopen_container_log(
+        &self,
+        _: Request<v1::ReopenContainerLogRequest>,
+    ) -> Answer<v1::ReopenContainerLogResponse> {
+        absent("ReopenContainerLog", "containers are not served yet")
+    }
+
+    async fn exec_sync(&self, _: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        absent("ExecSync", "containers are not served yet")
+    }
+
+    async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        absent("Exec", "streaming is not served yet: use ExecSync (crictl exec -s)")
+    }
+
+    async fn attach(&self, _: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        absent("Attach", "streaming is not served yet: read the container's log")
+    }
+
+    async fn port_forward(&self, _: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
+        absent("PortForward", "streaming is not served yet: use the pod's address")
+    }
+
+    async fn container_stats(
+        &self,
+        _: Request<v1::ContainerStatsRequest>,
+    ) -> Answer<v1::ContainerStatsResponse> {
+        absent("ContainerStats", "containers are not served yet")
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<v1::ListContainerStatsRequest>,
+    ) -> Answer<v1::ListContainerStatsResponse> {
+        absent("ListContainerStats", "containers are not served yet")
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<v1::PodSandboxStatsRequest>,
+    ) -> Answer<v1::PodSandboxStatsResponse> {
+        pod_sandbox_stats::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Answer<v1::ListPodSandboxStatsResponse> {
+        pod_sandbox_stats::serve_list(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Answer<v1::UpdateRuntimeConfigResponse> {
+        update_runtime_config::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+        runtime_status::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<v1::CheckpointContainerRequest>,
+    ) -> Answer<v1::CheckpointContainerResponse> {
+        absent(
+            "CheckpointContainer",
+            "checkpoints of containers are not served: a container lives in its pod's VM",
+        )
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Answer<v1::ListMetricDescriptorsResponse> {
+        absent(
+            "ListMetricDescriptors",
+            "metrics in this form are not served: use ListPodSandboxStats and ListContainerStats",
+        )
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
+        absent(
+            "ListPodSandboxMetrics",
+            "metrics in this form are not served: use ListPodSandboxStats and ListContainerStats",
+        )
+    }
+
+    async fn runtime_config(
+        &self,
+        request: Request<v1::RuntimeConfigRequest>,
+    ) -> Answer<v1::RuntimeConfigResponse> {
+        runtime_config::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        absent("GetContainerEvents", "events are not served: list sandboxes and containers")
+    }
+}

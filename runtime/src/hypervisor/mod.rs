@@ -1,0 +1,237 @@
+//! What makes virtual machines, as a trait with two implementations: [`local`], our own VMM in a process of its own, and
+//! [`fake`], for tests that have neither KVM nor root.
+//!
+//! Called by `sandbox` to boot, adopt and kill VMs, and by `container` to attach and detach extents and to reach guest
+//! ports. It must not know what a pod is, and whatever a guest or a VMM says is bounded and has a deadline here.
+
+pub mod fake;
+
+use crate::undo::{Injected, Undo};
+use async_trait::async_trait;
+use isopod_protocols::vmm::{ErrorKind, Stats};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+/// A running VM, shared by all who work with it.
+pub type VmHandle = Arc<dyn Vm>;
+
+/// The VM to be booted.
+#[derive(Debug, Clone)]
+pub struct VmConfig {
+    /// Name of the VM in logs: the sandbox's id.
+    pub id: String,
+    /// Directory of its sockets and its log. It exists, and the caller removes it.
+    pub directory: PathBuf,
+    /// cgroup v2 directory that the VMM is born in; absent only in tests.
+    pub cgroup: Option<PathBuf>,
+    /// Host user and group of the VMM.
+    pub uid: u32,
+    /// The VMM's program.
+    pub vmm: PathBuf,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Guest root.
+    pub root_image: PathBuf,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Ask for 2 MiB pages.
+    pub huge_pages: bool,
+    /// Words added to the kernel's command line.
+    pub kernel_args: Vec<String>,
+    /// Time until the agent must be there.
+    pub boot_timeout: Duration,
+}
+
+/// What a restarted daemon needs to find a VM again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Process of the VMM.
+    pub pid: i32,
+    /// When that process began, in clock ticks since the machine's boot: tells it from a later one of the same number.
+    pub started_at_ticks: u64,
+    /// Directory of its sockets and its log.
+    pub directory: PathBuf,
+}
+
+/// Why a VM could not be booted, adopted or asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HypervisorError {
+    /// A file that a VM needs cannot be opened.
+    #[error("{what} {path}: {source}")]
+    File {
+        /// Which one.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The VMM's process could not be started.
+    #[error("vmm {path} cannot be started: {source}")]
+    Spawn {
+        /// The program.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The VMM refused a request.
+    #[error("vmm of {id} refused {request}: {message}")]
+    Refused {
+        /// The VM.
+        id: String,
+        /// The request.
+        request: &'static str,
+        /// What kind of failure.
+        kind: ErrorKind,
+        /// Its words.
+        message: String,
+    },
+    /// The control socket failed or broke.
+    #[error("vmm of {id}: {request} failed on the control socket: {source}")]
+    Control {
+        /// The VM.
+        id: String,
+        /// The request.
+        request: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The VMM answered what is no answer to the question.
+    #[error("vmm of {id} gave an answer to {request} that does not fit it")]
+    Unexpected {
+        /// The VM.
+        id: String,
+        /// The request.
+        request: &'static str,
+    },
+    /// The VMM ended while the guest booted.
+    #[error("vmm of {id} ended during boot{tail}")]
+    Ended {
+        /// The VM.
+        id: String,
+        /// The last lines of its log and of the guest's console.
+        tail: Tail,
+    },
+    /// The guest's agent did not appear.
+    #[error("guest of {id} did not answer within {seconds} s{tail}")]
+    BootTimeout {
+        /// The VM.
+        id: String,
+        /// The limit.
+        seconds: u64,
+        /// The last lines of the VMM's log and of the guest's console.
+        tail: Tail,
+    },
+    /// No connection to a port of the guest.
+    #[error("guest of {id}: no connection to vsock port {port}: {source}")]
+    Vsock {
+        /// The VM.
+        id: String,
+        /// The guest's port.
+        port: u32,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A test asked for it.
+    #[error(transparent)]
+    Injected(#[from] Injected),
+}
+
+/// The end of a log or console for an error message: printable, and empty where there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tail(String);
+
+impl Tail {
+    /// Most bytes of it.
+    const MAX: usize = 2048;
+
+    /// The last lines of `text`, made printable.
+    pub fn new(text: &str) -> Self {
+        let start = text.len().saturating_sub(Self::MAX);
+        let start = (start..=text.len()).find(|i| text.is_char_boundary(*i)).unwrap_or(text.len());
+        let printable = |c: char| if c == '\n' || c == '\t' || !c.is_control() { c } else { '?' };
+        Self(text[start..].trim().chars().map(printable).collect())
+    }
+}
+
+impl std::fmt::Display for Tail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("; its console is empty");
+        }
+        write!(f, "; its last lines: {}", self.0)
+    }
+}
+
+/// Makes VMs.
+#[async_trait]
+pub trait Hypervisor: Send + Sync {
+    /// Boots a VM; answers when the agent serves its ports. What kills it is pushed to `undo`.
+    ///
+    /// # Errors
+    /// With the last lines of the console where a guest was there. What was taken is on `undo`.
+    async fn boot(&self, config: &VmConfig, undo: &mut Undo) -> Result<VmHandle, HypervisorError>;
+
+    /// Finds a VM again that an earlier daemon booted; `None` where it has ended.
+    ///
+    /// # Errors
+    /// Where it runs and does not answer.
+    async fn adopt(&self, id: &str, record: &VmRecord) -> Result<Option<VmHandle>, HypervisorError>;
+}
+
+/// A VM.
+#[async_trait]
+pub trait Vm: Send + Sync {
+    /// What [`Hypervisor::adopt`] needs.
+    fn record(&self) -> VmRecord;
+
+    /// Maps a file into the extent disk; answers the offset of its first byte there. `length` is a multiple of 512.
+    ///
+    /// # Errors
+    /// The extent is not mapped then.
+    async fn attach_extent(&self, file: File, length: u64, read_only: bool) -> Result<u64, HypervisorError>;
+
+    /// Takes an extent off the disk again. The guest must have let go of it.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Refused`] where there is none at `offset`.
+    async fn detach_extent(&self, offset: u64) -> Result<(), HypervisorError>;
+
+    /// Joins the guest's network card to a tap.
+    ///
+    /// # Errors
+    /// The card stays without one then.
+    async fn attach_tap(&self, tap: OwnedFd) -> Result<(), HypervisorError>;
+
+    /// A connection to a port of the guest.
+    ///
+    /// # Errors
+    /// Where nobody listens there, or the guest does not answer in time.
+    async fn connect_vsock(&self, port: u32) -> Result<UnixStream, HypervisorError>;
+
+    /// Counters since boot.
+    ///
+    /// # Errors
+    /// Where the VMM does not answer.
+    async fn stats(&self) -> Result<Stats, HypervisorError>;
+
+    /// The last lines of the guest's console, printable.
+    ///
+    /// # Errors
+    /// Where the VMM does not answer.
+    async fn console(&self) -> Result<String, HypervisorError>;
+
+    /// Kills the VM and waits until its process is gone. One that has ended is no error.
+    async fn kill(&self);
+
+    /// Waits for the end of the VM, whatever ends it.
+    async fn ended(&self);
+}

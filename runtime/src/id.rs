@@ -1,0 +1,80 @@
+//! Ids of sandboxes and containers: random, plain file names, and short enough that a socket below a directory named by
+//! one fits into a `sockaddr_un` (108 bytes).
+//!
+//! Used by `sandbox` and `container`.
+
+use std::fs::File;
+use std::io::{self, Read};
+
+/// Bytes of randomness in an id; it has twice as many characters.
+const BYTES: usize = 16;
+
+/// A new id: 32 lower-case hexadecimal digits.
+///
+/// # Errors
+/// Where the kernel's random device cannot be read.
+pub fn new_id() -> io::Result<String> {
+    let mut bytes = [0; BYTES];
+    fill_random(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Fills `bytes` from the kernel's random device.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    File::open("/dev/urandom")?.read_exact(bytes)
+}
+
+/// Why an id or a prefix of one names nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mismatch {
+    /// No id begins like this.
+    None,
+    /// More than one does.
+    Ambiguous,
+}
+
+/// The one of `sorted` ids that is `wanted`, or else the only one that begins with it. An empty `wanted` names none.
+///
+/// # Errors
+/// Where there is none, or more than one.
+pub fn resolve<'a>(wanted: &str, sorted: impl Iterator<Item = &'a str>) -> Result<&'a str, Mismatch> {
+    if wanted.is_empty() {
+        return Err(Mismatch::None);
+    }
+    let mut found = Err(Mismatch::None);
+    for id in sorted.filter(|id| id.starts_with(wanted)) {
+        match found {
+            _ if id == wanted => return Ok(id),
+            Err(Mismatch::None) => found = Ok(id),
+            _ => found = Err(Mismatch::Ambiguous),
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_plain_and_differ() {
+        let (a, b) = (new_id().unwrap(), new_id().unwrap());
+        assert_eq!(a.len(), 32);
+        assert!(a.chars().all(|c| c.is_ascii_hexdigit()));
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn unique_prefix_finds_and_ambiguous_or_empty_does_not() {
+        let ids = ["ab", "abcd", "b1", "b2"];
+        let find = |wanted| resolve(wanted, ids.iter().copied());
+        assert_eq!(find("ab"), Ok("ab"), "an exact match wins over a longer one");
+        assert_eq!(find("abc"), Ok("abcd"));
+        assert_eq!(find("b"), Err(Mismatch::Ambiguous));
+        assert_eq!(find("c"), Err(Mismatch::None));
+        assert_eq!(find(""), Err(Mismatch::None));
+    }
+}

@@ -1,0 +1,214 @@
+//! Sandboxes: the VM-isolated environments of pods, their states, their records on disk, and the table of all of them.
+//!
+//! Called by `cri`; `container` uses [`Sandbox`] to reach a pod's VM and agent. This module must not know containers: it
+//! tells what happens to a sandbox by [`SandboxEvent`]s.
+//!
+//! # States
+//!
+//! ```text
+//!             a failure undoes everything; the sandbox was never there
+//!                ^
+//!   reserve -> Starting -> Ready -> Stopping -> Stopped -> (removed)
+//!                            |         ^
+//!                            +-> Lost -+
+//!                     the VM ended by itself
+//! ```
+//!
+//! | state | VM | network, cgroup, scratch | CRI |
+//! |---|---|---|---|
+//! | Starting | perhaps | perhaps | not shown |
+//! | Ready | runs | held | READY |
+//! | Lost | gone | held until it is stopped | NOTREADY |
+//! | Stopping | being killed | being released; a failure stays here, and the next stop tries again | NOTREADY |
+//! | Stopped | gone | released | NOTREADY |
+//!
+//! # How containers hang on a sandbox
+//!
+//! `container` keeps its own table and documents, keyed by container id, each with its sandbox's id. Between them:
+//!
+//! - Work on a container in the guest happens inside [`Sandbox::enter`]: it answers the VM and the agent of a sandbox that
+//!   is Ready, and a stop waits until all who entered have left. Calls to the agent fail at once when the VM is killed, so
+//!   nobody stays long.
+//! - `cri::stop_pod_sandbox` calls [`Sandboxes::begin_stop`] (from here on nobody can enter), then
+//!   `Containers::kill_all`, then [`Sandboxes::stop`], which kills the VM. `cri::remove_pod_sandbox` does the same, then
+//!   `Containers::remove_all`, then [`Sandboxes::remove`].
+//! - What the agent's Watch stream says, and the loss of a VM, arrive as [`SandboxEvent`]s in the order they happened, for
+//!   the one receiver that `Sandboxes::new` gives to `container`.
+
+mod record;
+mod registry;
+
+pub use record::{Record, State};
+pub use registry::Sandboxes;
+
+use crate::agent_client::{AgentClient, AgentError};
+use crate::cgroup::{CgroupError, PodCgroup};
+use crate::hypervisor::{HypervisorError, VmHandle};
+use crate::store::StoreError;
+use crate::undo::{Injected, Leftovers};
+use isopod_protocols::agent;
+use k8s_cri::v1::{PodSandboxConfig, PodSandboxMetadata};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::sync::{RwLock, RwLockReadGuard};
+
+/// Why an operation on a sandbox failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The request cannot be served, now or ever.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such sandbox.
+    #[error("no pod sandbox {0:?}")]
+    NotFound(String),
+    /// The prefix of an id fits several sandboxes.
+    #[error("{0:?} is the begin of more than one pod sandbox id: give more of it")]
+    Ambiguous(String),
+    /// A pod of the same name, namespace, uid and attempt is there.
+    #[error("pod {name} has the sandbox {id} already: remove that one first, or count its attempt up")]
+    NameTaken {
+        /// Name, namespace, uid and attempt.
+        name: String,
+        /// The sandbox that has it.
+        id: String,
+    },
+    /// The sandbox does not run.
+    #[error("pod sandbox {id} is {state}, not ready")]
+    NotReady {
+        /// The sandbox.
+        id: String,
+        /// Its state.
+        state: State,
+    },
+    /// The VM.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// The agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The record on disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file or directory of the sandbox.
+    #[error("pod sandbox {id}: {what} {path}: {source}")]
+    File {
+        /// The sandbox.
+        id: String,
+        /// Which one.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It failed, and cleaning up failed too.
+    #[error("{cause}; and then not all could be undone: {leftovers}")]
+    Undo {
+        /// Why it failed.
+        cause: Box<SandboxError>,
+        /// What stayed.
+        leftovers: Leftovers,
+    },
+    /// A test asked for it.
+    #[error(transparent)]
+    Injected(#[from] Injected),
+}
+
+/// What happens to a sandbox that its containers must know.
+#[derive(Debug)]
+pub enum SandboxEvent {
+    /// The agent's word on its containers.
+    Agent {
+        /// The sandbox.
+        sandbox_id: String,
+        /// A snapshot of all, or one change.
+        event: agent::Event,
+    },
+    /// The VM is gone, and all containers with it, whoever ended it.
+    Gone {
+        /// The sandbox.
+        sandbox_id: String,
+    },
+}
+
+/// A sandbox. What never changes is public; its state and its VM are asked for.
+pub struct Sandbox {
+    /// Its id, chosen by us.
+    pub id: String,
+    /// What kubelet asked for.
+    pub config: PodSandboxConfig,
+    /// The runtime handler it asked for; may be empty.
+    pub handler: String,
+    /// When it was made, nanoseconds since the epoch.
+    pub created_at_ns: i64,
+    /// Its cgroup on the host.
+    pub cgroup: PodCgroup,
+    /// Directory of its VM's sockets and log.
+    pub directory: PathBuf,
+    record: Mutex<Record>,
+    machine: OnceLock<Machine>,
+    gate: RwLock<()>,
+}
+
+/// A sandbox's VM, and the agent in it.
+#[derive(Clone)]
+pub struct Machine {
+    /// The VM.
+    pub vm: VmHandle,
+    /// The agent.
+    pub agent: AgentClient,
+}
+
+/// A sandbox that was Ready when it was entered, and is not taken down before this goes.
+pub struct Entered<'a> {
+    /// Its VM and agent.
+    pub machine: Machine,
+    _gate: RwLockReadGuard<'a, ()>,
+}
+
+impl Sandbox {
+    /// Its metadata. Every sandbox has some: validation saw to it.
+    pub fn metadata(&self) -> PodSandboxMetadata {
+        self.config.metadata.clone().unwrap_or_default()
+    }
+
+    /// Its state now.
+    pub fn state(&self) -> State {
+        self.record().state
+    }
+
+    /// Directory of its containers' logs on the host, if it has one.
+    pub fn log_directory(&self) -> Option<&Path> {
+        Some(Path::new(&self.config.log_directory)).filter(|path| !path.as_os_str().is_empty())
+    }
+
+    /// Its VM and agent, to work with as long as the answer is held.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotReady`] in every state but Ready.
+    pub async fn enter(&self) -> Result<Entered<'_>, SandboxError> {
+        let gate = self.gate.read().await;
+        let machine = self.machine()?;
+        Ok(Entered { machine, _gate: gate })
+    }
+
+    /// Its VM and agent, without holding a stop off: for what may break at any moment, such as waits and streams.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotReady`] in every state but Ready.
+    pub fn machine(&self) -> Result<Machine, SandboxError> {
+        let state = self.state();
+        match self.machine.get() {
+            Some(machine) if state == State::Ready => Ok(machine.clone()),
+            _ => Err(SandboxError::NotReady { id: self.id.clone(), state }),
+        }
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        // Nothing that holds it can panic half-way through a change.
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
