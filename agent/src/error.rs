@@ -31,6 +31,7 @@ impl AgentError {
         match self {
             AgentError::Id(_) | AgentError::User(_) => Code::InvalidArgument,
             AgentError::Sandbox(SandboxError::NotSetUp) => Code::FailedPrecondition,
+            AgentError::Sandbox(SandboxError::Path { .. }) => Code::Internal,
             AgentError::Storage(StorageError::NotYet) => Code::Unimplemented,
             AgentError::Stats(error) => match *error {},
             AgentError::Container(ContainerError::NotYet) => Code::Unimplemented,

@@ -1,23 +1,177 @@
-//! PID 1: makes the guest fit to live in, then serves until the VM ends.
+//! PID 1: makes the guest fit to live in, serves until the VM ends, and never returns.
+//!
+//! Only what every pod needs and no pod can tell from another's happens here, so that a template VM can be taken just
+//! after: identity comes with `SetUpSandbox`. Steps before the host is told cost every cold start, so nothing waits and
+//! nothing is probed.
 
-use crate::console;
+use crate::console::{self, Level};
 use crate::sandbox::Sandbox;
-use crate::server;
-use std::process::ExitCode;
+use crate::{cgroup, server, sys};
+use rustix::mount::MountFlags;
+use rustix::process::{Resource, Rlimit};
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
 use std::sync::Arc;
 
-/// The life of the agent. Never returns in a guest: an end of PID 1 would be a kernel panic, so the VM is powered off.
-pub fn run() -> ExitCode {
-    let sandbox = Arc::new(Sandbox::default());
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            console::error!("event loop cannot be made: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    if let Err(error) = runtime.block_on(server::serve(sandbox)) {
-        console::error!("agent cannot serve: {error}");
+/// Why the guest could not be made fit.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// A file system of the kernel cannot be mounted.
+    #[error("{file_system} cannot be mounted at {target}; check the guest kernel's configuration")]
+    Mount {
+        /// Its type.
+        file_system: &'static str,
+        /// Where.
+        target: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A path could not be made or written.
+    #[error("{path} cannot be made or written")]
+    Path {
+        /// The path.
+        path: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The event loop cannot be made.
+    #[error("event loop cannot be made")]
+    EventLoop(#[source] io::Error),
+}
+
+/// One file system of the guest's tree.
+struct Mount {
+    file_system: &'static str,
+    target: &'static str,
+    flags: MountFlags,
+    options: &'static CStr,
+}
+
+const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// In this order, as later ones lie inside earlier ones.
+const MOUNTS: [Mount; 8] = [
+    Mount { file_system: "proc", target: "/proc", flags: NO_EXEC, options: c"" },
+    Mount { file_system: "sysfs", target: "/sys", flags: NO_EXEC, options: c"" },
+    Mount { file_system: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, options: c"mode=0755" },
+    Mount {
+        file_system: "devpts",
+        target: "/dev/pts",
+        flags: MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        options: c"mode=0620,ptmxmode=0666,gid=5",
+    },
+    Mount { file_system: "mqueue", target: "/dev/mqueue", flags: NO_EXEC, options: c"" },
+    Mount { file_system: "cgroup2", target: cgroup::ROOT, flags: NO_EXEC, options: c"nsdelegate" },
+    Mount {
+        file_system: "tmpfs",
+        target: "/run",
+        flags: MountFlags::NOSUID.union(MountFlags::NODEV),
+        options: c"mode=0755",
+    },
+    Mount {
+        file_system: "tmpfs",
+        target: "/tmp",
+        flags: MountFlags::NOSUID.union(MountFlags::NODEV),
+        options: c"mode=1777",
+    },
+];
+
+/// Names that programs expect in `/dev` beside the kernel's own.
+const DEVICE_LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
+
+/// Kernel settings under which containers live unless their pod asks for others.
+const SYSCTLS: [(&str, &str); 6] = [
+    // Or the kernel drops our lines after the tenth in five seconds.
+    ("kernel/printk_devkmsg", "on"),
+    // What kubelet wants of a node.
+    ("vm/overcommit_memory", "1"),
+    // What every distribution sets and the kernel does not.
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_symlinks", "1"),
+    // As containerd gives it to every pod: low ports and ping without capabilities, inside the pod's own network.
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    ("net/ipv4/ping_group_range", "0 2147483647"),
+];
+
+/// Open files that a process may have; containers inherit it where their spec sets nothing.
+const OPEN_FILES: u64 = 1 << 20;
+
+/// The life of the agent.
+pub fn run() -> ! {
+    end_vm_on_panic();
+    match live() {
+        Ok(()) => console::write(Level::Critical, format_args!("agent has no more calls to serve")),
+        Err(error) => console::write(Level::Critical, format_args!("agent cannot go on: {error:#}")),
     }
-    ExitCode::FAILURE
+    sys::power_off()
+}
+
+fn live() -> anyhow::Result<()> {
+    set_up_guest()?;
+    console::debug!("guest is set up {} us after boot", sys::since_boot().as_micros());
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(InitError::EventLoop)?;
+    runtime.block_on(server::serve(Arc::new(Sandbox::default())))?;
+    Ok(())
+}
+
+/// A panic in any task would leave a guest that answers half of its calls: the VM ends instead, and says why.
+fn end_vm_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        console::write(Level::Critical, format_args!("agent panicked: {panic}"));
+        sys::power_off()
+    }));
+}
+
+fn set_up_guest() -> Result<(), InitError> {
+    for mount in &MOUNTS {
+        make_mount(mount)?;
+    }
+    for (original, link) in DEVICE_LINKS {
+        // The kernel or the image may have made it.
+        let _ = symlink(original, link);
+    }
+    for (name, value) in SYSCTLS {
+        let path = format!("/proc/sys/{name}");
+        // A kernel without the knob needs no setting of it.
+        if let Err(error) = fs::write(&path, value) {
+            console::error!("{path} cannot be set to {value:?}: {error}");
+        }
+    }
+    raise_limits();
+    cgroup::prepare().map_err(|(path, source)| InitError::Path { path, source })
+}
+
+fn make_mount(mount: &Mount) -> Result<(), InitError> {
+    let failed = |source| InitError::Mount { file_system: mount.file_system, target: mount.target, source };
+    match fs::create_dir(mount.target) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let result =
+        rustix::mount::mount(mount.file_system, mount.target, mount.file_system, mount.flags, mount.options);
+    match result {
+        Ok(()) => Ok(()),
+        // The kernel mounted /dev itself (CONFIG_DEVTMPFS_MOUNT).
+        Err(rustix::io::Errno::BUSY) => Ok(()),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+fn raise_limits() {
+    let open_files = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
+    let unlimited = Rlimit { current: None, maximum: None };
+    for (resource, limit) in [(Resource::Nofile, open_files), (Resource::Nproc, unlimited)] {
+        if let Err(error) = rustix::process::setrlimit(resource, limit) {
+            console::error!("limit {resource:?} cannot be raised: {error}");
+        }
+    }
 }

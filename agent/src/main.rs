@@ -28,7 +28,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // The kernel hands words of its command line that it does not know to PID 1 as arguments: they must not choose.
     if std::process::id() == 1 {
-        return init::run();
+        init::run();
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {

@@ -3,8 +3,14 @@
 use crate::container::Containers;
 use crate::error::AgentError;
 use crate::storage::Storage;
+use crate::sys;
 use isopod_protocols::agent::{HelloResponse, SetUpSandboxRequest, SetUpSandboxResponse};
+use std::fs;
+use std::io;
 use std::sync::{Arc, OnceLock};
+
+/// Where the kernel keeps the id of this boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The state of the guest. One per VM; every RPC gets it as `&Arc<Sandbox>`.
 #[derive(Default)]
@@ -21,6 +27,14 @@ pub enum SandboxError {
     /// A call came before SetUpSandbox.
     #[error("the sandbox is not set up: call SetUpSandbox first")]
     NotSetUp,
+    /// A file of the guest cannot be read or written.
+    #[error("{path} cannot be read or written")]
+    Path {
+        /// The file.
+        path: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
 impl Sandbox {
@@ -32,7 +46,14 @@ impl Sandbox {
 
 /// Answers `Hello`.
 pub fn hello() -> Result<HelloResponse, AgentError> {
-    Ok(HelloResponse { agent_version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() })
+    let boot_id =
+        fs::read_to_string(BOOT_ID).map_err(|source| SandboxError::Path { path: BOOT_ID.into(), source })?;
+    Ok(HelloResponse {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+        boot_id: boot_id.trim().to_owned(),
+        uptime_ns: u64::try_from(sys::since_boot().as_nanos()).unwrap_or(u64::MAX),
+    })
 }
 
 /// Answers `SetUpSandbox`.
