@@ -2,11 +2,14 @@
 
 use crate::container::ContainerError;
 use crate::id::IdError;
+use crate::identity::IdentityError;
+use crate::network::netlink::NetworkError;
 use crate::process::ProcessError;
 use crate::sandbox::SandboxError;
 use crate::stats::StatsError;
 use crate::storage::StorageError;
 use crate::storage::user::UserError;
+use crate::sysctl::SysctlError;
 use tonic::{Code, Status};
 
 /// Longest error text that leaves the guest, in bytes: gRPC carries it in a header.
@@ -29,34 +32,126 @@ pub enum AgentError {
 impl AgentError {
     fn code(&self) -> Code {
         match self {
-            AgentError::Id(_) | AgentError::User(_) => Code::InvalidArgument,
-            AgentError::Sandbox(SandboxError::NotSetUp) => Code::FailedPrecondition,
-            AgentError::Sandbox(SandboxError::Path { .. }) => Code::Internal,
-            AgentError::Storage(StorageError::NotYet) => Code::Unimplemented,
-            AgentError::Stats(error) => match *error {},
-            AgentError::Container(ContainerError::NotYet) => Code::Unimplemented,
-            AgentError::Process(ProcessError::NotYet) => Code::Unimplemented,
+            AgentError::Id(_) => Code::InvalidArgument,
+            AgentError::Sandbox(error) => sandbox_code(error),
+            AgentError::Storage(error) => storage_code(error),
+            AgentError::User(error) => user_code(error),
+            AgentError::Stats(error) => stats_code(error),
+            AgentError::Container(error) => container_code(error),
+            AgentError::Process(error) => process_code(error),
         }
+    }
+}
+
+fn sandbox_code(error: &SandboxError) -> Code {
+    match error {
+        SandboxError::NotSetUp | SandboxError::AlreadySetUp => Code::FailedPrecondition,
+        SandboxError::Identity(IdentityError::Sysctl(error)) | SandboxError::Sysctl(error) => {
+            sysctl_code(error)
+        }
+        SandboxError::Identity(_) => Code::InvalidArgument,
+        SandboxError::Network(NetworkError::Cards(_)) => Code::FailedPrecondition,
+        SandboxError::Network(NetworkError::Refused { .. }) => Code::InvalidArgument,
+        SandboxError::Network(NetworkError::Socket(_)) => Code::Internal,
+        SandboxError::Storage(error) => storage_code(error),
+        SandboxError::Kernel(..) | SandboxError::Path { .. } => Code::Internal,
+    }
+}
+
+fn sysctl_code(error: &SysctlError) -> Code {
+    match error {
+        // The kernel refuses a value that it does not know, and a setting that it does not have.
+        SysctlError::NotAllowed(_) | SysctlError::Value(_) | SysctlError::Refused { .. } => {
+            Code::InvalidArgument
+        }
+    }
+}
+
+fn storage_code(error: &StorageError) -> Code {
+    match error {
+        StorageError::Extent(_) | StorageError::LayerCount(_) | StorageError::LayerChanged { .. } => {
+            Code::InvalidArgument
+        }
+        StorageError::RootExists(_) => Code::AlreadyExists,
+        StorageError::LayerLeaving(_) => Code::FailedPrecondition,
+        StorageError::Device(_)
+        | StorageError::Layer { .. }
+        | StorageError::Scratch { .. }
+        | StorageError::Overlay { .. }
+        | StorageError::Unmount { .. }
+        | StorageError::Path { .. } => Code::Internal,
+    }
+}
+
+fn user_code(error: &UserError) -> Code {
+    match error {
+        UserError::UnknownUser(_)
+        | UserError::UnknownGroup(_)
+        | UserError::TooManyGroups(_)
+        | UserError::Unreadable { .. } => Code::InvalidArgument,
+    }
+}
+
+fn stats_code(error: &StatsError) -> Code {
+    match error {
+        StatsError::Unreadable { .. } | StatsError::Malformed { .. } => Code::Internal,
+        StatsError::NotRunning(_) => Code::NotFound,
+    }
+}
+
+fn container_code(error: &ContainerError) -> Code {
+    match error {
+        ContainerError::NotYet => Code::Unimplemented,
+    }
+}
+
+fn process_code(error: &ProcessError) -> Code {
+    match error {
+        ProcessError::NotYet => Code::Unimplemented,
     }
 }
 
 impl From<AgentError> for Status {
     fn from(error: AgentError) -> Status {
-        let mut message = with_causes(&error);
-        if message.len() > MAX_MESSAGE {
-            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
-        }
-        Status::new(error.code(), message)
+        Status::new(error.code(), message(&error))
     }
 }
 
-/// The message of an error followed by those of its causes, outermost first.
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// The message of an error followed by those of its causes, outermost first, of bounded length.
+fn message(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         message = format!("{message}: {error}");
         cause = error.source();
     }
+    message.truncate(message.floor_char_boundary(MAX_MESSAGE));
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Id;
+
+    #[test]
+    fn status_names_the_path_and_the_cause() {
+        let source = std::io::Error::from_raw_os_error(libc::EBUSY);
+        let status = Status::from(AgentError::from(StorageError::Unmount { path: "/run/x".into(), source }));
+        assert_eq!(status.code(), Code::Internal);
+        assert!(status.message().contains("/run/x") && status.message().contains("busy"), "{status}");
+    }
+
+    #[test]
+    fn wrong_id_is_the_callers_fault() {
+        let status = Status::from(AgentError::from(Id::parse("container_id", "../etc").unwrap_err()));
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().starts_with("container_id"));
+    }
+
+    #[test]
+    fn long_message_is_cut_at_a_character() {
+        let status = Status::from(AgentError::from(UserError::UnknownUser("ä".repeat(5000))));
+        assert!(status.message().len() <= MAX_MESSAGE);
+    }
 }

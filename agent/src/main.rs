@@ -13,7 +13,9 @@ mod console;
 mod container;
 mod error;
 mod id;
+mod identity;
 mod init;
+mod network;
 mod process;
 mod reaper;
 mod sandbox;
@@ -22,6 +24,7 @@ mod stats;
 mod stdio;
 mod storage;
 mod sys;
+mod sysctl;
 
 use std::process::ExitCode;
 

@@ -1,16 +1,34 @@
 //! The sandbox: all that the agent knows, shared by every call, and its set-up.
+//!
+//! ```text
+//!   unset --SetUpSandbox--> set        for the rest of the VM's life
+//!     ^          |
+//!     +--undone--+ a step fails
+//! ```
 
 use crate::container::Containers;
 use crate::error::AgentError;
-use crate::storage::Storage;
+use crate::identity::{Identity, IdentityError};
+use crate::network::netlink::{self, NetworkError};
+use crate::stats::Walks;
+use crate::storage::{Storage, StorageError};
 use crate::sys;
+use crate::sysctl::SysctlError;
 use isopod_protocols::agent::{HelloResponse, SetUpSandboxRequest, SetUpSandboxResponse};
+use isopod_protocols::guest;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::time::{ClockId, Timespec};
+use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 /// Where the kernel keeps the id of this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Room for the files that containers share; they may write to them.
+const FILES_OPTIONS: &str = "mode=0755,size=16m";
 
 /// The state of the guest. One per VM; every RPC gets it as `&Arc<Sandbox>`.
 #[derive(Default)]
@@ -18,7 +36,11 @@ pub struct Sandbox {
     /// What exists of each container: processes, streams, exits.
     pub containers: Containers,
     /// Layers and roots; absent until the sandbox is set up.
-    storage: OnceLock<Storage>,
+    storage: OnceLock<Arc<Storage>>,
+    /// What containers wrote, as last counted.
+    pub walks: Arc<Walks>,
+    /// Held for the length of a set-up.
+    set_up: tokio::sync::Mutex<()>,
 }
 
 /// Why the sandbox could not be set up, or used.
@@ -27,6 +49,24 @@ pub enum SandboxError {
     /// A call came before SetUpSandbox.
     #[error("the sandbox is not set up: call SetUpSandbox first")]
     NotSetUp,
+    /// SetUpSandbox came again.
+    #[error("the sandbox is set up already; a VM is one sandbox for all its life")]
+    AlreadySetUp,
+    /// The request cannot be an identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A setting was refused by the kernel.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The network could not be made.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// Scratch could not be mounted.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A step of the kernel's failed.
+    #[error("cannot {0}")]
+    Kernel(&'static str, #[source] io::Error),
     /// A file of the guest cannot be read or written.
     #[error("{path} cannot be read or written")]
     Path {
@@ -38,16 +78,15 @@ pub enum SandboxError {
 }
 
 impl Sandbox {
-    /// Layers and roots of containers.
-    pub fn storage(&self) -> Result<&Storage, SandboxError> {
+    /// Layers and roots of containers. Its calls block: see [`Storage`].
+    pub fn storage(&self) -> Result<&Arc<Storage>, SandboxError> {
         self.storage.get().ok_or(SandboxError::NotSetUp)
     }
 }
 
 /// Answers `Hello`.
 pub fn hello() -> Result<HelloResponse, AgentError> {
-    let boot_id =
-        fs::read_to_string(BOOT_ID).map_err(|source| SandboxError::Path { path: BOOT_ID.into(), source })?;
+    let boot_id = fs::read_to_string(BOOT_ID).map_err(at(BOOT_ID))?;
     Ok(HelloResponse {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
@@ -56,10 +95,83 @@ pub fn hello() -> Result<HelloResponse, AgentError> {
     })
 }
 
-/// Answers `SetUpSandbox`.
+/// Answers `SetUpSandbox`. All of it is applied, or none; the clock and the random pool only ever gain.
 pub async fn set_up(
-    _sandbox: &Arc<Sandbox>,
-    _request: SetUpSandboxRequest,
+    sandbox: &Arc<Sandbox>,
+    request: SetUpSandboxRequest,
 ) -> Result<SetUpSandboxResponse, AgentError> {
-    Ok(SetUpSandboxResponse {})
+    let _alone = sandbox.set_up.lock().await;
+    if sandbox.storage.get().is_some() {
+        return Err(SandboxError::AlreadySetUp.into());
+    }
+    let identity = Identity::parse(request).map_err(SandboxError::from)?;
+    match apply(&identity).await {
+        Ok(storage) => {
+            sandbox.storage.set(Arc::new(storage)).expect("it was empty and the lock is held");
+            Ok(SetUpSandboxResponse {})
+        }
+        Err(error) => {
+            undo().await;
+            Err(error.into())
+        }
+    }
+}
+
+/// The steps of a set-up, none of which blocks for longer than a mount. What they made, [`undo`] takes back.
+async fn apply(identity: &Identity) -> Result<Storage, SandboxError> {
+    sys::add_entropy(&identity.entropy).map_err(|e| SandboxError::Kernel("add entropy", e))?;
+    set_clock(identity)?;
+    rustix::system::sethostname(identity.hostname.as_bytes())
+        .map_err(|e| SandboxError::Kernel("set the host name", e.into()))?;
+    write_files(identity)?;
+    netlink::apply(identity.link.as_ref()).await?;
+    // After the network: a setting may name the interface.
+    for sysctl in &identity.sysctls {
+        sysctl.apply()?;
+    }
+    Ok(Storage::set_up(identity.scratch)?)
+}
+
+async fn undo() {
+    Storage::undo_set_up();
+    netlink::reset().await;
+    for target in [guest::SHM, guest::SANDBOX_DIR] {
+        let _ = unmount(target, UnmountFlags::NOFOLLOW);
+    }
+}
+
+fn set_clock(identity: &Identity) -> Result<(), SandboxError> {
+    let seconds = i64::try_from(identity.realtime.as_secs()).unwrap_or(i64::MAX);
+    let time = Timespec { tv_sec: seconds, tv_nsec: identity.realtime.subsec_nanos().into() };
+    rustix::time::clock_settime(ClockId::Realtime, time)
+        .map_err(|e| SandboxError::Kernel("set the clock", e.into()))
+}
+
+/// The files and the shared memory that every container of the sandbox mounts.
+fn write_files(identity: &Identity) -> Result<(), SandboxError> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_tmpfs(guest::SANDBOX_DIR, flags, FILES_OPTIONS)?;
+    mount_tmpfs(guest::SHM, flags, &format!("mode=1777,size={}", identity.shm_bytes))?;
+    let hostname = format!("{}\n", identity.hostname);
+    replace_file(guest::HOSTNAME, hostname.as_bytes())?;
+    replace_file(guest::HOSTS, &identity.hosts)?;
+    replace_file(guest::RESOLV_CONF, &identity.resolv_conf)
+}
+
+fn mount_tmpfs(target: &str, flags: MountFlags, options: &str) -> Result<(), SandboxError> {
+    fs::create_dir_all(target).map_err(at(target))?;
+    let options = CString::new(options).expect("options are our own words and numbers");
+    mount("tmpfs", target, "tmpfs", flags, options.as_c_str()).map_err(|errno| at(target)(errno.into()))
+}
+
+/// Gives a file its content in one step: who reads it sees the old content or the new, never a part.
+fn replace_file(path: &str, content: &[u8]) -> Result<(), SandboxError> {
+    let new = format!("{path}.new");
+    fs::write(&new, content).map_err(at(&new))?;
+    fs::rename(&new, Path::new(path)).map_err(at(path))
+}
+
+fn at(path: &str) -> impl FnOnce(io::Error) -> SandboxError + use<> {
+    let path = path.to_owned();
+    move |source| SandboxError::Path { path, source }
 }

@@ -1,26 +1,251 @@
 //! Who a container's process is: names looked up in the `/etc/passwd` and `/etc/group` of its own root.
+//!
+//! The root holds what strangers made. Its files are opened as if it were `/` (openat2, `RESOLVE_IN_ROOT`), so no link of
+//! theirs leads out of it, and only regular files of bounded size are read.
 
 use isopod_protocols::agent::{ResolvedUser, User};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use std::io::{self, Read};
 use std::path::Path;
+
+/// Largest passwd or group file that is read, in bytes.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
+
+/// Most supplemental groups of a process (NGROUPS_MAX).
+const MAX_GROUPS: usize = 65536;
 
 /// Why a user could not be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
     /// The image has no such user.
-    #[error("user {0:?} is not in the image's /etc/passwd: name one that is, or a number")]
+    #[error("user: {0:?} is not in the image's /etc/passwd; name one that is, or give a number")]
     UnknownUser(String),
+    /// The image has no such group.
+    #[error("user: group {0:?} is not in the image's /etc/group; name one that is, or give a number")]
+    UnknownGroup(String),
+    /// More groups than a process can have.
+    #[error("user: {0} supplemental groups, more than {MAX_GROUPS}")]
+    TooManyGroups(usize),
+    /// A file of the image cannot be read.
+    #[error("user: the image's {path} cannot be read")]
+    Unreadable {
+        /// Path inside the image.
+        path: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
-/// Ids of `user` in the file system at `root`, which is not trusted: its links are never followed out of it.
-pub fn resolve(_root: &Path, user: &User) -> Result<ResolvedUser, UserError> {
-    let uid = if user.user.is_empty() {
-        0
-    } else {
-        user.user.parse().map_err(|_| UserError::UnknownUser(user.user.clone()))?
+/// Ids of `user` in the file system at `root`.
+pub fn resolve(root: &Path, user: &User) -> Result<ResolvedUser, UserError> {
+    let passwd = read_in_root(root, "/etc/passwd")?;
+    let group = read_in_root(root, "/etc/group")?;
+    resolve_in(&passwd, &group, user)
+}
+
+/// Ids of `user` by the texts of the two files.
+fn resolve_in(passwd: &str, group: &str, user: &User) -> Result<ResolvedUser, UserError> {
+    let (user_part, group_part) = match user.user.split_once(':') {
+        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
+        None => (user.user.as_str(), None),
     };
-    Ok(ResolvedUser {
-        uid,
-        gid: user.gid.unwrap_or(0),
-        supplemental_groups: user.supplemental_groups.clone(),
+    let account = account(passwd, user_part)?;
+    let gid = match (user.gid, group_part) {
+        (Some(gid), _) => gid,
+        (None, Some(part)) => group_id(group, part)?,
+        (None, None) => account.gid,
+    };
+    // As containerd does it: the primary group is listed with the others, and the files' groups hold for the name even
+    // where the request names another primary group.
+    let mut groups = user.supplemental_groups.clone();
+    groups.push(gid);
+    if let Some(name) = account.name.as_deref().filter(|_| !user.strict_groups) {
+        groups.extend(memberships(group, name));
+    }
+    groups.sort_unstable();
+    groups.dedup();
+    if groups.len() > MAX_GROUPS {
+        return Err(UserError::TooManyGroups(groups.len()));
+    }
+    Ok(ResolvedUser { uid: account.uid, gid, supplemental_groups: groups })
+}
+
+/// A user of `/etc/passwd`, or a number that is not in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Account {
+    name: Option<String>,
+    uid: u32,
+    gid: u32,
+}
+
+/// Looks a user up, by number if it is one. Nobody is root; a number that is not listed has group 0.
+fn account(passwd: &str, user: &str) -> Result<Account, UserError> {
+    let number = if user.is_empty() { Some(0) } else { id(user) };
+    let listed = passwd.lines().find_map(|line| {
+        // name:password:uid:gid:comment:home:shell
+        let mut fields = line.split(':');
+        let (name, uid, gid) = (fields.next()?, id(fields.nth(1)?)?, id(fields.next()?)?);
+        let wanted = number.map_or(name == user, |number| number == uid);
+        wanted.then(|| Account { name: Some(name.to_owned()), uid, gid })
+    });
+    match (listed, number) {
+        (Some(account), _) => Ok(account),
+        (None, Some(uid)) => Ok(Account { name: None, uid, gid: 0 }),
+        (None, None) => Err(UserError::UnknownUser(user.to_owned())),
+    }
+}
+
+/// The lines of `/etc/group` that make sense: name, number, members.
+fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
+    group.lines().filter_map(|line| {
+        // name:password:gid:members
+        let mut fields = line.split(':');
+        Some((fields.next()?, id(fields.nth(1)?)?, fields.next().unwrap_or("")))
     })
+}
+
+fn group_id(group: &str, wanted: &str) -> Result<u32, UserError> {
+    id(wanted)
+        .or_else(|| groups(group).find(|(name, ..)| *name == wanted).map(|(_, gid, _)| gid))
+        .ok_or_else(|| UserError::UnknownGroup(wanted.to_owned()))
+}
+
+fn memberships<'a>(group: &'a str, user: &'a str) -> impl Iterator<Item = u32> + 'a {
+    groups(group)
+        .filter(move |(_, _, members)| members.split(',').any(|member| member.trim() == user))
+        .map(|(_, gid, _)| gid)
+}
+
+/// A number as these files and requests write it; `-1` (all ones) means "no change" to the kernel, so it is none.
+fn id(text: &str) -> Option<u32> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|id| digits && *id != u32::MAX)
+}
+
+/// The text of a file of the image; empty if there is none.
+fn read_in_root(root: &Path, path: &'static str) -> Result<String, UserError> {
+    let unreadable = |source| UserError::Unreadable { path, source };
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, root, directory, Mode::empty()).map_err(|e| unreadable(e.into()))?;
+    // Without waiting: the image may hold a pipe there.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
+        Ok(file) => file,
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(String::new()),
+        Err(errno) => return Err(unreadable(errno.into())),
+    };
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file).map_err(|e| unreadable(e.into()))?.st_mode);
+    if kind != FileType::RegularFile {
+        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidData, "not a regular file")));
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::from(file).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 4 MiB")));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::symlink;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# comment\nbroken:x\nweb:x:33:34:web:/:/bin/sh\napp:x:1000:1000::/:\n";
+    const GROUP: &str = "root:x:0:\nweb:x:34:\nlogs:x:40:web,app\naudio:x:29:app\nbad:x:nan:app\n";
+
+    fn user(text: &str) -> User {
+        User { user: text.to_owned(), ..Default::default() }
+    }
+
+    fn ids(user: &User) -> (u32, u32, Vec<u32>) {
+        let resolved = resolve_in(PASSWD, GROUP, user).unwrap();
+        (resolved.uid, resolved.gid, resolved.supplemental_groups)
+    }
+
+    #[test]
+    fn nobody_named_is_root() {
+        assert_eq!(ids(&user("")), (0, 0, vec![0]));
+    }
+
+    #[test]
+    fn name_brings_its_group_and_memberships() {
+        assert_eq!(ids(&user("web")), (33, 34, vec![34, 40]));
+    }
+
+    #[test]
+    fn listed_number_is_the_account_it_names() {
+        assert_eq!(ids(&user("1000")), (1000, 1000, vec![29, 40, 1000]));
+    }
+
+    #[test]
+    fn unlisted_number_has_group_zero() {
+        assert_eq!(ids(&user("4242")), (4242, 0, vec![0]));
+    }
+
+    #[test]
+    fn named_group_replaces_the_accounts() {
+        assert_eq!(ids(&user("web:logs")), (33, 40, vec![40]));
+        assert_eq!(ids(&user("app:77")), (1000, 77, vec![29, 40, 77]));
+        assert_eq!(ids(&user("app:")), (1000, 1000, vec![29, 40, 1000]));
+    }
+
+    #[test]
+    fn requested_gid_wins_over_all() {
+        let user = User { gid: Some(5), supplemental_groups: vec![9, 5], ..user("web:logs") };
+        assert_eq!(ids(&user), (33, 5, vec![5, 9, 40]));
+    }
+
+    #[test]
+    fn strict_groups_leave_memberships_out() {
+        let user = User { strict_groups: true, supplemental_groups: vec![9], ..user("app") };
+        assert_eq!(ids(&user), (1000, 1000, vec![9, 1000]));
+    }
+
+    #[test]
+    fn unknown_names_are_refused_by_name() {
+        let error = resolve_in(PASSWD, GROUP, &user("eve")).unwrap_err();
+        assert!(error.to_string().contains("\"eve\""), "{error}");
+        let error = resolve_in(PASSWD, GROUP, &user("web:nope")).unwrap_err();
+        assert!(error.to_string().contains("\"nope\""), "{error}");
+    }
+
+    #[test]
+    fn all_ones_is_no_id() {
+        assert!(resolve_in(PASSWD, GROUP, &user("4294967295")).is_err());
+        assert!(resolve_in(PASSWD, GROUP, &user("+5")).is_err());
+    }
+
+    #[test]
+    fn links_of_the_image_stay_in_the_image() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("etc")).unwrap();
+        std::fs::create_dir_all(root.path().join("real")).unwrap();
+        std::fs::write(root.path().join("real/passwd"), "in:x:7:8::/:\n").unwrap();
+        symlink("/../../../real/passwd", root.path().join("etc/passwd")).unwrap();
+        assert_eq!(resolve(root.path(), &user("in")).unwrap().uid, 7);
+    }
+
+    #[test]
+    fn image_without_files_knows_numbers_only() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(resolve(root.path(), &user("12")).unwrap().uid, 12);
+        assert!(resolve(root.path(), &user("web")).is_err());
+    }
+
+    #[test]
+    fn directory_in_place_of_the_file_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("etc/passwd")).unwrap();
+        assert!(matches!(resolve(root.path(), &user("1")), Err(UserError::Unreadable { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_files_never_panic(passwd: String, group: String, text: String) {
+            let _ = resolve_in(&passwd, &group, &user(&text));
+        }
+    }
 }

@@ -1,0 +1,185 @@
+//! Applies a [`Link`] to the guest's card by rtnetlink, and takes it back.
+
+use super::{Link, LinkRoute, Mac, Network};
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteScope};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Why the network could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No netlink socket.
+    #[error("netlink socket cannot be made")]
+    Socket(#[source] io::Error),
+    /// Not exactly one card.
+    #[error("the guest has {0} network cards, one was expected")]
+    Cards(usize),
+    /// The kernel refused a step.
+    #[error("network: cannot {step}")]
+    Refused {
+        /// What was tried, with the address or name.
+        step: String,
+        /// What the kernel said.
+        source: rtnetlink::Error,
+    },
+}
+
+/// Brings the loopback up and, if there is one, makes the card what `link` says. The caller resets after a failure.
+pub async fn apply(link: Option<&Link>) -> Result<(), NetworkError> {
+    let netlink = Netlink::open()?;
+    netlink.bring_loopback_up().await?;
+    if let Some(link) = link {
+        let card = netlink.card().await?;
+        netlink.configure(card, link).await?;
+    }
+    Ok(())
+}
+
+/// Takes back what [`apply`] did to the card: a card that is down has neither routes nor neighbours, and its addresses go.
+pub async fn reset() {
+    let Ok(netlink) = Netlink::open() else { return };
+    let Ok(card) = netlink.card().await else { return };
+    let _ = netlink.handle.link().set(LinkUnspec::new_with_index(card).down().build()).execute().await;
+    let mut addresses = netlink.handle.address().get().set_link_index_filter(card).execute();
+    while let Ok(Some(address)) = addresses.try_next().await {
+        let _ = netlink.handle.address().del(address).execute().await;
+    }
+}
+
+/// A netlink connection whose task ends with it.
+struct Netlink {
+    handle: Handle,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Netlink {
+    fn open() -> Result<Netlink, NetworkError> {
+        let (connection, handle, _messages) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+        Ok(Netlink { handle, task: tokio::spawn(connection) })
+    }
+
+    async fn bring_loopback_up(&self) -> Result<(), NetworkError> {
+        // The loopback is the first device of every network namespace.
+        let up = LinkUnspec::new_with_index(1).up().build();
+        self.handle.link().set(up).execute().await.map_err(refused("bring the loopback up"))
+    }
+
+    /// Index of the only card.
+    async fn card(&self) -> Result<u32, NetworkError> {
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(refused("list the cards"))?;
+        let cards: Vec<u32> =
+            links.iter().filter(|link| is_card(link)).map(|link| link.header.index).collect();
+        match cards[..] {
+            [card] => Ok(card),
+            _ => Err(NetworkError::Cards(cards.len())),
+        }
+    }
+
+    async fn configure(&self, card: u32, link: &Link) -> Result<(), NetworkError> {
+        let mut settings =
+            LinkUnspec::new_with_index(card).down().name(link.name.clone()).address(link.mac.to_vec());
+        if let Some(mtu) = link.mtu {
+            settings = settings.mtu(mtu);
+        }
+        let step = format!("name the card {:?} with MAC {:02x?} and MTU {:?}", link.name, link.mac, link.mtu);
+        self.handle.link().set(settings.build()).execute().await.map_err(refused(step))?;
+        let up = LinkUnspec::new_with_index(card).up().build();
+        self.handle.link().set(up).execute().await.map_err(refused("bring the card up"))?;
+        for network in &link.addresses {
+            self.add_address(card, network).await?;
+        }
+        for (address, mac) in &link.neighbours {
+            self.add_neighbour(card, *address, mac).await?;
+        }
+        for route in &link.routes {
+            self.add_route(card, route).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_address(&self, card: u32, network: &Network) -> Result<(), NetworkError> {
+        let mut request = self.handle.address().add(card, network.address, network.prefix);
+        if network.address.is_ipv6() {
+            // CNI made sure that nobody else has it; a tentative address could not be a route's source.
+            let message = request.message_mut();
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        let step = format!("add address {}/{}", network.address, network.prefix);
+        request.execute().await.map_err(refused(step))
+    }
+
+    async fn add_neighbour(&self, card: u32, address: IpAddr, mac: &Mac) -> Result<(), NetworkError> {
+        // A permanent entry is this call's default.
+        let request = self.handle.neighbours().add(card, address).link_layer_address(mac).replace();
+        request.execute().await.map_err(refused(format!("add neighbour {address}")))
+    }
+
+    async fn add_route(&self, card: u32, route: &LinkRoute) -> Result<(), NetworkError> {
+        match self.handle.route().add(message(card, route)).execute().await {
+            // The kernel made it when it took an address.
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
+            result => result.map_err(refused(format!(
+                "add the route to {}/{} by {:?}",
+                route.destination.address, route.destination.prefix, route.gateway
+            ))),
+        }
+    }
+}
+
+fn refused(step: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    let step = step.into();
+    move |source| NetworkError::Refused { step, source }
+}
+
+/// A real card: Ethernet, and not one that the kernel makes by itself (dummies and tunnels say what kind they are).
+fn is_card(link: &LinkMessage) -> bool {
+    let made_by_kernel =
+        link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkInfo(_)));
+    link.header.link_layer_type == LinkLayerType::Ether
+        && !link.header.flags.contains(LinkFlags::Loopback)
+        && !made_by_kernel
+}
+
+fn message(card: u32, route: &LinkRoute) -> RouteMessage {
+    let mut message = match route.destination.address {
+        IpAddr::V4(destination) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(destination, route.destination.prefix)
+            .output_interface(card)
+            .build(),
+        IpAddr::V6(destination) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(destination, route.destination.prefix)
+            .output_interface(card)
+            .build(),
+    };
+    let attributes = &mut message.attributes;
+    if let Some(gateway) = route.gateway {
+        attributes.push(RouteAttribute::Gateway(gateway.into()));
+    } else if route.destination.address.is_ipv4() {
+        message.header.scope = RouteScope::Link;
+    }
+    if let Some(source) = route.source {
+        attributes.push(RouteAttribute::PrefSource(source.into()));
+    }
+    if route.metric != 0 {
+        attributes.push(RouteAttribute::Priority(route.metric));
+    }
+    if let Some(mtu) = route.mtu {
+        attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+    }
+    if route.onlink {
+        message.header.flags |= rtnetlink::packet_route::route::RouteFlags::Onlink;
+    }
+    message
+}

@@ -1,0 +1,145 @@
+//! A container's root: an overlay of its layers and a throw-away upper directory.
+
+use super::{StorageError, delete, scratch};
+use crate::id::Id;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// Where roots are mounted.
+const ROOTS: &str = "/run/isopod/roots";
+
+/// The places of one container's root, all made by the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// On scratch: upper and work directories.
+    pub writable: PathBuf,
+    /// What the container wrote.
+    pub upper: PathBuf,
+    /// Overlay's own.
+    work: PathBuf,
+    /// Empty; what is to be deleted is moved here.
+    trash: PathBuf,
+    /// Where the root is mounted.
+    pub root: PathBuf,
+}
+
+impl Places {
+    /// The places of container `id`.
+    pub fn of(id: &Id) -> Places {
+        let writable = Path::new(scratch::DIRECTORY).join(id.as_str());
+        Places {
+            upper: writable.join("upper"),
+            work: writable.join("work"),
+            trash: writable.join("trash"),
+            root: Path::new(ROOTS).join(id.as_str()),
+            writable,
+        }
+    }
+}
+
+/// One setting of the overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Setting {
+    Flag(&'static str),
+    Text(&'static str, PathBuf),
+}
+
+/// The settings of an overlay; `layers` lowest first.
+///
+/// Lower directories are given one by one, topmost first, as one `lowerdir` text ends at a page and about 50 layers.
+/// `volatile`: the upper directory dies with its container, so a sync inside it need not reach the host's disk.
+fn settings(layers: &[PathBuf], places: &Places) -> Vec<Setting> {
+    let mut settings: Vec<Setting> =
+        layers.iter().rev().map(|layer| Setting::Text("lowerdir+", layer.clone())).collect();
+    settings.push(Setting::Text("upperdir", places.upper.clone()));
+    settings.push(Setting::Text("workdir", places.work.clone()));
+    settings.push(Setting::Text("source", PathBuf::from("overlay")));
+    settings.push(Setting::Flag("volatile"));
+    settings
+}
+
+/// Makes the directories of a root and mounts the overlay on it. The caller takes away what a failure leaves.
+pub fn mount_overlay(layers: &[PathBuf], places: &Places) -> Result<(), StorageError> {
+    for directory in [&places.upper, &places.work, &places.trash, &places.root] {
+        fs::create_dir_all(directory).map_err(StorageError::at(directory))?;
+    }
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| StorageError::Overlay {
+        root: places.root.clone(),
+        reason: String::new(),
+        source: errno.into(),
+    })?;
+    attach(&context, &settings(layers, places), &places.root).map_err(|errno| StorageError::Overlay {
+        root: places.root.clone(),
+        reason: reasons(&context),
+        source: errno.into(),
+    })
+}
+
+fn attach(context: &OwnedFd, settings: &[Setting], root: &Path) -> rustix::io::Result<()> {
+    for setting in settings {
+        match setting {
+            Setting::Flag(key) => fsconfig_set_flag(context.as_fd(), *key)?,
+            Setting::Text(key, value) => fsconfig_set_string(context.as_fd(), *key, value)?,
+        }
+    }
+    fsconfig_create(context.as_fd())?;
+    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    move_mount(mount.as_fd(), "", rustix::fs::CWD, root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// What the kernel has to say about a mount that failed: one message per read, none left is an error.
+fn reasons(context: &OwnedFd) -> String {
+    let mut buffer = [0; 256];
+    let mut all = String::new();
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
+        if all.len() > 1024 {
+            break;
+        }
+        all.push_str(" (");
+        all.push_str(String::from_utf8_lossy(&buffer[..length]).trim());
+        all.push(')');
+    }
+    all
+}
+
+/// Takes away what the container wrote, and the mount point. What is gone already is no error.
+pub fn delete_places(places: &Places) -> Result<(), StorageError> {
+    if places.writable.exists() {
+        for tree in [&places.upper, &places.work] {
+            delete::tree(tree, &places.trash).map_err(StorageError::at(tree))?;
+        }
+        for directory in [&places.trash, &places.writable] {
+            delete::directory(directory).map_err(StorageError::at(directory))?;
+        }
+    }
+    delete::directory(&places.root).map_err(StorageError::at(&places.root))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_given_topmost_first() {
+        let layers = [PathBuf::from("/base"), PathBuf::from("/middle"), PathBuf::from("/top")];
+        let places = Places::of(&Id::parse("container_id", "c1").unwrap());
+        let settings = settings(&layers, &places);
+        assert_eq!(settings[0], Setting::Text("lowerdir+", "/top".into()));
+        assert_eq!(settings[2], Setting::Text("lowerdir+", "/base".into()));
+        assert_eq!(settings[3], Setting::Text("upperdir", "/run/isopod/scratch/c1/upper".into()));
+        assert_eq!(settings[4], Setting::Text("workdir", "/run/isopod/scratch/c1/work".into()));
+    }
+
+    #[test]
+    fn hundred_layers_are_a_hundred_settings() {
+        let layers: Vec<PathBuf> = (0..100).map(|n| PathBuf::from(format!("/layers/{n}"))).collect();
+        let places = Places::of(&Id::parse("container_id", "c1").unwrap());
+        let lower = |setting: &&Setting| matches!(setting, Setting::Text("lowerdir+", _));
+        assert_eq!(settings(&layers, &places).iter().filter(lower).count(), 100);
+    }
+}

@@ -1,0 +1,42 @@
+//! Where the upper directories of containers live: an ext4 file system on the pod's writable extent, or memory.
+
+use super::StorageError;
+use super::devicemapper::{self, Access};
+use super::extent::ExtentRange;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+
+/// Where it is mounted.
+pub const DIRECTORY: &str = "/run/isopod/scratch";
+
+/// Name of its device.
+const DEVICE: &str = "scratch";
+
+/// All of it is thrown away with the pod, so nothing waits for the host's disk: no barriers. Freed blocks are given back.
+const EXT4_OPTIONS: &CStr = c"discard,barrier=0";
+
+/// Mounts the pod's scratch. On failure nothing is left.
+pub fn mount_at_set_up(extent: Option<ExtentRange>) -> Result<(), StorageError> {
+    fs::create_dir_all(DIRECTORY).map_err(StorageError::at(DIRECTORY))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    let Some(range) = extent else {
+        return mount("tmpfs", DIRECTORY, "tmpfs", flags, c"mode=0700").map_err(|errno| failed(errno.into()));
+    };
+    let device = devicemapper::create(DEVICE, range, Access::ReadWrite)?;
+    mount(&device, DIRECTORY, "ext4", flags, EXT4_OPTIONS).map_err(|errno| {
+        let _ = devicemapper::remove(DEVICE);
+        failed(errno.into())
+    })
+}
+
+/// Takes back [`mount_at_set_up`], for a set-up that failed at a later step.
+pub fn unmount_after_failure() {
+    let _ = unmount(DIRECTORY, UnmountFlags::NOFOLLOW);
+    let _ = devicemapper::remove(DEVICE);
+}
+
+fn failed(source: io::Error) -> StorageError {
+    StorageError::Scratch { source }
+}
