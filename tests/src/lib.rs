@@ -1,1 +1,7 @@
-//! Placeholder.
+//! End-to-end tests of Isopod and what they run in: the [`node`], a throw-away virtual machine with real KVM.
+//!
+//! Nothing here is part of the product. The programs under test are started as users start them and are only ever reached
+//! by their sockets, files and command lines.
+
+pub mod artefacts;
+pub mod node;

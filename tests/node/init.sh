@@ -1,0 +1,112 @@
+#!/bin/sh
+# shellcheck shell=dash
+# PID 1 of the node: set the node up as a Kubernetes node would be, run the job, hand over its exit status, power off.
+#
+# /node is a directory of the machine (virtiofs): `settings` and `job` come in by it, `exit`, `logs/` and `out/` go out.
+# What this prints goes to the node's console, which a failed run shows.
+
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+cd /
+# DAEMON, REGISTRY (yes or no), JOB_TTY (a device, or nothing), MODULES, ISOPOD, TOOLS (paths)
+# shellcheck source=/dev/null
+. /node/settings
+
+# finish STATUS: the only way out of the node
+finish() {
+  cp /run/node/*.log /node/logs/ 2>/dev/null
+  echo "$1" >/node/exit
+  echo o >/proc/sysrq-trigger
+  sleep 60
+}
+
+# 125, as in `docker run`: the job was not reached
+fail() {
+  echo "node: $*"
+  echo "node: $*" >"$ERRORS"
+  finish 125
+}
+
+file_systems() {
+  mount -t cgroup2 cgroup2 /sys/fs/cgroup
+  mkdir -p /dev/pts /dev/shm
+  mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+  local dir
+  for dir in /dev/shm /run /tmp /var/lib/isopod; do
+    mkdir -p "$dir"
+    mount -t tmpfs -o mode=1777 tmpfs "$dir"
+  done
+  chmod 755 /run /var/lib/isopod
+  mkdir -p /run/lock /run/netns /run/node
+  ln -sfn /proc/self/fd /dev/fd
+  ln -sfn /proc/self/fd/0 /dev/stdin
+  ln -sfn /proc/self/fd/1 /dev/stdout
+  ln -sfn /proc/self/fd/2 /dev/stderr
+  # mount propagation into containers needs shared mounts, as systemd makes them
+  mount --make-rshared /
+}
+
+# as systemd does it: all controllers for the children, each service in a group of its own
+cgroups() {
+  local controller
+  # shellcheck disable=SC2013  # words of one line
+  for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
+    echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control
+  done
+  mkdir /sys/fs/cgroup/node.job /sys/fs/cgroup/node.services
+}
+
+kernel() {
+  # shellcheck disable=SC2086  # a list
+  modprobe -a -q $MODULES || echo "node: some of the modules did not load: $MODULES"
+  echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
+  echo 1 >/proc/sys/net/ipv4/ip_forward
+  ip link set lo up
+  hostname node
+}
+
+# port NAME: the device of one of the byte streams to the machine
+port() {
+  grep -l "^$1\$" /sys/class/virtio-ports/*/name | sed 's|/sys/class/virtio-ports/\(.*\)/name|/dev/\1|'
+}
+
+file_systems
+STDOUT=$(port stdout) STDERR=$(port stderr)
+ERRORS=$STDERR
+cgroups
+kernel
+
+# shellcheck source=tests/node/services.sh
+. /node/services.sh
+
+# in_cgroup GROUP COMMAND...: replaces the (sub)shell
+in_cgroup() {
+  echo 0 >"/sys/fs/cgroup/$1/cgroup.procs"
+  shift
+  exec "$@"
+}
+
+if [ "$DAEMON" = yes ]; then start_daemon; fi
+if [ "$REGISTRY" = yes ]; then start_registry; fi
+
+if [ -n "$JOB_TTY" ]; then
+  stty -F "$JOB_TTY" sane
+  (in_cgroup node.job setsid -c /bin/sh /node/job) <>"$JOB_TTY" >&0 2>&0
+  finish $?
+fi
+
+# a port can be open only once, a pipe as often as the job likes
+mkfifo /run/node/stdout /run/node/stderr
+cat /run/node/stdout >"$STDOUT" &
+copies=$!
+cat /run/node/stderr >"$STDERR" &
+copies="$copies $!"
+ERRORS=/run/node/stderr
+(in_cgroup node.job /bin/sh /node/job) </dev/null >/run/node/stdout 2>/run/node/stderr &
+job=$!
+wait $job
+status=$?
+# what the job left running holds its pipes: without this the copies below would not end
+echo 1 >/sys/fs/cgroup/node.job/cgroup.kill
+# shellcheck disable=SC2086  # two numbers
+wait $copies
+finish $status

@@ -1,0 +1,198 @@
+//! The node: a throw-away virtual machine that has the machine's own files, read-only below a tmpfs, and real KVM.
+//!
+//! ```text
+//! Node::start   qemu, virtiofsd x 2 -> early.sh (initramfs) -> init.sh -> services.sh -> the job
+//! Node::wait    output streams to the caller's stdout and stderr until the job's exit status is there
+//! drop          everything is killed and removed, whatever happened
+//! ```
+//!
+//! A node runs one job and is gone. Several may run side by side. Nothing of the machine is changed.
+
+mod initramfs;
+mod job;
+mod machine;
+mod process;
+mod qemu;
+mod run_directory;
+mod virtiofsd;
+
+pub use job::Job;
+pub use machine::Time;
+
+use anyhow::{Context, Result, bail, ensure};
+use initramfs::Kernel;
+use machine::Machine;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use process::Process;
+use qemu::Qemu;
+use run_directory::RunDirectory;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What kind of node, and what it is given.
+#[derive(Debug)]
+pub struct Settings {
+    /// What drives its clock.
+    pub time: Time,
+    /// CPUs; with counted time there is one.
+    pub cpus: u32,
+    /// Memory in MiB. All that the node writes is in it.
+    pub memory_mib: u32,
+    /// Whether `isopod serve` and a CNI network are up before the job starts.
+    pub daemon: bool,
+    /// Whether a container registry is up on 127.0.0.1:5000.
+    pub registry: bool,
+    /// How long all of it may take.
+    pub timeout: Duration,
+    /// Where files go that the job writes to `$ISOPOD_OUT`.
+    pub out: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            time: Time::Wall,
+            cpus: 2,
+            memory_mib: 6144,
+            daemon: false,
+            registry: false,
+            timeout: Duration::from_secs(600),
+            out: None,
+        }
+    }
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    settings: Settings,
+    // before the file servers and the directory: it is dropped first
+    qemu: Process,
+    _servers: [Process; 2],
+    run: RunDirectory,
+    copies: Vec<JoinHandle<()>>,
+    signals: SignalFd,
+    deadline: Instant,
+}
+
+impl Node {
+    /// Starts the node and in it the job. From here on the calling thread takes SIGINT, SIGTERM and SIGHUP only in [`Node::wait`]; it
+    /// must not end before the node.
+    pub fn start(settings: Settings, job: &Job) -> Result<Node> {
+        ensure!(nix::unistd::geteuid().is_root(), "the node's file server needs root: run as root");
+        let deadline = Instant::now() + settings.timeout;
+        let (qemu, kernel) = (Qemu::locate()?, Kernel::newest()?);
+        let run = RunDirectory::make(&settings, job)?;
+        let signals = take_signals()?;
+
+        kernel.write_initramfs(&run.initramfs())?;
+        let (root_server, root_socket) = virtiofsd::serve("/".as_ref(), "root", run.path())?;
+        let (run_server, run_socket) = virtiofsd::serve(&run.shared(), "run", run.path())?;
+        let machine = Machine {
+            qemu: &qemu,
+            kernel: &kernel,
+            time: settings.time,
+            cpus: settings.cpus,
+            memory_mib: settings.memory_mib,
+            terminal: job.terminal,
+            initramfs: &run.initramfs(),
+            console_log: &run.console_log(),
+            root_socket: &root_socket,
+            run_socket: &run_socket,
+        };
+        let mut command = machine.command();
+        if !job.terminal {
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        let mut qemu = Process::spawn(&mut command)?;
+        let child = qemu.child();
+        let copies = [
+            child.stdout.take().map(|from| std::thread::spawn(|| copy(from, io::stdout()))),
+            child.stderr.take().map(|from| std::thread::spawn(|| copy(from, io::stderr()))),
+        ];
+        let copies = copies.into_iter().flatten().collect();
+        Ok(Node { settings, qemu, _servers: [root_server, run_server], run, copies, signals, deadline })
+    }
+
+    /// Waits for the job; its exit status, 128 + N if signal N ended it, 125 if the node could not start it.
+    pub fn wait(mut self) -> Result<u8> {
+        if let Err(error) = self.until_power_off() {
+            return Err(self.explain(error));
+        }
+        for copy in self.copies.drain(..) {
+            copy.join().ok().context("the thread that copies the job's output panicked")?;
+        }
+        let status = match self.run.exit_status() {
+            Ok(status) => status,
+            Err(error) => return Err(self.explain(error)),
+        };
+        if let Some(out) = &self.settings.out {
+            self.run.copy_results(out)?;
+        }
+        if status != 0 && (self.settings.daemon || status == 125) {
+            let kept = self.run.keep_logs()?;
+            eprintln!("node: the logs of this run are in {}", kept.display());
+        }
+        Ok(status)
+    }
+
+    fn until_power_off(&mut self) -> Result<()> {
+        loop {
+            if let Some(status) = self.qemu.exited()? {
+                ensure!(status.success(), "QEMU ended with {status}");
+                return Ok(());
+            }
+            if Instant::now() > self.deadline {
+                bail!("the node did not end within {} s and was killed", self.settings.timeout.as_secs());
+            }
+            let mut signal = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut signal, PollTimeout::from(10_u8)) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno).context("cannot wait for signals"),
+            }
+            if let Some(signal) = self.signals.read_signal()? {
+                bail!("ended by signal {}", signal.ssi_signo);
+            }
+        }
+    }
+
+    /// The error with the end of the console, and where the whole of it is.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let tail = self.run.console_tail();
+        match self.run.keep_logs() {
+            Ok(kept) => {
+                error.context(format!("node failed; logs in {}; end of its console:\n{tail}", kept.display()))
+            }
+            Err(lost) => {
+                error.context(format!("node failed; logs lost ({lost:#}); end of its console:\n{tail}"))
+            }
+        }
+    }
+}
+
+/// Blocks the signals that end a program, so that a node is torn down in order when they come.
+fn take_signals() -> Result<SignalFd> {
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    // children inherit this: ctrl-c reaches only us, and they are ended by SIGKILL
+    signals.thread_block()?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .context("cannot listen to signals")
+}
+
+fn copy(mut from: impl Read, mut to: impl Write) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        // the caller's stdout may be closed (`| head`); the job goes on
+        if to.write_all(&buffer[..count]).and_then(|()| to.flush()).is_err() {
+            break;
+        }
+    }
+    let _ = io::copy(&mut from, &mut io::sink());
+}
