@@ -8,4 +8,16 @@ node-run:
 shell:
 	cargo run -q -p isopod-tests --bin isopod-node -- shell
 
-.PHONY: node-run shell
+# What pods boot: the guest kernel (15 minutes of CPU time the first time).
+guest-kernel:
+	guest-image/kernel/build.sh
+
+# Programs of other projects for the demo, the tests and the benchmark.
+tools:
+	tests/tools/all.sh
+
+# The container images of the tests.
+images:
+	tests/images/build.sh
+
+.PHONY: node-run shell guest-kernel tools images
