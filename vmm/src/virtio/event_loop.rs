@@ -6,7 +6,9 @@
 //!
 //! A device registers its descriptors through its [`Poller`] under keys of its own. Events are hints: a descriptor may
 //! have been closed, or its key given to another, since the event was queued. So handlers use non-blocking calls and
-//! keys that they check. No handler may block or loop without bound, as all devices share the thread.
+//! keys that they check. Descriptors are watched edge-triggered wherever a handler might leave something unread, or a
+//! device that has given up would keep the loop spinning. No handler may block or loop without bound, as all devices
+//! share the thread.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -155,7 +155,9 @@ impl<D: VirtioDevice> MmioTransport<D> {
         let mut rings = Vec::new();
         for (index, size) in (0..).zip(D::QUEUE_SIZES) {
             let ring = Ring::new(D::NAME, index, *size)?;
-            around.poller.add(ring.kick_event(), QUEUE_KEY | u32::from(index), EventSet::IN)?;
+            // Each write of the eventfd is an event of its own, so it never needs to be read back.
+            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            around.poller.add(ring.kick_event(), QUEUE_KEY | u32::from(index), events)?;
             rings.push(ring);
         }
         let locked = Locked { registers: Registers::default(), rings, progress: Progress::Idle, device };
@@ -246,9 +248,7 @@ impl<D: VirtioDevice> Locked<D> {
         interrupt: &Interrupt,
     ) -> Result<(), DeviceError> {
         let kicked = (key & QUEUE_KEY != 0).then_some((key & !QUEUE_KEY) as usize);
-        for (index, ring) in self.rings.iter_mut().enumerate() {
-            ring.start_turn(kicked == Some(index));
-        }
+        self.rings.iter_mut().for_each(Ring::start_turn);
         if self.progress == Progress::ResetWanted {
             self.device.reset();
             self.progress = Progress::Idle;

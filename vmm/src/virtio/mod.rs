@@ -13,12 +13,21 @@
 //! A device must not trust a byte that it reads from the guest, must not block, and must not open anything: descriptors
 //! are given to it. All that the guest can observe of a device is in its `State`, so that a VM can be saved and cloned.
 
+pub mod block;
 pub mod buffers;
+pub mod console;
 mod error;
 pub mod event_loop;
 mod interrupt;
 pub mod mmio;
 mod ring;
+pub mod rng;
+mod sys;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -113,6 +122,22 @@ pub struct SavedStateError {
     pub device: &'static str,
     /// What is impossible about it.
     pub what: &'static str,
+}
+
+/// A number that a device counts up and the control thread reads, without the device's lock.
+#[derive(Debug, Clone, Default)]
+pub struct Counter(Arc<AtomicU64>);
+
+impl Counter {
+    /// Counts `amount` more.
+    pub fn add(&self, amount: usize) {
+        self.0.fetch_add(amount as u64, Ordering::Relaxed);
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Answers a read of a configuration space that consists of `space`: bytes past its end stay as they are.

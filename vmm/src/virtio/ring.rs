@@ -88,12 +88,8 @@ impl Ring {
         let _ = self.kick.write(1);
     }
 
-    /// Clears the kick and grants a new budget. Called once per event.
-    pub(super) fn start_turn(&mut self, kicked: bool) {
-        if kicked {
-            // Fails when somebody else has cleared it: nothing is lost, the ring is looked at now.
-            let _ = self.kick.read();
-        }
+    /// Grants a new budget. Called once per event.
+    pub(super) fn start_turn(&mut self) {
         self.budget = BUDGET;
     }
 
@@ -266,5 +262,115 @@ impl RingState {
         queue.set_event_idx(self.event_index);
         queue.set_ready(self.ready);
         Some(queue)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::rng::Rng;
+    use crate::virtio::testing::{INDIRECT, NEXT, Part, Rig, WRITE};
+
+    fn rig() -> Rig<Rng> {
+        Rig::running(|_| Rng::new())
+    }
+
+    #[test]
+    fn chain_of_several_buffers_is_served_whole() {
+        let mut rig = rig();
+        let bytes = rig.ask(0, &[Part::In(10), Part::In(0), Part::In(30)]);
+        assert_eq!(bytes.len(), 40);
+        assert_ne!(bytes, [0; 40]);
+    }
+
+    #[test]
+    fn indirect_table_is_followed() {
+        let mut rig = rig();
+        rig.describe_at(0x20_0000, 0x30_0000, 8, WRITE | NEXT, 1);
+        rig.describe_at(0x20_0010, 0x30_0008, 8, WRITE, 0);
+        rig.describe(0, 0, 0x20_0000, 32, INDIRECT, 0);
+        rig.publish(0, 0);
+        rig.kick(0);
+        assert_eq!(rig.used(0), Some((0, 16)));
+    }
+
+    #[test]
+    fn looping_chain_is_refused() {
+        let mut rig = rig();
+        rig.describe(0, 0, 0x30_0000, 8, WRITE | NEXT, 0);
+        rig.publish(0, 0);
+        rig.kick(0);
+        assert_eq!(rig.failure().fault, Fault::BrokenChain(0));
+        assert_eq!(rig.used(0), None);
+    }
+
+    #[test]
+    fn nested_indirect_table_is_refused() {
+        let mut rig = rig();
+        rig.describe_at(0x20_0000, 0x20_0000, 16, INDIRECT, 0);
+        rig.describe(0, 0, 0x20_0000, 16, INDIRECT, 0);
+        rig.publish(0, 0);
+        rig.kick(0);
+        assert_eq!(rig.failure().fault, Fault::BrokenChain(0));
+    }
+
+    #[test]
+    fn buffer_outside_memory_is_refused() {
+        for (address, length) in [(u64::MAX, 1), (0x7f_ffff, 2), (1 << 40, 16), (0, u32::MAX)] {
+            let mut rig = rig();
+            rig.describe(0, 0, address, length, WRITE, 0);
+            rig.publish(0, 0);
+            rig.kick(0);
+            let outside = Fault::OutsideMemory { address, length: length.into() };
+            assert_eq!(rig.failure(), DeviceError { device: "rng", queue: Some(0), fault: outside });
+        }
+    }
+
+    #[test]
+    fn readable_after_writable_is_refused() {
+        let mut rig = rig();
+        rig.offer(0, &[Part::In(8), Part::Out(b"late")]);
+        rig.kick(0);
+        assert_eq!(rig.failure().fault, Fault::Order(0));
+    }
+
+    #[test]
+    fn head_outside_the_table_is_refused() {
+        let mut rig = rig();
+        rig.publish(0, 16);
+        rig.kick(0);
+        assert_eq!(rig.failure().fault, Fault::Head(16));
+    }
+
+    #[test]
+    fn available_index_that_jumps_is_refused() {
+        let mut rig = rig();
+        rig.set_available(0, 17);
+        rig.kick(0);
+        assert_eq!(rig.failure().fault, Fault::AvailableIndex);
+    }
+
+    #[test]
+    fn chain_of_too_many_buffers_is_refused() {
+        let mut rig = rig();
+        for index in 0..1025 {
+            let next = if index < 1024 { NEXT } else { 0 };
+            rig.describe_at(0x20_0000 + 16 * index, 0x30_0000, 1, WRITE | next, index as u16 + 1);
+        }
+        rig.describe(0, 0, 0x20_0000, 16 * 1025, INDIRECT, 0);
+        rig.publish(0, 0);
+        rig.kick(0);
+        assert_eq!(rig.failure().fault, Fault::LongChain(0));
+    }
+
+    #[test]
+    fn broken_device_stays_silent() {
+        let mut rig = rig();
+        rig.publish(0, 99);
+        rig.kick(0);
+        rig.offer(0, &[Part::In(8)]);
+        rig.kick(0);
+        assert_eq!(rig.used(0), None);
+        assert_eq!(rig.failure().fault, Fault::Head(99));
     }
 }
