@@ -1,4 +1,29 @@
-//! Placeholder.
+//! `isopod-vmm`: one virtual machine in one jailed process.
+//!
+//! The story of a boot, file by file: `main` closes what it inherited and enters the [`jail`]; [`control`] waits for the
+//! boot request; [`builder`] makes [`memory`], the [`vm`], its devices on the [`bus`], the [`acpi`] tables and the
+//! [`kernel`], and starts the [`vcpu`] threads; then the [`machine`] answers requests while the event loop of [`virtio`]
+//! serves the devices, until something calls [`end`].
+//!
+//! `README.md` beside this crate has the map.
 
+pub mod acpi;
+pub mod builder;
 pub mod bus;
+pub mod console_log;
+pub mod control;
+pub mod cpu;
+pub mod early_console;
+pub mod end;
+pub mod jail;
+pub mod kernel;
+pub mod layout;
+pub mod log;
+pub mod machine;
+pub mod memory;
+pub mod power;
+pub mod seccomp;
+pub mod sys;
+pub mod vcpu;
 pub mod virtio;
+pub mod vm;

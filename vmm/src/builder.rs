@@ -1,0 +1,213 @@
+//! Boot, top to bottom: from a configuration and descriptors to a machine that runs.
+//!
+//! ```text
+//! memory -> vm (slots, interrupt controllers) -> devices on the bus -> ACPI tables, kernel, zero page in memory
+//!        -> processors (cpuid, registers) -> threads
+//! ```
+//!
+//! Called once, by `main`, with the answer of the control socket in hand. Nothing in here tells one pod from another.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex},
+};
+
+use isopod_protocols::vmm::{BootConfig, ErrorKind};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use crate::{
+    acpi,
+    bus::{Bus, BusError},
+    console_log::ConsoleLog,
+    cpu::{
+        cpuid::{self, Place},
+        registers,
+    },
+    early_console::{self, EarlyConsole},
+    end::Ending,
+    kernel::{self, KernelError},
+    layout,
+    machine::Machine,
+    memory::{self, MemoryError},
+    power::{self, Power},
+    seccomp::{Filter, SeccompError, Stage},
+    vcpu::{Buses, Vcpu, VcpuError, VcpuThreads},
+    virtio::{EventLoop, GuestMemory},
+    vm::{self, Vm, VmError},
+};
+
+/// Most processors of a machine.
+const MAX_VCPUS: u8 = 64;
+/// Least memory that a kernel boots in, MiB.
+const MIN_MEMORY_MIB: u32 = 64;
+/// Most memory of a machine, MiB.
+const MAX_MEMORY_MIB: u32 = 1 << 20;
+
+/// Why a machine does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The request asks for something that no machine has.
+    #[error("{what} must be from {least} to {most}, got {value}")]
+    Range {
+        /// The field.
+        what: &'static str,
+        /// Its smallest value.
+        least: u32,
+        /// Its largest value.
+        most: u32,
+        /// What was asked for.
+        value: u32,
+    },
+    /// Not the descriptors that a boot needs.
+    #[error("boot needs 4 descriptors (/dev/kvm, kernel, guest root, vsock listener), got {0}")]
+    Descriptors(usize),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The virtual machine.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The bus.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// Boot structures do not fit into guest memory.
+    #[error("cannot write boot structures into guest memory")]
+    Write(#[from] GuestMemoryError),
+    /// A processor's state was refused.
+    #[error("kvm cannot set {what} of vcpu {id}")]
+    Processor {
+        /// Which state.
+        what: &'static str,
+        /// The processor.
+        id: u8,
+        /// The system's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM gave an impossible list of processor features or registers.
+    #[error("processor state is too large")]
+    State(#[from] vmm_sys_util::fam::Error),
+    /// The seccomp filter of the processors.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
+    /// The processors' threads.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The event loop or a device's eventfds.
+    #[error("cannot make a device's events")]
+    Events(#[from] io::Error),
+}
+
+impl BootError {
+    /// The kind that a client is told.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            BootError::Range { .. } | BootError::Descriptors(_) => ErrorKind::Invalid,
+            BootError::Vm(_) | BootError::Processor { .. } => ErrorKind::Kvm,
+            BootError::Kernel(KernelError::Word { .. } | KernelError::TooLong { .. }) => ErrorKind::Invalid,
+            BootError::Kernel(_) => ErrorKind::Kernel,
+            _ => ErrorKind::System,
+        }
+    }
+}
+
+/// The descriptors of a boot request, in their order.
+pub struct BootFiles {
+    /// `/dev/kvm`.
+    pub kvm: OwnedFd,
+    /// The kernel, an ELF file.
+    pub kernel: OwnedFd,
+    /// The guest root, an EROFS image.
+    pub root: OwnedFd,
+    /// A listening unix socket for connections from the host.
+    pub vsock: OwnedFd,
+}
+
+impl TryFrom<Vec<OwnedFd>> for BootFiles {
+    type Error = BootError;
+
+    fn try_from(fds: Vec<OwnedFd>) -> Result<Self, BootError> {
+        let [kvm, kernel, root, vsock] =
+            <[OwnedFd; 4]>::try_from(fds).map_err(|fds| BootError::Descriptors(fds.len()))?;
+        Ok(Self { kvm, kernel, root, vsock })
+    }
+}
+
+/// Makes the machine and lets it run; its devices are served by `events`.
+pub fn boot(config: &BootConfig, files: Vec<OwnedFd>, events: &mut EventLoop) -> Result<Machine, BootError> {
+    check(config)?;
+    let files = BootFiles::try_from(files)?;
+    let command_line = kernel::command_line(&config.kernel_args)?;
+    let ending = Ending::new(events.stopper());
+    let console = Arc::new(ConsoleLog::default());
+
+    let ram = layout::ram(config.memory_mib);
+    let memory = memory::allocate(&ram, config.huge_pages)?;
+    let vm = Vm::new(files.kvm, &memory)?;
+    let buses = Arc::new(Buses { memory: Bus::new(), ports: ports(&ending, &console)? });
+
+    memory.write_slice(&acpi::tables(layout::ACPI, config.vcpus), GuestAddress(layout::ACPI))?;
+    kernel::write_boot_parameters(&memory, &command_line, &ram)?;
+    let entry = kernel::load(&memory, files.kernel.into())?;
+
+    let fds = processors(&vm, config.vcpus, &memory, entry)?;
+    let vcpus = (0..)
+        .zip(fds)
+        .map(|(id, fd)| Vcpu { id, fd, buses: buses.clone(), ending: ending.clone() })
+        .collect();
+    let vcpus = VcpuThreads::spawn(vcpus, &Filter::new(Stage::Vcpu)?)?;
+    Ok(Machine { vm, console, vcpus: Mutex::new(vcpus), ending })
+}
+
+fn check(config: &BootConfig) -> Result<(), BootError> {
+    let range = |what, least, most, value: u32| {
+        if (least..=most).contains(&value) {
+            return Ok(());
+        }
+        Err(BootError::Range { what, least, most, value })
+    };
+    range("vcpus", 1, MAX_VCPUS.into(), config.vcpus.into())?;
+    range("memory_mib", MIN_MEMORY_MIB, MAX_MEMORY_MIB, config.memory_mib)
+}
+
+fn ports(ending: &Ending, console: &Arc<ConsoleLog>) -> Result<Bus, BusError> {
+    let mut ports = Bus::new();
+    ports.insert(power::BASE, power::LENGTH, Arc::new(Power::new(ending.clone())))?;
+    let early = Arc::new(EarlyConsole::new(console.clone()));
+    ports.insert(layout::EARLY_CONSOLE_PORT.into(), early_console::LENGTH, early)?;
+    Ok(ports)
+}
+
+/// Makes all processors. The first starts at the kernel's entry, the others wait for it.
+fn processors(vm: &Vm, count: u8, memory: &GuestMemory, entry: u64) -> Result<Vec<VcpuFd>, BootError> {
+    let supported = vm.supported_cpuid()?;
+    let end = memory_end(memory);
+    vm::check_address_bits(&supported, end)?;
+    registers::write_tables(memory)?;
+    let msrs = registers::model_specific()?;
+    let mut fds = Vec::with_capacity(count.into());
+    for id in 0..count {
+        let fd = vm.create_vcpu(id)?;
+        let refused = |what| move |source| BootError::Processor { what, id, source };
+        let cpuid = cpuid::for_vcpu(&supported, Place { id, vcpus: count })?;
+        fd.set_cpuid2(&cpuid).map_err(refused("the features"))?;
+        fd.set_msrs(&msrs).map_err(refused("the model-specific registers"))?;
+        fd.set_fpu(&registers::floating_point()).map_err(refused("the floating point unit"))?;
+        if id == 0 {
+            let sregs = fd.get_sregs().map_err(refused("the special registers"))?;
+            fd.set_sregs(&registers::special(sregs)).map_err(refused("the special registers"))?;
+            fd.set_regs(&registers::general(entry)).map_err(refused("the registers"))?;
+        }
+        fds.push(fd);
+    }
+    Ok(fds)
+}
+
+fn memory_end(memory: &GuestMemory) -> u64 {
+    use vm_memory::{Address, GuestMemoryBackend};
+    memory.last_addr().raw_value() + 1
+}

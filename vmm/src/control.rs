@@ -1,0 +1,288 @@
+//! The control socket: packets in, one answer to each (see `isopod_protocols::vmm`).
+//!
+//! ```text
+//!   main, before the VM runs:   Listener::first_boot          blocks, with a deadline
+//!   event loop, afterwards:     Server (a Subscriber)         never blocks
+//!                                   |
+//!                                   +--> Machine::handle(request, descriptors) -> Response
+//! ```
+//!
+//! One client is served at a time; others wait in the listener's queue. Whatever a client sends, the worst that happens
+//! is an error answer, or that this client is dropped. This file knows packets and descriptors and not what a request
+//! means.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use isopod_protocols::vmm::{BootConfig, ErrorKind, MAX_FDS, MAX_MESSAGE, Request, Response};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{ControlMessageOwned, MsgFlags, SockFlag, accept4, recvmsg, send},
+};
+
+use crate::{
+    log,
+    machine::Machine,
+    sys,
+    virtio::{EventSet, Poller, event_loop::Subscriber},
+};
+
+/// Most descriptors that the kernel passes in one message (`SCM_MAX_FD`). Room for all means none is lost unseen.
+const KERNEL_MAX_FDS: usize = 253;
+
+/// A VMM that nobody tells what to do ends after this time: its daemon has died between starting and using it.
+const FIRST_BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why no boot request came.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// A system call on the control socket failed.
+    #[error("control socket: {call}")]
+    Socket {
+        /// The call.
+        call: &'static str,
+        /// The system's answer.
+        source: Errno,
+    },
+    /// The client went away, and without a VM there is no reason to go on.
+    #[error("the client left before it sent a boot request")]
+    Abandoned,
+    /// Nobody sent a boot request.
+    #[error("no boot request within {} s", FIRST_BOOT_DEADLINE.as_secs())]
+    Deadline,
+    /// A client asked for the end.
+    #[error("stopped by request before boot")]
+    Stopped,
+}
+
+fn failed(call: &'static str) -> impl Fn(Errno) -> ControlError {
+    move |source| ControlError::Socket { call, source }
+}
+
+/// What came from a client.
+#[derive(Debug)]
+pub enum Received {
+    /// A request and its descriptors.
+    Request(Request, Vec<OwnedFd>),
+    /// Something else, and what is wrong with it.
+    Malformed(String),
+    /// Nothing yet.
+    Nothing,
+    /// The client left.
+    Gone,
+}
+
+/// The client's end of one connection.
+pub struct Client {
+    socket: OwnedFd,
+    /// Reused for every message.
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    /// Serves a connected `SOCK_SEQPACKET` socket.
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket, buffer: vec![0; MAX_MESSAGE] }
+    }
+
+    /// Takes one message, without waiting.
+    pub fn receive(&mut self) -> Received {
+        let mut space = nix::cmsg_space!([RawFd; KERNEL_MAX_FDS]);
+        let mut parts = [io::IoSliceMut::new(&mut self.buffer)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let (length, flags, fds) =
+            match recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
+                Ok(message) => (message.bytes, message.flags, descriptors(&message)),
+                Err(Errno::EAGAIN | Errno::EINTR) => return Received::Nothing,
+                Err(_) => return Received::Gone,
+            };
+        // A packet of no bytes cannot be told from the end of the connection.
+        if length == 0 {
+            return Received::Gone;
+        }
+        if flags.contains(MsgFlags::MSG_TRUNC) {
+            return Received::Malformed(format!("message is longer than {MAX_MESSAGE} bytes"));
+        }
+        if flags.contains(MsgFlags::MSG_CTRUNC) || fds.len() > MAX_FDS {
+            return Received::Malformed(format!("message has more than {MAX_FDS} descriptors"));
+        }
+        match serde_json::from_slice(&self.buffer[..length]) {
+            Ok(request) => Received::Request(request, fds),
+            Err(error) => Received::Malformed(format!("not a request: {error}")),
+        }
+    }
+
+    /// Sends an answer, without waiting.
+    ///
+    /// # Errors
+    /// When the client has gone, or does not read its answers.
+    pub fn answer(&self, response: &Response) -> Result<(), Errno> {
+        let bytes = serde_json::to_vec(response).expect("a response has only strings and numbers");
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(self.socket.as_raw_fd(), &bytes, flags).map(drop)
+    }
+}
+
+/// Takes ownership of what came beside a message, so that all of it is closed on every path.
+fn descriptors(message: &nix::sys::socket::RecvMsg<'_, '_, ()>) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    for part in message.cmsgs().into_iter().flatten() {
+        if let ControlMessageOwned::ScmRights(numbers) = part {
+            fds.extend(numbers.into_iter().map(sys::own));
+        }
+    }
+    fds
+}
+
+/// An error answer.
+pub fn error(kind: ErrorKind, message: impl ToString) -> Response {
+    Response::Error { kind, message: message.to_string() }
+}
+
+/// The listening socket.
+pub struct Listener(OwnedFd);
+
+impl Listener {
+    /// Serves clients of a listening `SOCK_SEQPACKET` socket.
+    pub fn new(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
+    /// Takes the next client, if one waits.
+    fn accept(&self) -> Result<Option<Client>, Errno> {
+        match accept4(self.0.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+            Ok(fd) => Ok(Some(Client::new(sys::own(fd)))),
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for a client and for its boot request, and answers all others with an error.
+    pub fn first_boot(&self) -> Result<(Client, BootConfig, Vec<OwnedFd>), ControlError> {
+        let deadline = Instant::now() + FIRST_BOOT_DEADLINE;
+        let mut client = loop {
+            wait(self.0.as_fd(), deadline)?;
+            if let Some(client) = self.accept().map_err(failed("accept"))? {
+                break client;
+            }
+        };
+        loop {
+            wait(client.socket.as_fd(), deadline)?;
+            let answer = match client.receive() {
+                Received::Request(Request::Boot(config), fds) => return Ok((client, config, fds)),
+                Received::Request(Request::Stop {}, _) => {
+                    // The end comes either way.
+                    let _ = client.answer(&Response::Done {});
+                    return Err(ControlError::Stopped);
+                }
+                Received::Request(..) => error(ErrorKind::State, "no vm yet: send a boot request first"),
+                Received::Malformed(what) => error(ErrorKind::Invalid, what),
+                Received::Nothing => continue,
+                Received::Gone => return Err(ControlError::Abandoned),
+            };
+            client.answer(&answer).map_err(|_| ControlError::Abandoned)?;
+        }
+    }
+}
+
+fn wait(fd: BorrowedFd<'_>, deadline: Instant) -> Result<(), ControlError> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Ok(0) => return Err(ControlError::Deadline),
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(failed("poll")(error)),
+        }
+    }
+}
+
+/// Event key of the listener; clients have numbers above, each its own.
+const LISTENER: u32 = 0;
+
+/// Serves the control socket of a running VM, on the event loop.
+pub struct Server {
+    listener: Listener,
+    machine: Arc<Machine>,
+    poller: Poller,
+    connection: Mutex<Connection>,
+}
+
+/// The present client, with the event key that only it has.
+struct Connection {
+    client: Option<Client>,
+    key: u32,
+}
+
+impl Server {
+    /// Goes on with the client that has booted the VM.
+    pub fn new(
+        listener: Listener,
+        client: Client,
+        machine: Arc<Machine>,
+        poller: Poller,
+    ) -> io::Result<Arc<Self>> {
+        let key = LISTENER + 1;
+        poller.add(&client.socket, key, EventSet::IN)?;
+        let connection = Mutex::new(Connection { client: Some(client), key });
+        Ok(Arc::new(Self { listener, machine, poller, connection }))
+    }
+
+    /// Takes the next client. While it stays, the listener is not watched.
+    fn welcome(&self, connection: &mut Connection) {
+        match self.listener.accept() {
+            Ok(Some(client)) => {
+                connection.key = connection.key.checked_add(1).unwrap_or(LISTENER + 1);
+                let watched = self.poller.add(&client.socket, connection.key, EventSet::IN);
+                if watched.is_ok() && self.poller.remove(&self.listener.0).is_ok() {
+                    connection.client = Some(client);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => log::line(format_args!("control socket: accept: {error}")),
+        }
+    }
+
+    /// Answers one message of the present client.
+    fn serve(&self, connection: &mut Connection) {
+        let Some(client) = &mut connection.client else { return };
+        let answer = match client.receive() {
+            Received::Request(request, fds) => self.machine.handle(request, fds),
+            Received::Malformed(what) => error(ErrorKind::Invalid, what),
+            Received::Nothing => return,
+            Received::Gone => return self.part(connection),
+        };
+        if let Response::Error { message, .. } = &answer {
+            log::line(format_args!("request failed: {message}"));
+        }
+        if client.answer(&answer).is_err() {
+            self.part(connection);
+        }
+    }
+
+    /// Closes the present client and listens for the next.
+    fn part(&self, connection: &mut Connection) {
+        connection.client = None;
+        if let Err(error) = self.poller.add(&self.listener.0, LISTENER, EventSet::IN) {
+            log::line(format_args!("control socket: cannot wait for the next client: {error}"));
+        }
+    }
+}
+
+impl Subscriber for Server {
+    fn handle(&self, key: u32, _events: EventSet) {
+        let mut connection = self.connection.lock().expect("only the event loop takes this lock");
+        match key {
+            LISTENER if connection.client.is_none() => self.welcome(&mut connection),
+            key if key == connection.key => self.serve(&mut connection),
+            // An event of a client that has left since.
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The room that the process locks itself into before it reads a single byte from a client or a guest: no files, no
+//! network, no capabilities, an identity of its own.
+//!
+//! `main` enters it right after the start; there is no way around it and no way back. What the VM needs afterwards comes
+//! as descriptors over the control socket. The seccomp filters ([`crate::seccomp`]) close what is left.
+
+use std::io;
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+    },
+    unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid, setsid},
+};
+
+use crate::sys;
+
+/// The identity that the process takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// User id, not 0.
+    pub uid: u32,
+    /// Group id, not 0.
+    pub gid: u32,
+}
+
+/// Arguments that name no identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArgumentError {
+    /// A word that no option expects.
+    #[error("unknown argument {0:?}: the arguments are --uid N --gid N")]
+    Unknown(String),
+    /// An option without a usable number.
+    #[error("{option} needs a number from 1 to 4294967294, got {value:?}")]
+    Value {
+        /// The option.
+        option: &'static str,
+        /// What stood in the number's place.
+        value: String,
+    },
+    /// An option that must be there is not.
+    #[error("{0} is missing: the process must give up root for an identity of the pod's own")]
+    Missing(&'static str),
+    /// An option that is there twice.
+    #[error("{0} is given twice")]
+    Twice(&'static str),
+}
+
+impl Identity {
+    /// Reads `--uid N --gid N`.
+    pub fn from_arguments(arguments: impl IntoIterator<Item = String>) -> Result<Self, ArgumentError> {
+        let (mut uid, mut gid) = (None, None);
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let (option, place) = match argument.as_str() {
+                "--uid" => ("--uid", &mut uid),
+                "--gid" => ("--gid", &mut gid),
+                _ => return Err(ArgumentError::Unknown(argument)),
+            };
+            let id = parse_id(option, arguments.next().unwrap_or_default())?;
+            if place.replace(id).is_some() {
+                return Err(ArgumentError::Twice(option));
+            }
+        }
+        Ok(Self {
+            uid: uid.ok_or(ArgumentError::Missing("--uid"))?,
+            gid: gid.ok_or(ArgumentError::Missing("--gid"))?,
+        })
+    }
+}
+
+/// Zero is root and the largest number means "no change" to the kernel.
+fn parse_id(option: &'static str, value: String) -> Result<u32, ArgumentError> {
+    match value.parse() {
+        Ok(id) if id != 0 && id != u32::MAX => Ok(id),
+        _ => Err(ArgumentError::Value { option, value }),
+    }
+}
+
+/// A step of the jail that the system refused.
+#[derive(Debug, thiserror::Error)]
+#[error("jail: cannot {step}, for which the process must be started as root")]
+pub struct JailError {
+    step: &'static str,
+    source: io::Error,
+}
+
+fn step<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result<T, JailError> {
+    result.map_err(|source| JailError { step, source: source.into() })
+}
+
+/// Locks the process in. It must have one thread.
+pub fn enter(identity: Identity) -> Result<(), JailError> {
+    // A signal to the daemon's process group, such as Ctrl-C at a terminal, must not reach pods. The leader of a group
+    // is refused, which is as good.
+    let _ = setsid();
+    leave_namespaces()?;
+    leave_root_directory()?;
+    limit_resources()?;
+    give_up_privileges(identity)
+}
+
+/// A network namespace without interfaces, System V objects, names and a cgroup view of its own.
+fn leave_namespaces() -> Result<(), JailError> {
+    let namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
+    step("make namespaces", unshare(namespaces))
+}
+
+/// Makes an empty read-only file system the root and lets go of the host's.
+fn leave_root_directory() -> Result<(), JailError> {
+    // Any directory that every host has will do as the place of the new root: only our mount namespace sees it.
+    const PLACE: &str = "/proc";
+    let none = None::<&str>;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let private = mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none);
+    step("make mounts private", private)?;
+    let options = Some("size=4k,nr_inodes=1,mode=0555");
+    step("mount the empty root", mount(Some("empty"), PLACE, Some("tmpfs"), flags, options))?;
+    step("enter the empty root", chdir(PLACE))?;
+    // The old root lands on top of the new one, from where it is taken off.
+    step("pivot to the empty root", pivot_root(".", "."))?;
+    step("let go of the old root", umount2(".", MntFlags::MNT_DETACH))?;
+    step("enter the empty root", chdir("/"))?;
+    let read_only = flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    step("make the empty root read-only", mount(none, "/", none, read_only, none))
+}
+
+/// Descriptors enough for several hundred vsock connections and extents; no core files, which would hold guest memory.
+/// Files may grow without limit: extents are files.
+fn limit_resources() -> Result<(), JailError> {
+    const DESCRIPTORS: u64 = 4096;
+    step("limit descriptors", setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS))?;
+    step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
+    step("forbid message queues", setrlimit(Resource::RLIMIT_MSGQUEUE, 0, 0))
+}
+
+fn give_up_privileges(identity: Identity) -> Result<(), JailError> {
+    step("empty the bounding set", empty_bounding_set())?;
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    step("leave all groups", setgroups(&[]))?;
+    step("take the group id", setresgid(gid, gid, gid))?;
+    step("take the user id", setresuid(uid, uid, uid))?;
+    step("clear ambient capabilities", sys::clear_ambient_capabilities())?;
+    step("drop capabilities", sys::clear_capabilities())?;
+    step("forbid new privileges", prctl::set_no_new_privs())?;
+    step("forbid tracing", prctl::set_dumpable(false))
+}
+
+fn empty_bounding_set() -> io::Result<()> {
+    for capability in 0.. {
+        match sys::drop_bounding_capability(capability) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) && capability > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &str) -> Result<Identity, ArgumentError> {
+        Identity::from_arguments(arguments.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn uid_and_gid_are_taken_in_any_order() {
+        let identity = Identity { uid: 70001, gid: 70002 };
+        assert_eq!(parse("--uid 70001 --gid 70002"), Ok(identity));
+        assert_eq!(parse("--gid 70002 --uid 70001"), Ok(identity));
+    }
+
+    #[test]
+    fn root_is_refused() {
+        assert!(matches!(parse("--uid 0 --gid 1"), Err(ArgumentError::Value { option: "--uid", .. })));
+        assert!(matches!(parse("--uid 1 --gid 0"), Err(ArgumentError::Value { option: "--gid", .. })));
+    }
+
+    #[test]
+    fn missing_double_and_unknown_arguments_are_refused() {
+        assert_eq!(parse("--uid 1"), Err(ArgumentError::Missing("--gid")));
+        assert_eq!(parse(""), Err(ArgumentError::Missing("--uid")));
+        assert_eq!(parse("--uid 1 --uid 2 --gid 3"), Err(ArgumentError::Twice("--uid")));
+        assert_eq!(parse("--no-jail"), Err(ArgumentError::Unknown("--no-jail".into())));
+        for value in ["-1", "x", "4294967295", "4294967296"] {
+            assert!(matches!(parse(&format!("--uid {value} --gid 1")), Err(ArgumentError::Value { .. })));
+        }
+        assert!(matches!(parse("--uid"), Err(ArgumentError::Value { .. })));
+    }
+}

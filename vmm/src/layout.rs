@@ -1,0 +1,196 @@
+//! The guest-physical address map in one place: RAM, the boot structures in low memory, devices, ports.
+//!
+//! Read by the builder, the ACPI tables and the tests; nothing else knows an address.
+//!
+//! ```text
+//! 0x0000_0000  boot structures (GDT, zero page, page tables, command line)
+//! 0x0009_fc00  reserved, as on every PC
+//! 0x000e_0000  ACPI tables
+//! 0x0010_0000  RAM: the kernel is loaded where its ELF header says
+//! 0xc000_0000  end of low RAM; virtio-mmio devices from 0xd000_0000
+//! 0xfec0_0000  I/O APIC, local APIC, KVM's private pages
+//! 0x1_0000_0000 RAM that did not fit below
+//! ```
+
+/// Global descriptor table for the first instructions of the kernel.
+pub const GDT: u64 = 0x500;
+/// `struct boot_params` (the "zero page" of the Linux x86 boot protocol).
+pub const ZERO_PAGE: u64 = 0x7000;
+/// First stack of the boot processor; the kernel leaves it at once.
+pub const BOOT_STACK: u64 = 0x8ff0;
+/// Page tables that map the first GiB one to one: one page each for level 4, 3 and 2.
+pub const PAGE_TABLES: u64 = 0x9000;
+/// The kernel's command line.
+pub const COMMAND_LINE: u64 = 0x2_0000;
+/// `COMMAND_LINE_SIZE` of Linux on x86, with the final zero byte.
+pub const COMMAND_LINE_SIZE: usize = 2048;
+/// End of RAM below the area that PCs reserve for the firmware.
+pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// Where the ACPI tables begin, the RSDP first.
+pub const ACPI: u64 = 0xe_0000;
+/// End of the space for ACPI tables.
+pub const ACPI_END: u64 = 0x10_0000;
+/// RAM goes on here.
+pub const HIGH_RAM: u64 = 0x10_0000;
+
+/// RAM below 4 GiB ends here at the latest.
+pub const HOLE: u64 = 0xc000_0000;
+/// RAM above the hole begins here.
+pub const HOLE_END: u64 = 0x1_0000_0000;
+
+/// First virtio-mmio device.
+pub const DEVICES: u64 = 0xd000_0000;
+/// Address space of one virtio-mmio device.
+pub const DEVICE_SIZE: u64 = 0x1000;
+/// Interrupt line of the first device. Lines below belong to PC devices that this machine does not have.
+pub const FIRST_GSI: u32 = 5;
+
+/// I/O APIC registers, as KVM has them.
+pub const IO_APIC: u32 = 0xfec0_0000;
+/// Local APIC registers, as KVM has them.
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
+/// A page that KVM needs on Intel processors that cannot run real mode.
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// Three pages that KVM needs for the same reason.
+pub const KVM_TSS: u64 = 0xfffb_d000;
+
+/// ACPI sleep control register (one byte, I/O port): the guest powers off here.
+pub const SLEEP_CONTROL_PORT: u16 = 0x600;
+/// ACPI sleep status register (one byte, I/O port).
+pub const SLEEP_STATUS_PORT: u16 = 0x601;
+/// ACPI reset register (one byte, I/O port).
+pub const RESET_PORT: u16 = 0x602;
+/// What the guest writes to the reset register.
+pub const RESET_VALUE: u8 = 1;
+/// Where PCs have their first serial port; answers only so that `earlyprintk=ttyS0` works in debugging.
+pub const EARLY_CONSOLE_PORT: u16 = 0x3f8;
+
+const MIB: u64 = 1 << 20;
+
+/// The devices of the machine, in their order on the bus. The guest finds them by ACPI in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceSlot {
+    /// The pod's extent disk, `/dev/vda`.
+    Block,
+    /// Host and guest programs talk through it.
+    Vsock,
+    /// The guest's console, `/dev/hvc0`.
+    Console,
+    /// Entropy.
+    Rng,
+    /// The pod's network card, `eth0`.
+    Net,
+    /// Gives unused memory back.
+    Balloon,
+}
+
+impl DeviceSlot {
+    /// All slots in bus order.
+    pub const ALL: [DeviceSlot; 6] = [
+        DeviceSlot::Block,
+        DeviceSlot::Vsock,
+        DeviceSlot::Console,
+        DeviceSlot::Rng,
+        DeviceSlot::Net,
+        DeviceSlot::Balloon,
+    ];
+
+    /// First guest-physical address of the device's registers.
+    pub const fn address(self) -> u64 {
+        DEVICES + self as u64 * DEVICE_SIZE
+    }
+
+    /// The device's interrupt line.
+    pub const fn gsi(self) -> u32 {
+        FIRST_GSI + self as u32
+    }
+}
+
+/// A stretch of guest-physical addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// First address.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl Range {
+    /// The first address behind the range.
+    pub const fn end(&self) -> u64 {
+        self.start + self.len
+    }
+}
+
+/// Where the guest's RAM lies: one range, or two around the hole below 4 GiB.
+pub fn ram(memory_mib: u32) -> Vec<Range> {
+    let size = u64::from(memory_mib) * MIB;
+    if size <= HOLE {
+        return vec![Range { start: 0, len: size }];
+    }
+    vec![Range { start: 0, len: HOLE }, Range { start: HOLE_END, len: size - HOLE }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixed_ranges() -> Vec<(&'static str, Range)> {
+        let range = |start: u64, len: u64| Range { start, len };
+        let mut all = vec![
+            ("gdt", range(GDT, 0x20)),
+            ("zero page", range(ZERO_PAGE, 0x1000)),
+            ("stack", range(BOOT_STACK - 0xff0, 0xff0)),
+            ("page tables", range(PAGE_TABLES, 3 * 0x1000)),
+            ("command line", range(COMMAND_LINE, COMMAND_LINE_SIZE as u64)),
+            ("acpi", range(ACPI, ACPI_END - ACPI)),
+            ("io apic", range(u64::from(IO_APIC), 0x1000)),
+            ("local apic", range(u64::from(LOCAL_APIC), 0x1000)),
+            ("identity map", range(KVM_IDENTITY_MAP, 0x1000)),
+            ("tss", range(KVM_TSS, 3 * 0x1000)),
+        ];
+        all.extend(DeviceSlot::ALL.iter().map(|d| ("device", range(d.address(), DEVICE_SIZE))));
+        all
+    }
+
+    #[test]
+    fn nothing_overlaps() {
+        let mut all = fixed_ranges();
+        all.sort_by_key(|(_, r)| r.start);
+        for pair in all.windows(2) {
+            assert!(pair[0].1.end() <= pair[1].1.start, "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn devices_and_apics_lie_in_the_hole() {
+        for (name, r) in fixed_ranges().into_iter().filter(|(_, r)| r.start >= HIGH_RAM) {
+            assert!(r.start >= HOLE && r.end() <= HOLE_END, "{name} {r:?}");
+        }
+    }
+
+    #[test]
+    fn boot_structures_lie_in_low_ram() {
+        for (name, r) in fixed_ranges().into_iter().filter(|(_, r)| r.start < ACPI) {
+            assert!(r.end() <= LOW_RAM_END, "{name} {r:?}");
+        }
+    }
+
+    #[test]
+    fn each_device_has_its_own_line_of_the_io_apic() {
+        let lines: std::collections::BTreeSet<u32> = DeviceSlot::ALL.iter().map(|d| d.gsi()).collect();
+        assert_eq!(lines.len(), DeviceSlot::ALL.len());
+        assert!(lines.iter().all(|line| *line < 24));
+    }
+
+    #[test]
+    fn small_memory_is_one_range() {
+        assert_eq!(ram(64), [Range { start: 0, len: 64 * MIB }]);
+        assert_eq!(ram(3072), [Range { start: 0, len: HOLE }]);
+    }
+
+    #[test]
+    fn memory_beyond_3_gib_continues_above_the_hole() {
+        assert_eq!(ram(4096), [Range { start: 0, len: HOLE }, Range { start: HOLE_END, len: 1024 * MIB }]);
+    }
+}

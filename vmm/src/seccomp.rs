@@ -1,0 +1,245 @@
+//! The system calls that each thread may make. Anything else kills the process on the spot.
+//!
+//! Filters are layers: a thread is bound by every filter that it or its creator installed.
+//!
+//! ```text
+//! main thread   Boot ---- reads the boot request, builds the VM ---- EventLoop ---- serves devices and control
+//!                  \
+//! vCPU threads      +--- Vcpu ---- runs the guest
+//! ```
+//!
+//! `Boot` allows what the two others do and what building a VM takes, so it can be in place before the first byte is
+//! read. Lists are kept as short as what the code really does; the tests run the real filters against it.
+
+use std::collections::BTreeMap;
+
+use kvm_bindings as kvm;
+use libc::c_long;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
+
+/// Kinds of threads, each with its list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The main thread, from the jail on.
+    Boot,
+    /// The main thread, once the VM runs.
+    EventLoop,
+    /// A virtual processor.
+    Vcpu,
+}
+
+/// A filter that cannot be made or installed.
+#[derive(Debug, thiserror::Error)]
+pub enum SeccompError {
+    /// The list does not make a program.
+    #[error("cannot compile the seccomp filter")]
+    Compile(#[from] seccompiler::BackendError),
+    /// The kernel refused it.
+    #[error("cannot install the seccomp filter")]
+    Install(#[from] seccompiler::Error),
+}
+
+/// A compiled filter.
+#[derive(Clone)]
+pub struct Filter(BpfProgram);
+
+impl Filter {
+    /// Compiles the filter of a stage.
+    pub fn new(stage: Stage) -> Result<Self, SeccompError> {
+        let filter = SeccompFilter::new(
+            rules(stage)?,
+            SeccompAction::KillProcess,
+            SeccompAction::Allow,
+            TargetArch::x86_64,
+        )?;
+        Ok(Self(filter.try_into()?))
+    }
+
+    /// Binds the calling thread, and those that it starts, for good.
+    pub fn install(&self) -> Result<(), SeccompError> {
+        Ok(seccompiler::apply_filter(&self.0)?)
+    }
+}
+
+/// A system call, or one of several forms of a call.
+enum Allow {
+    /// With any arguments.
+    Call(c_long),
+    /// With one of these values in the argument.
+    With(c_long, u8, &'static [u64]),
+    /// With none of these bits in the argument.
+    Without(c_long, u8, u64),
+}
+
+use Allow::{Call, With, Without};
+
+fn rules(stage: Stage) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, SeccompError> {
+    let lists: &[&[Allow]] = match stage {
+        Stage::Boot => &[EVERY_THREAD, EVENT_LOOP, VCPU, BOOT],
+        Stage::EventLoop => &[EVERY_THREAD, EVENT_LOOP],
+        Stage::Vcpu => &[EVERY_THREAD, VCPU],
+    };
+    let mut rules = BTreeMap::<c_long, Vec<SeccompRule>>::new();
+    for allow in lists.iter().copied().flatten() {
+        match *allow {
+            Call(call) => {
+                rules.entry(call).or_default();
+            }
+            With(call, argument, values) => {
+                for value in values {
+                    let rule = condition(argument, SeccompCmpOp::Eq, *value)?;
+                    rules.entry(call).or_default().push(rule);
+                }
+            }
+            Without(call, argument, bits) => {
+                let rule = condition(argument, SeccompCmpOp::MaskedEq(bits), 0)?;
+                rules.entry(call).or_default().push(rule);
+            }
+        }
+    }
+    Ok(rules)
+}
+
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, SeccompError> {
+    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
+    Ok(SeccompRule::new(vec![condition])?)
+}
+
+const EXECUTABLE: u64 = libc::PROT_EXEC as u64;
+
+/// What the allocator, locks, the log and the end of any thread need. Memory never becomes executable.
+const EVERY_THREAD: &[Allow] = &[
+    Call(libc::SYS_futex),
+    Call(libc::SYS_brk),
+    Without(libc::SYS_mmap, 2, EXECUTABLE),
+    Without(libc::SYS_mprotect, 2, EXECUTABLE),
+    Call(libc::SYS_munmap),
+    Call(libc::SYS_mremap),
+    Call(libc::SYS_madvise),
+    Call(libc::SYS_read),
+    Call(libc::SYS_write),
+    Call(libc::SYS_close),
+    // Without a stable TSC the host's vDSO falls back to the call.
+    Call(libc::SYS_clock_gettime),
+    Call(libc::SYS_sched_yield),
+    Call(libc::SYS_sigaltstack),
+    Call(libc::SYS_rt_sigprocmask),
+    Call(libc::SYS_rt_sigreturn),
+    Call(libc::SYS_restart_syscall),
+    Call(libc::SYS_gettid),
+    Call(libc::SYS_getpid),
+    Call(libc::SYS_exit),
+    Call(libc::SYS_exit_group),
+];
+
+/// What devices and the control socket need.
+const EVENT_LOOP: &[Allow] = &[
+    Call(libc::SYS_epoll_wait),
+    Call(libc::SYS_epoll_pwait),
+    Call(libc::SYS_epoll_ctl),
+    // Extents.
+    Call(libc::SYS_readv),
+    Call(libc::SYS_writev),
+    Call(libc::SYS_pread64),
+    Call(libc::SYS_pwrite64),
+    Call(libc::SYS_preadv),
+    Call(libc::SYS_pwritev),
+    Call(libc::SYS_fallocate),
+    Call(libc::SYS_fdatasync),
+    Call(libc::SYS_fsync),
+    Call(libc::SYS_fstat),
+    Call(libc::SYS_statx),
+    Call(libc::SYS_lseek),
+    // Sockets: connections come through listeners that were given, or as pairs of which one end is given away.
+    Call(libc::SYS_accept4),
+    Call(libc::SYS_recvmsg),
+    Call(libc::SYS_sendmsg),
+    Call(libc::SYS_recvfrom),
+    Call(libc::SYS_sendto),
+    Call(libc::SYS_shutdown),
+    Call(libc::SYS_getsockopt),
+    With(libc::SYS_socketpair, 0, &[libc::AF_UNIX as u64]),
+    With(
+        libc::SYS_fcntl,
+        1,
+        &[
+            libc::F_GETFL as u64,
+            libc::F_SETFL as u64,
+            libc::F_GETFD as u64,
+            libc::F_SETFD as u64,
+            libc::F_DUPFD_CLOEXEC as u64,
+        ],
+    ),
+    Call(libc::SYS_timerfd_create),
+    Call(libc::SYS_timerfd_settime),
+    Call(libc::SYS_eventfd2),
+    Call(libc::SYS_getrandom),
+    With(libc::SYS_ioctl, 1, &[libc::FIONBIO, libc::TUNSETOFFLOAD as u64, libc::TUNSETVNETHDRSZ as u64]),
+    // Kicks of vCPU threads when the VM ends.
+    Call(libc::SYS_tgkill),
+];
+
+/// What running the guest needs.
+const VCPU: &[Allow] = &[With(libc::SYS_ioctl, 1, &[KVM_RUN])];
+
+/// What building a VM needs.
+const BOOT: &[Allow] = &[
+    Call(libc::SYS_poll),
+    Call(libc::SYS_ppoll),
+    Call(libc::SYS_epoll_create1),
+    Call(libc::SYS_clone3),
+    Call(libc::SYS_clone),
+    Call(libc::SYS_rseq),
+    Call(libc::SYS_set_robust_list),
+    Call(libc::SYS_sched_getaffinity),
+    Call(libc::SYS_prlimit64),
+    Call(libc::SYS_rt_sigaction),
+    With(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64]),
+    With(libc::SYS_seccomp, 0, &[libc::SECCOMP_SET_MODE_FILTER as u64]),
+    With(
+        libc::SYS_ioctl,
+        1,
+        &[
+            none(0x00),                                      // KVM_GET_API_VERSION
+            none(0x01),                                      // KVM_CREATE_VM
+            none(0x03),                                      // KVM_CHECK_EXTENSION
+            none(0x04),                                      // KVM_GET_VCPU_MMAP_SIZE
+            both::<kvm::kvm_cpuid2>(0x05),                   // KVM_GET_SUPPORTED_CPUID
+            none(0x41),                                      // KVM_CREATE_VCPU
+            write::<kvm::kvm_userspace_memory_region>(0x46), // KVM_SET_USER_MEMORY_REGION
+            none(0x47),                                      // KVM_SET_TSS_ADDR
+            write::<u64>(0x48),                              // KVM_SET_IDENTITY_MAP_ADDR
+            none(0x60),                                      // KVM_CREATE_IRQCHIP
+            write::<kvm::kvm_irqfd>(0x76),                   // KVM_IRQFD
+            write::<kvm::kvm_ioeventfd>(0x79),               // KVM_IOEVENTFD
+            write::<kvm::kvm_regs>(0x82),                    // KVM_SET_REGS
+            read::<kvm::kvm_sregs>(0x83),                    // KVM_GET_SREGS
+            write::<kvm::kvm_sregs>(0x84),                   // KVM_SET_SREGS
+            write::<kvm::kvm_msrs>(0x89),                    // KVM_SET_MSRS
+            write::<kvm::kvm_fpu>(0x8d),                     // KVM_SET_FPU
+            write::<kvm::kvm_cpuid2>(0x90),                  // KVM_SET_CPUID2
+        ],
+    ),
+];
+
+const KVM_RUN: u64 = none(0x80);
+
+const fn none(number: u32) -> u64 {
+    ioctl_expr(_IOC_NONE, kvm::KVMIO, number, 0)
+}
+
+const fn read<T>(number: u32) -> u64 {
+    ioctl_expr(_IOC_READ, kvm::KVMIO, number, size_of::<T>() as u32)
+}
+
+const fn write<T>(number: u32) -> u64 {
+    ioctl_expr(_IOC_WRITE, kvm::KVMIO, number, size_of::<T>() as u32)
+}
+
+const fn both<T>(number: u32) -> u64 {
+    ioctl_expr(_IOC_READ | _IOC_WRITE, kvm::KVMIO, number, size_of::<T>() as u32)
+}

@@ -1,0 +1,169 @@
+//! The virtual processors: one thread each, which runs the guest until it needs the VMM.
+//!
+//! ```text
+//!            spawn                     end of the VM by any reason
+//!  (built) --------> Running ---------------------------------------> joined
+//!                     |   ^
+//!       exit to MMIO, |   | answered by the bus
+//!          port I/O   v   |
+//!                    Handling
+//! ```
+//!
+//! A thread ends when the VM has ended; the reason of an end that the guest caused goes to [`Ending`]. Between exits a
+//! thread touches only the bus, so its seccomp filter is short.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::{
+    bus::Bus,
+    end::{Ending, VmExit},
+    seccomp::{self, Filter},
+    sys,
+};
+
+/// What the processors reach outside of guest memory.
+pub struct Buses {
+    /// Devices at guest-physical addresses.
+    pub memory: Bus,
+    /// Devices at I/O ports.
+    pub ports: Bus,
+}
+
+/// One processor, ready to run.
+pub struct Vcpu {
+    /// Its number and APIC id.
+    pub id: u8,
+    /// KVM's side of it.
+    pub fd: VcpuFd,
+    /// Where its exits go.
+    pub buses: Arc<Buses>,
+    /// Whom to tell when the guest ends.
+    pub ending: Ending,
+}
+
+/// The running processors.
+pub struct VcpuThreads {
+    threads: Vec<JoinHandle<()>>,
+    stopping: Arc<AtomicBool>,
+    exits: Vec<Arc<AtomicU64>>,
+}
+
+/// A processor's thread that cannot run the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// The system refused a thread, or the handler of its signal.
+    #[error("cannot start the thread of vcpu {id}")]
+    Spawn {
+        /// The processor.
+        id: u8,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The thread could not confine itself.
+    #[error("cannot confine the thread of vcpu {id}")]
+    Confine {
+        /// The processor.
+        id: u8,
+        /// What failed.
+        source: seccomp::SeccompError,
+    },
+}
+
+impl VcpuThreads {
+    /// Starts all processors, each confined by `filter`. Returns when all run.
+    pub fn spawn(vcpus: Vec<Vcpu>, filter: &Filter) -> Result<Self, VcpuError> {
+        let mut running =
+            Self { threads: Vec::new(), stopping: Arc::new(AtomicBool::new(false)), exits: Vec::new() };
+        sys::prepare_kicks().map_err(|source| VcpuError::Spawn { id: 0, source })?;
+        for vcpu in vcpus {
+            running.spawn_one(vcpu, filter.clone())?;
+        }
+        Ok(running)
+    }
+
+    fn spawn_one(&mut self, mut vcpu: Vcpu, filter: Filter) -> Result<(), VcpuError> {
+        let id = vcpu.id;
+        let exits = Arc::new(AtomicU64::new(0));
+        self.exits.push(exits.clone());
+        let stopping = self.stopping.clone();
+        let (report, confined) = mpsc::sync_channel(1);
+        let body = move || {
+            let outcome = filter.install();
+            let failed = outcome.is_err();
+            // The receiver waits below until this was sent.
+            let _ = report.send(outcome);
+            if !failed {
+                vcpu.run(&stopping, &exits);
+            }
+        };
+        let spawned = thread::Builder::new().name(format!("vcpu{id}")).spawn(body);
+        self.threads.push(spawned.map_err(|source| VcpuError::Spawn { id, source })?);
+        let ended = |_| VcpuError::Spawn { id, source: io::ErrorKind::BrokenPipe.into() };
+        confined.recv().map_err(ended)?.map_err(|source| VcpuError::Confine { id, source })
+    }
+
+    /// Exits from guest to VMM since boot, all processors.
+    pub fn exits(&self) -> u64 {
+        self.exits.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Brings all processors back from the guest and waits for their threads.
+    pub fn stop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
+        self.threads.iter().for_each(sys::kick);
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has told so by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Vcpu {
+    fn run(&mut self, stopping: &AtomicBool, exits: &AtomicU64) {
+        sys::allow_kicks(&mut self.fd);
+        while !stopping.load(Ordering::Acquire) {
+            if let Some(reason) = self.run_to_exit() {
+                self.ending.end(reason);
+                break;
+            }
+            exits.fetch_add(1, Ordering::Relaxed);
+        }
+        sys::forbid_kicks();
+    }
+
+    /// Runs the guest up to its next exit and answers it. Says why, if it was the last.
+    fn run_to_exit(&mut self) -> Option<VmExit> {
+        let vcpu = self.id;
+        let exit = match self.fd.run() {
+            Ok(exit) => exit,
+            // A kick, or a processor that has been woken before its start-up interrupt.
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return None,
+            Err(error) => return Some(VmExit::Run { vcpu, error }),
+        };
+        match exit {
+            VcpuExit::MmioRead(address, data) => self.buses.memory.read(address, data),
+            VcpuExit::MmioWrite(address, data) => self.buses.memory.write(address, data),
+            VcpuExit::IoIn(port, data) => self.buses.ports.read(port.into(), data),
+            VcpuExit::IoOut(port, data) => self.buses.ports.write(port.into(), data),
+            VcpuExit::Intr => {}
+            VcpuExit::Shutdown => return Some(VmExit::TripleFault { vcpu }),
+            VcpuExit::FailEntry(reason, _) => return Some(VmExit::EntryFailed { vcpu, reason }),
+            VcpuExit::InternalError => {
+                let suberror = sys::internal_suberror(&mut self.fd);
+                return Some(VmExit::InternalError { vcpu, suberror });
+            }
+            other => return Some(VmExit::Unexpected { vcpu, exit: format!("{other:?}") }),
+        }
+        None
+    }
+}
