@@ -286,3 +286,129 @@ impl Subscriber for Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, ControlMessage, SockType, sendmsg, socketpair};
+    use proptest::prelude::*;
+    use std::io::{IoSlice, Write};
+
+    fn pair() -> (Client, OwnedFd) {
+        let (near, far) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        (Client::new(near), far)
+    }
+
+    fn send_with(far: &OwnedFd, bytes: &[u8], fds: &[RawFd]) {
+        let rights = [ControlMessage::ScmRights(fds)];
+        let beside = if fds.is_empty() { &rights[..0] } else { &rights[..] };
+        sendmsg::<()>(far.as_raw_fd(), &[IoSlice::new(bytes)], beside, MsgFlags::empty(), None).unwrap();
+    }
+
+    fn malformed(received: Received) -> String {
+        match received {
+            Received::Malformed(what) => what,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn request_arrives_with_its_descriptors_in_order() {
+        let (mut client, far) = pair();
+        let files: Vec<_> = (0..3).map(|_| tempfile::tempfile().unwrap()).collect();
+        for (number, file) in files.iter().enumerate() {
+            (&mut &*file).write_all(&[number as u8; 4][..=number]).unwrap();
+        }
+        let request = Request::AttachExtent { length: 4096, read_only: true };
+        let fds: Vec<_> = files.iter().map(|f| f.as_raw_fd()).collect();
+        send_with(&far, &serde_json::to_vec(&request).unwrap(), &fds);
+
+        let Received::Request(received, fds) = client.receive() else { panic!("no request") };
+        assert_eq!(received, request);
+        let sizes: Vec<_> =
+            fds.into_iter().map(|fd| std::fs::File::from(fd).metadata().unwrap().len()).collect();
+        assert_eq!(sizes, [1, 2, 3]);
+    }
+
+    #[test]
+    fn answer_arrives_as_one_packet() {
+        let (client, far) = pair();
+        let response = Response::Console { text: "x".repeat(16 * 1024) };
+        client.answer(&response).unwrap();
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let length = nix::unistd::read(&far, &mut buffer).unwrap();
+        assert_eq!(serde_json::from_slice::<Response>(&buffer[..length]).unwrap(), response);
+    }
+
+    #[test]
+    fn too_many_descriptors_are_refused_and_closed() {
+        let (mut client, far) = pair();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        send_with(&far, br#"{"request":"stats"}"#, &[writer.as_raw_fd(); MAX_FDS + 1]);
+        drop(writer);
+        assert!(malformed(client.receive()).contains("descriptors"));
+        let end = nix::unistd::read(&reader, &mut [0]).unwrap();
+        assert_eq!(end, 0, "a copy of the pipe is still open");
+    }
+
+    #[test]
+    fn too_long_a_message_is_refused_and_the_next_one_is_served() {
+        let (mut client, far) = pair();
+        send_with(&far, &vec![b' '; MAX_MESSAGE + 1], &[]);
+        assert!(malformed(client.receive()).contains("longer"));
+        send_with(&far, br#"{"request":"stats"}"#, &[]);
+        assert!(matches!(client.receive(), Received::Request(Request::Stats {}, _)));
+    }
+
+    #[test]
+    fn unknown_requests_and_fields_are_refused() {
+        let (mut client, far) = pair();
+        let bad = [&b"{}"[..], br#"{"request":"fly"}"#, br#"{"request":"stop","now":1}"#, b"\xff\0", b"null"];
+        for message in bad {
+            send_with(&far, message, &[]);
+            malformed(client.receive());
+        }
+    }
+
+    #[test]
+    fn client_that_left_is_gone() {
+        let (mut client, far) = pair();
+        assert!(matches!(client.receive(), Received::Nothing));
+        drop(far);
+        assert!(matches!(client.receive(), Received::Gone));
+        assert!(client.answer(&Response::Done {}).is_err());
+    }
+
+    #[test]
+    fn client_that_does_not_read_is_found_out() {
+        let (client, _far) = pair();
+        let response = Response::Console { text: "x".repeat(16 * 1024) };
+        let mut answers = 0;
+        while client.answer(&response).is_ok() {
+            answers += 1;
+            assert!(answers < 10_000, "answers pile up");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_packet_is_a_request_or_malformed(bytes in prop::collection::vec(any::<u8>(), 1..2048)) {
+            let (mut client, far) = pair();
+            send_with(&far, &bytes, &[]);
+            prop_assert!(matches!(client.receive(), Received::Request(..) | Received::Malformed(_)));
+        }
+
+        /// Packets that are nearly requests reach further into the parser than random bytes.
+        #[test]
+        fn damaged_request_is_a_request_or_malformed(place in 0_usize..130, byte in any::<u8>()) {
+            let config = BootConfig { vcpus: 2, memory_mib: 128, huge_pages: true, kernel_args: vec!["a".into()] };
+            let mut bytes = serde_json::to_vec(&Request::Boot(config)).unwrap();
+            let place = place % bytes.len();
+            bytes[place] = byte;
+            let (mut client, far) = pair();
+            send_with(&far, &bytes, &[]);
+            prop_assert!(matches!(client.receive(), Received::Request(..) | Received::Malformed(_)));
+        }
+    }
+}

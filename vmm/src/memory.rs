@@ -100,7 +100,7 @@ fn map_aligned(bytes: usize, huge_pages: bool) -> Result<NonNull<u8>, MemoryErro
 mod tests {
     use super::*;
     use crate::layout;
-    use vm_memory::{Bytes, GuestMemory as _, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
     #[test]
     fn memory_is_aligned_to_2_mib() {

@@ -178,7 +178,7 @@ const EVENT_LOOP: &[Allow] = &[
     Call(libc::SYS_timerfd_settime),
     Call(libc::SYS_eventfd2),
     Call(libc::SYS_getrandom),
-    With(libc::SYS_ioctl, 1, &[libc::FIONBIO, libc::TUNSETOFFLOAD as u64, libc::TUNSETVNETHDRSZ as u64]),
+    With(libc::SYS_ioctl, 1, &[libc::FIONBIO, libc::TUNSETOFFLOAD, libc::TUNSETVNETHDRSZ]),
     // Kicks of vCPU threads when the VM ends.
     Call(libc::SYS_tgkill),
 ];

@@ -84,7 +84,9 @@ extern "C" fn on_kick(_signal: libc::c_int) {
     let run = RUNNING.get();
     if !run.is_null() {
         // SAFETY: `allow_kicks` stored it for this thread, whose vCPU stays mapped until `forbid_kicks`.
-        unsafe { (&raw mut (*run).immediate_exit).write_volatile(1) };
+        let flag = unsafe { &raw mut (*run).immediate_exit };
+        // SAFETY: as above; one byte, which the kernel reads when the thread enters `KVM_RUN`.
+        unsafe { flag.write_volatile(1) };
     }
 }
 
