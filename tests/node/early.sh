@@ -1,19 +1,17 @@
 #!/bin/busybox sh
 # shellcheck shell=dash
 # /init of the node's initramfs: make the machine's own root file system, read-only below a tmpfs, the root of the node,
-# and hand over to init.sh. Everything here runs from busybox: nothing of the machine is reachable yet.
-
-export PATH=/bin
-alias mount='busybox mount' mkdir='busybox mkdir' insmod='busybox insmod'
+# and hand over to init.sh. Busybox's shell has mount, insmod and the like built in: nothing else is reachable yet.
 
 die() {
   echo "node: $*"
   echo o >/proc/sysrq-trigger
-  busybox sleep 60
+  sleep 60
 }
 
 mkdir -p /proc /sys /dev /lower /layers /root
-mount -t proc proc /proc
+# the shell finds its own tools by /proc/self/exe
+/bin/busybox mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 
@@ -29,6 +27,6 @@ mount -t overlay -o lowerdir=/lower,upperdir=/layers/upper,workdir=/layers/work 
 mkdir -p /root/node
 mount -t virtiofs run /root/node || die "cannot mount the run directory (virtiofs 'run')"
 mount -o move /dev /root/dev
-mount -o move /proc /root/proc
 mount -o move /sys /root/sys
-exec busybox switch_root /root /bin/sh /node/init.sh
+mount -o move /proc /root/proc
+exec /bin/busybox switch_root /root /bin/busybox sh /node/init.sh

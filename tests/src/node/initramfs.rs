@@ -11,7 +11,7 @@ use std::process::Command;
 /// Static, so that it runs where there is nothing else.
 const BUSYBOX: &str = "/bin/busybox";
 const EARLY: &str = include_str!("../../node/early.sh");
-const MODULES: [&str; 4] = ["virtio_mmio", "virtiofs", "overlay", "virtio_console"];
+const EARLY_MODULES: [&str; 4] = ["virtio_mmio", "virtiofs", "overlay", "virtio_console"];
 
 /// A Debian cloud kernel: it has kvm-amd, kvm-intel, vhost, tun and netfilter as modules, and starts fast.
 #[derive(Debug)]
@@ -40,30 +40,24 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Paths of the modules the node needs before it has a root, each after those it depends on.
-    fn modules(&self) -> Result<Vec<PathBuf>> {
+    /// Paths of these modules and of all that they need, each after those it depends on.
+    pub fn load_order(&self, modules: &[&str]) -> Result<Vec<PathBuf>> {
+        let mut modprobe = Command::new("modprobe");
+        modprobe.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").args([
+            "-S",
+            &self.release,
+            "--show-depends",
+            "-a",
+        ]);
+        let listed = modprobe.args(modules).output().context("cannot run modprobe: apt-get install kmod")?;
+        ensure!(listed.status.success(), "{modprobe:?}: {}", String::from_utf8_lossy(&listed.stderr).trim());
         let mut order = Vec::new();
-        for module in MODULES {
-            let mut modprobe = Command::new("modprobe");
-            modprobe.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").args([
-                "-S",
-                &self.release,
-                "--show-depends",
-                module,
-            ]);
-            let listed = modprobe.output().context("cannot run modprobe: apt-get install kmod")?;
-            ensure!(
-                listed.status.success(),
-                "{modprobe:?}: {}",
-                String::from_utf8_lossy(&listed.stderr).trim()
-            );
-            // "insmod PATH"; what is built into the kernel says "builtin NAME"
-            for line in String::from_utf8_lossy(&listed.stdout).lines() {
-                let Some(path) = line.strip_prefix("insmod ") else { continue };
-                let path = PathBuf::from(path.trim());
-                if !order.contains(&path) {
-                    order.push(path);
-                }
+        // "insmod PATH"; what is built into the kernel says "builtin NAME"
+        for line in String::from_utf8_lossy(&listed.stdout).lines() {
+            let Some(path) = line.strip_prefix("insmod ") else { continue };
+            let path = PathBuf::from(path.trim());
+            if !order.contains(&path) {
+                order.push(path);
             }
         }
         Ok(order)
@@ -79,7 +73,7 @@ impl Kernel {
         archive.file("init", EARLY.as_bytes());
         archive.directory("modules");
         let mut order = String::new();
-        for module in self.modules()? {
+        for module in self.load_order(&EARLY_MODULES)? {
             let name =
                 module.file_stem().and_then(|stem| stem.to_str()).context("a module without a name")?;
             let name = name.trim_end_matches(".ko");

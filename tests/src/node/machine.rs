@@ -42,7 +42,7 @@ pub struct Machine<'a> {
 impl Machine<'_> {
     /// The command that starts it. The job's output arrives on the command's stdout and stderr.
     pub fn command(&self) -> Command {
-        let nested_kvm = self.time == Time::Wall && has_nested_kvm();
+        let nested_kvm = self.time == Time::Wall && nested_kvm().is_some();
         let mut command = Process::command(&self.qemu.program);
         for directory in &self.qemu.firmware {
             command.arg("-L").arg(directory);
@@ -122,15 +122,23 @@ impl Machine<'_> {
     }
 }
 
-/// Whether guests of this machine's KVM can use KVM themselves. The modules tell: other kernels answer to /dev/kvm that cannot
-/// boot a stock guest.
-fn has_nested_kvm() -> bool {
-    let nested = ["kvm_amd", "kvm_intel"].iter().any(|module| {
+/// The module that makes /dev/kvm in a node.
+pub fn kvm_module(time: Time) -> &'static str {
+    match time {
+        Time::Wall => nested_kvm().unwrap_or("kvm_amd"),
+        Time::Counted => "kvm_amd",
+    }
+}
+
+/// The machine's KVM module if its guests can use KVM themselves. /dev/kvm alone does not tell: there are kernels that answer to it
+/// and cannot boot a stock guest.
+fn nested_kvm() -> Option<&'static str> {
+    fs::File::options().read(true).write(true).open("/dev/kvm").ok()?;
+    ["kvm_amd", "kvm_intel"].into_iter().find(|module| {
         let parameter =
             fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).unwrap_or_default();
         matches!(parameter.trim(), "1" | "Y")
-    });
-    nested && fs::File::options().read(true).write(true).open("/dev/kvm").is_ok()
+    })
 }
 
 /// The rate of the machine's time stamp counter if the kernel was told it by a hypervisor: then it is what /proc/cpuinfo shows as

@@ -19,7 +19,7 @@ mod virtiofsd;
 pub use job::Job;
 pub use machine::Time;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use initramfs::Kernel;
 use machine::Machine;
 use nix::errno::Errno;
@@ -35,6 +35,29 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// What a pod's network needs, loaded before the daemon starts, so that no figure holds the loading of a module. Without the daemon they
+/// come when something asks for them.
+const NETWORK_MODULES: [&str; 18] = [
+    "veth",
+    "bridge",
+    "br_netfilter",
+    "act_mirred",
+    "cls_u32",
+    "cls_matchall",
+    "sch_ingress",
+    "nf_tables",
+    "nft_compat",
+    "nft_chain_nat",
+    "nft_masq",
+    "xt_MASQUERADE",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_mark",
+    "xt_multiport",
+    "xt_addrtype",
+    "xt_nat",
+];
 
 /// What kind of node, and what it is given.
 #[derive(Debug)]
@@ -89,7 +112,11 @@ impl Node {
         ensure!(nix::unistd::geteuid().is_root(), "the node's file server needs root: run as root");
         let deadline = Instant::now() + settings.timeout;
         let (qemu, kernel) = (Qemu::locate()?, Kernel::newest()?);
-        let run = RunDirectory::make(&settings, job)?;
+        let mut modules = vec![machine::kvm_module(settings.time), "tun"];
+        if settings.daemon {
+            modules.extend(NETWORK_MODULES);
+        }
+        let run = RunDirectory::make(&settings, job, &kernel.load_order(&modules)?)?;
         let signals = take_signals()?;
 
         kernel.write_initramfs(&run.initramfs())?;
@@ -123,16 +150,12 @@ impl Node {
 
     /// Waits for the job; its exit status, 128 + N if signal N ended it, 125 if the node could not start it.
     pub fn wait(mut self) -> Result<u8> {
-        if let Err(error) = self.until_power_off() {
-            return Err(self.explain(error));
-        }
+        let status = self.exit_status().map_err(|error| self.explain(&error))?;
+        // all output has left the node by now; its last bytes are in the pipes
+        self.qemu.kill();
         for copy in self.copies.drain(..) {
             copy.join().ok().context("the thread that copies the job's output panicked")?;
         }
-        let status = match self.run.exit_status() {
-            Ok(status) => status,
-            Err(error) => return Err(self.explain(error)),
-        };
         if let Some(out) = &self.settings.out {
             self.run.copy_results(out)?;
         }
@@ -143,14 +166,16 @@ impl Node {
         Ok(status)
     }
 
-    fn until_power_off(&mut self) -> Result<()> {
+    fn exit_status(&mut self) -> Result<u8> {
         loop {
+            if let Some(status) = self.run.exit_status()? {
+                return Ok(status);
+            }
             if let Some(status) = self.qemu.exited()? {
-                ensure!(status.success(), "QEMU ended with {status}");
-                return Ok(());
+                bail!("the node went down before the job ended ({status})");
             }
             if Instant::now() > self.deadline {
-                bail!("the node did not end within {} s and was killed", self.settings.timeout.as_secs());
+                bail!("the job did not end within {} s and was killed", self.settings.timeout.as_secs());
             }
             let mut signal = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             match poll(&mut signal, PollTimeout::from(10_u8)) {
@@ -164,16 +189,12 @@ impl Node {
     }
 
     /// The error with the end of the console, and where the whole of it is.
-    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        let tail = self.run.console_tail();
-        match self.run.keep_logs() {
-            Ok(kept) => {
-                error.context(format!("node failed; logs in {}; end of its console:\n{tail}", kept.display()))
-            }
-            Err(lost) => {
-                error.context(format!("node failed; logs lost ({lost:#}); end of its console:\n{tail}"))
-            }
-        }
+    fn explain(&self, error: &anyhow::Error) -> anyhow::Error {
+        let kept = match self.run.keep_logs() {
+            Ok(kept) => format!("logs in {}", kept.display()),
+            Err(lost) => format!("logs lost: {lost:#}"),
+        };
+        anyhow!("{error:#}; {kept}; end of the node's console:\n{}", self.run.console_tail())
     }
 }
 

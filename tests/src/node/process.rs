@@ -27,6 +27,13 @@ impl Process {
         self.0.try_wait().context("cannot wait for a child")
     }
 
+    /// Ends it; returns when it is gone.
+    pub fn kill(&mut self) {
+        // fails only for a child that is already gone
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
     /// The child, for its pipes.
     pub fn child(&mut self) -> &mut Child {
         &mut self.0
@@ -35,8 +42,6 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // fails only for a child that is already gone
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.kill();
     }
 }

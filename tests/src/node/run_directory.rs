@@ -8,16 +8,13 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::fmt::Write;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
 const PREFIX: &str = "isopod-node-";
 const CONSOLE_TAIL_LINES: usize = 30;
-
-/// Loaded before the job starts, so that no figure holds the loading of a module. kvm-amd or kvm-intel refuses, by the CPU.
-const MODULES: &str = "kvm-amd kvm-intel tun veth bridge br_netfilter act_mirred cls_u32 cls_matchall sch_ingress erofs loop vhost_vsock \
-     nf_tables nft_compat nft_chain_nat xt_MASQUERADE xt_comment xt_conntrack xt_mark xt_multiport xt_addrtype xt_nat";
 
 /// Files that the node reads from /node.
 const FILES: [(&str, &str); 4] = [
@@ -35,8 +32,8 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes it and fills `shared/`.
-    pub fn make(settings: &Settings, job: &Job) -> Result<RunDirectory> {
+    /// Makes it and fills `shared/`. The node loads `modules` in that order.
+    pub fn make(settings: &Settings, job: &Job, modules: &[PathBuf]) -> Result<RunDirectory> {
         remove_stale();
         let dir = tempfile::Builder::new()
             .prefix(PREFIX)
@@ -53,7 +50,7 @@ impl RunDirectory {
             fs::write(shared.join(name), content)?;
         }
         fs::write(shared.join("job"), job.script()?)?;
-        fs::write(shared.join("settings"), node_settings(settings, job)?)?;
+        fs::write(shared.join("settings"), node_settings(settings, job, modules)?)?;
         Ok(made)
     }
 
@@ -74,11 +71,14 @@ impl RunDirectory {
         self.path().join("console.log")
     }
 
-    /// The exit status that init.sh wrote as its last act.
-    pub fn exit_status(&self) -> Result<u8> {
-        let path = self.shared().join("exit");
-        let written = fs::read_to_string(path).context("the node went down before the job ended")?;
-        written.trim().parse().with_context(|| format!("the job's exit status is {written:?}"))
+    /// The exit status that init.sh hands out as its last act; nothing while the job runs.
+    pub fn exit_status(&self) -> Result<Option<u8>> {
+        let written = match fs::read_to_string(self.shared().join("exit")) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other.context("cannot read the job's exit status")?,
+        };
+        let status = written.trim().parse();
+        Ok(Some(status.with_context(|| format!("the job's exit status is {written:?}"))?))
     }
 
     /// The last lines of the console.
@@ -107,13 +107,17 @@ impl RunDirectory {
 }
 
 /// Shell variables for init.sh.
-fn node_settings(settings: &Settings, job: &Job) -> Result<String> {
+fn node_settings(settings: &Settings, job: &Job, modules: &[PathBuf]) -> Result<String> {
     let yes_or_no = |wanted| if wanted { "yes" } else { "no" };
     let mut text = String::new();
     writeln!(text, "DAEMON={}", yes_or_no(settings.daemon))?;
     writeln!(text, "REGISTRY={}", yes_or_no(settings.registry))?;
     writeln!(text, "JOB_TTY={}", if job.terminal { "/dev/hvc0" } else { "" })?;
-    writeln!(text, "MODULES='{MODULES}'")?;
+    writeln!(
+        text,
+        "MODULES='{}'",
+        modules.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
+    )?;
     if settings.daemon {
         writeln!(text, "ISOPOD='{}'", artefacts::isopod()?.display())?;
         writeln!(text, "TOOLS='{}'", artefacts::tools()?.display())?;
