@@ -8,7 +8,6 @@
 //! Called once, by `main`, with the answer of the control socket in hand. Nothing in here tells one pod from another.
 
 use std::{
-    io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex},
 };
@@ -25,6 +24,7 @@ use crate::{
         cpuid::{self, Place},
         registers,
     },
+    devices::{DevicesError, Machinery},
     early_console::{self, EarlyConsole},
     end::Ending,
     kernel::{self, KernelError},
@@ -97,9 +97,9 @@ pub enum BootError {
     /// The processors' threads.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
-    /// The event loop or a device's eventfds.
-    #[error("cannot make a device's events")]
-    Events(#[from] io::Error),
+    /// The devices.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
 }
 
 impl BootError {
@@ -108,6 +108,8 @@ impl BootError {
         match self {
             BootError::Range { .. } | BootError::Descriptors(_) => ErrorKind::Invalid,
             BootError::Vm(_) | BootError::Processor { .. } => ErrorKind::Kvm,
+            BootError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
+            BootError::Devices(DevicesError::Root(_)) => ErrorKind::Invalid,
             BootError::Kernel(KernelError::Word { .. } | KernelError::TooLong { .. }) => ErrorKind::Invalid,
             BootError::Kernel(_) => ErrorKind::Kernel,
             _ => ErrorKind::System,
@@ -148,7 +150,9 @@ pub fn boot(config: &BootConfig, files: Vec<OwnedFd>, events: &mut EventLoop) ->
     let ram = layout::ram(config.memory_mib);
     let memory = memory::allocate(&ram, config.huge_pages)?;
     let vm = Vm::new(files.kvm, &memory)?;
-    let buses = Arc::new(Buses { memory: Bus::new(), ports: ports(&ending, &console)? });
+    let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
+    let (bus, devices) = machinery.place_all(files.root, &console)?;
+    let buses = Arc::new(Buses { memory: bus, ports: ports(&ending, &console)? });
 
     memory.write_slice(&acpi::tables(layout::ACPI, config.vcpus), GuestAddress(layout::ACPI))?;
     kernel::write_boot_parameters(&memory, &command_line, &ram)?;
@@ -160,7 +164,7 @@ pub fn boot(config: &BootConfig, files: Vec<OwnedFd>, events: &mut EventLoop) ->
         .map(|(id, fd)| Vcpu { id, fd, buses: buses.clone(), ending: ending.clone() })
         .collect();
     let vcpus = VcpuThreads::spawn(vcpus, &Filter::new(Stage::Vcpu)?)?;
-    Ok(Machine { vm, console, vcpus: Mutex::new(vcpus), ending })
+    Ok(Machine { vm, devices, console, vcpus: Mutex::new(vcpus), ending })
 }
 
 fn check(config: &BootConfig) -> Result<(), BootError> {

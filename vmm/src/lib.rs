@@ -1,7 +1,7 @@
 //! `isopod-vmm`: one virtual machine in one jailed process.
 //!
 //! The story of a boot, file by file: `main` closes what it inherited and enters the [`jail`]; [`control`] waits for the
-//! boot request; [`builder`] makes [`memory`], the [`vm`], its devices on the [`bus`], the [`acpi`] tables and the
+//! boot request; [`builder`] makes [`memory`], the [`vm`], its [`devices`] on the [`bus`], the [`acpi`] tables and the
 //! [`kernel`], and starts the [`vcpu`] threads; then the [`machine`] answers requests while the event loop of [`virtio`]
 //! serves the devices, until something calls [`end`].
 //!
@@ -13,6 +13,7 @@ pub mod bus;
 pub mod console_log;
 pub mod control;
 pub mod cpu;
+pub mod devices;
 pub mod early_console;
 pub mod end;
 pub mod jail;

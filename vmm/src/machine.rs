@@ -10,8 +10,10 @@ use isopod_protocols::vmm::{ErrorKind, Request, Response, Stats};
 use crate::{
     console_log::ConsoleLog,
     control::error,
+    devices::Devices,
     end::{Ending, VmExit},
     vcpu::VcpuThreads,
+    virtio::block::ExtentError,
     vm::Vm,
 };
 
@@ -19,6 +21,8 @@ use crate::{
 pub struct Machine {
     /// Kept open as long as the guest runs.
     pub vm: Vm,
+    /// What requests reach of the devices.
+    pub devices: Devices,
     /// The guest's console output.
     pub console: Arc<ConsoleLog>,
     /// The processors.
@@ -38,14 +42,25 @@ impl Machine {
                 self.ending.end(VmExit::Stopped);
                 Response::Done {}
             }
-            Request::AttachExtent { .. }
-            | Request::DetachExtent { .. }
-            | Request::AttachTap {}
-            | Request::ListenVsock { .. } => {
-                drop(fds);
+            Request::AttachExtent { length, read_only } => {
+                one(fds).and_then(|file| self.attach_extent(file, length, read_only)).unwrap_or_else(|e| e)
+            }
+            Request::DetachExtent { offset: 0 } => {
+                error(ErrorKind::Invalid, "the extent at offset 0 is the guest's own root and stays")
+            }
+            Request::DetachExtent { offset } => match self.devices.extents.detach(offset) {
+                Ok(_) => Response::Done {},
+                Err(refusal) => extent_refused(refusal),
+            },
+            Request::AttachTap {} | Request::ListenVsock { .. } => {
                 error(ErrorKind::State, "no such device yet")
             }
         }
+    }
+
+    fn attach_extent(&self, file: OwnedFd, length: u64, read_only: bool) -> Result<Response, Response> {
+        let offset = self.devices.extents.attach(file, length, read_only).map_err(extent_refused)?;
+        Ok(Response::Extent { offset })
     }
 
     /// Brings the processors back from the guest: from here on nothing of the guest runs.
@@ -55,6 +70,28 @@ impl Machine {
 
     fn stats(&self) -> Stats {
         let exits = self.vcpus.lock().expect("nobody panics with this lock").exits();
-        Stats { exits, ..Default::default() }
+        Stats {
+            exits,
+            disk_read_bytes: self.devices.disk_read.get(),
+            disk_write_bytes: self.devices.disk_written.get(),
+            ..Default::default()
+        }
     }
+}
+
+/// The only descriptor of a request that needs one.
+fn one(fds: Vec<OwnedFd>) -> Result<OwnedFd, Response> {
+    let count = fds.len();
+    let [fd] = <[OwnedFd; 1]>::try_from(fds)
+        .map_err(|_| error(ErrorKind::Invalid, format!("the request needs 1 descriptor, got {count}")))?;
+    Ok(fd)
+}
+
+fn extent_refused(refusal: ExtentError) -> Response {
+    let kind = match refusal {
+        ExtentError::Full { .. } | ExtentError::Unknown(_) => ErrorKind::State,
+        ExtentError::System(_) => ErrorKind::System,
+        _ => ErrorKind::Invalid,
+    };
+    error(kind, refusal)
 }

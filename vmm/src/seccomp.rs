@@ -151,8 +151,10 @@ const EVENT_LOOP: &[Allow] = &[
     Call(libc::SYS_fallocate),
     Call(libc::SYS_fdatasync),
     Call(libc::SYS_fsync),
+    // Of open files only: the C library makes `fstat` of these.
     Call(libc::SYS_fstat),
-    Call(libc::SYS_statx),
+    With(libc::SYS_newfstatat, 3, &[libc::AT_EMPTY_PATH as u64]),
+    With(libc::SYS_statx, 2, &[libc::AT_EMPTY_PATH as u64]),
     Call(libc::SYS_lseek),
     // Sockets: connections come through listeners that were given, or as pairs of which one end is given away.
     Call(libc::SYS_accept4),
