@@ -3,6 +3,7 @@
 //! Called by `sandbox` and `container`. Every call has a deadline, every answer a limit, and what a guest says in an
 //! error is made printable and cut: the guest is hostile. Nothing here retries: callers know what may be repeated.
 
+use crate::hostile_text;
 use crate::hypervisor::VmHandle;
 use hyper_util::rt::TokioIo;
 use isopod_protocols::agent::agent_client::AgentClient as Rpc;
@@ -25,9 +26,6 @@ const MAX_ANSWER: usize = 4 * 1024 * 1024;
 
 /// Longest request sent to one: an OCI spec with a large seccomp profile fits many times.
 const MAX_REQUEST: usize = 16 * 1024 * 1024;
-
-/// Most characters of a guest's error text that are passed on.
-const MAX_MESSAGE: usize = 1024;
 
 /// Limit of calls that only look something up.
 const QUICK: Duration = Duration::from_secs(10);
@@ -209,7 +207,7 @@ impl AgentClient {
 
     /// The error of a stream that broke.
     pub fn broken(&self, method: &'static str, status: &Status) -> AgentError {
-        let (id, message) = (self.id.clone(), printable(status.message()));
+        let (id, message) = (self.id.clone(), hostile_text::message(status.message()));
         match status.code() {
             // What tonic itself says where there is no connection, or it broke.
             Code::Unavailable | Code::Unknown => AgentError::Unreachable { id, method, message },
@@ -228,27 +226,5 @@ impl AgentClient {
             Ok(Err(status)) => Err(self.broken(method, &status)),
             Err(_) => Err(AgentError::Timeout { id: self.id.clone(), method, seconds: limit.as_secs() }),
         }
-    }
-}
-
-/// A guest's words as they may appear in logs and answers.
-fn printable(text: &str) -> String {
-    let show = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
-    let mut cut: String = text.chars().take(MAX_MESSAGE).map(show).collect();
-    if text.chars().nth(MAX_MESSAGE).is_some() {
-        cut.push_str(" ...");
-    }
-    cut
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hostile_text_is_printable_and_cut() {
-        assert_eq!(printable("\u{1b}[2Jok\r\0"), "?[2Jok??");
-        let long = printable(&"x".repeat(5000));
-        assert_eq!(long.len(), MAX_MESSAGE + 4);
     }
 }

@@ -3,8 +3,13 @@
 //!
 //! Called by `sandbox`. It must not touch the parent: that is kubelet's.
 
+use nix::errno::Errno;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where cgroup v2 is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -12,12 +17,67 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 /// Begin of the names of all our cgroups.
 pub const PREFIX: &str = "isopod-";
 
+/// Controllers that a pod's accounting needs.
+const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
+
+/// How often, and after which pauses, removing a cgroup is tried again while the kernel still lets go of it.
+const REMOVE_TRIES: u32 = 40;
+const REMOVE_PAUSE: Duration = Duration::from_millis(5);
+
 /// Why a cgroup could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The parent is no path below the mount.
     #[error("cgroup parent {0:?} is not a plain path or slice name: it must not hold '..' or empty parts")]
     BadParent(String),
+    /// The host has no cgroup v2.
+    #[error(
+        "{ROOT} is not cgroup v2: Isopod needs it, as Kubernetes does since 1.35; boot the host with \
+         systemd.unified_cgroup_hierarchy=1, or mount cgroup2 there"
+    )]
+    NotV2,
+    /// A file or directory of a cgroup.
+    #[error("cgroup {path}: cannot {action}: {source}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Whether the host has cgroup v2 where it belongs.
+///
+/// # Errors
+/// [`CgroupError::NotV2`].
+pub fn require_v2() -> Result<(), CgroupError> {
+    match statfs(ROOT) {
+        Ok(stat) if stat.filesystem_type() == CGROUP2_SUPER_MAGIC => Ok(()),
+        _ => Err(CgroupError::NotV2),
+    }
+}
+
+/// What a pod has used, by the host's accounting: VMM, guest and all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory charged, bytes; absent where the memory controller is off.
+    pub memory_bytes: Option<u64>,
+    /// Of it, file pages that have not been used for long.
+    pub inactive_file_bytes: u64,
+    /// Of it, anonymous memory: that of the guest.
+    pub anonymous_bytes: u64,
+    /// Page faults, all and those that read from a disk.
+    pub page_faults: u64,
+    /// See `page_faults`.
+    pub major_page_faults: u64,
+    /// The limit of the memory controller, if there is one.
+    pub memory_limit_bytes: Option<u64>,
+    /// Processes and threads; absent where the pids controller is off.
+    pub pids: Option<u64>,
 }
 
 /// A pod's cgroup. It need not exist yet.
@@ -28,13 +88,13 @@ pub struct PodCgroup {
 
 impl PodCgroup {
     /// The cgroup of the sandbox `id` below `parent`: a path (`/kubepods/pod1`), or the name of a systemd slice
-    /// (`kubepods-pod1.slice`), whose dashes are levels. An empty parent is the root.
+    /// (`kubepods-pod1.slice`), whose dashes are levels. An empty parent is `root`, which is [`ROOT`] but in tests.
     ///
     /// # Errors
-    /// [`CgroupError::BadParent`] where the parent leads out of the mount.
-    pub fn new(parent: &str, id: &str) -> Result<Self, CgroupError> {
+    /// [`CgroupError::BadParent`] where the parent leads out of `root`.
+    pub fn new(root: &Path, parent: &str, id: &str) -> Result<Self, CgroupError> {
         let bad = || CgroupError::BadParent(parent.to_owned());
-        let mut path = PathBuf::from(ROOT);
+        let mut path = root.to_owned();
         let parts: Vec<&str> = parent.trim_matches('/').split('/').collect();
         if parts != [""] {
             if parts.iter().any(|part| matches!(*part, "" | "." | "..") || part.contains('\0')) {
@@ -53,6 +113,129 @@ impl PodCgroup {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Makes it, and its parents where kubelet has not.
+    ///
+    /// # Errors
+    /// Where a directory cannot be made.
+    pub fn create(&self) -> Result<(), CgroupError> {
+        fs::create_dir_all(&self.path).map_err(self.failed("make it"))?;
+        if !self.path.join("memory.current").exists() {
+            self.enable_controllers();
+        }
+        Ok(())
+    }
+
+    /// Turns on controllers for the levels above, as far as that is possible: without them a pod runs, and its figures
+    /// are fewer. Below kubelet's cgroups they are on already.
+    fn enable_controllers(&self) {
+        let above: Vec<&Path> = self.path.ancestors().skip(1).take_while(|p| p.starts_with(ROOT)).collect();
+        for directory in above.iter().rev() {
+            for controller in CONTROLLERS {
+                if let Err(error) =
+                    fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"))
+                {
+                    tracing::debug!(cgroup = %directory.display(), controller, %error, "controller stays off");
+                }
+            }
+        }
+    }
+
+    /// Kills all processes in it. One that does not exist is no error.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        match fs::write(self.path.join("cgroup.kill"), "1") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("kill it")(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Kills what is in it and removes it. One that does not exist is no error.
+    ///
+    /// # Errors
+    /// Where it stays, after some tries.
+    pub async fn remove(&self) -> Result<(), CgroupError> {
+        let mut killed = false;
+        for _ in 0..REMOVE_TRIES {
+            match fs::remove_dir(&self.path) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {}
+                Err(error) => return Err(self.failed("remove it")(error)),
+            }
+            if !killed {
+                self.kill()?;
+                killed = true;
+            }
+            tokio::time::sleep(REMOVE_PAUSE).await;
+        }
+        Err(self.failed("remove it")(io::ErrorKind::ResourceBusy.into()))
+    }
+
+    /// What has been used in it.
+    ///
+    /// # Errors
+    /// Where it does not exist.
+    pub fn usage(&self) -> Result<Usage, CgroupError> {
+        let read = |name| fs::read_to_string(self.path.join(name));
+        let cpu = read("cpu.stat").map_err(self.failed("read its cpu.stat"))?;
+        let number = |name| read(name).ok().and_then(|text| text.trim().parse().ok());
+        let memory = read("memory.stat").unwrap_or_default();
+        Ok(Usage {
+            cpu_ns: field(&cpu, "usage_usec").saturating_mul(1000),
+            memory_bytes: number("memory.current"),
+            inactive_file_bytes: field(&memory, "inactive_file"),
+            anonymous_bytes: field(&memory, "anon"),
+            page_faults: field(&memory, "pgfault"),
+            major_page_faults: field(&memory, "pgmajfault"),
+            // "max" is no number: no limit.
+            memory_limit_bytes: number("memory.max"),
+            pids: number("pids.current"),
+        })
+    }
+
+    fn failed(&self, action: &'static str) -> impl Fn(io::Error) -> CgroupError {
+        move |source| CgroupError::Io { path: self.path.clone(), action, source }
+    }
+}
+
+/// All cgroups of ours below `root`, with their sandbox ids.
+///
+/// # Errors
+/// Where the tree cannot be read.
+pub fn find_all(root: &Path) -> Result<Vec<(String, PodCgroup)>, CgroupError> {
+    let mut found = Vec::new();
+    walk(root, &mut found)?;
+    Ok(found)
+}
+
+fn walk(directory: &Path, found: &mut Vec<(String, PodCgroup)>) -> Result<(), CgroupError> {
+    let failed = |source| CgroupError::Io { path: directory.to_owned(), action: "list it", source };
+    let entries = match fs::read_dir(directory) {
+        // It may go while we walk.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let path = entry.path();
+        match entry.file_name().to_str().and_then(|name| name.strip_prefix(PREFIX)) {
+            Some(id) => found.push((id.to_owned(), PodCgroup { path })),
+            None => walk(&path, found)?,
+        }
+    }
+    Ok(())
+}
+
+/// The number beside `key` in a file of `key number` lines; 0 where it is missing.
+fn field(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    line.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 /// The directories of a slice: `a-b.slice` lies in `a.slice` (systemd.slice(5)). `-.slice` is the root.
@@ -79,7 +262,7 @@ mod tests {
     use super::*;
 
     fn path(parent: &str) -> Option<String> {
-        let cgroup = PodCgroup::new(parent, "1").ok()?;
+        let cgroup = PodCgroup::new(Path::new(ROOT), parent, "1").ok()?;
         Some(cgroup.path().strip_prefix(ROOT).unwrap().to_str().unwrap().to_owned())
     }
 
@@ -98,6 +281,38 @@ mod tests {
         );
         assert_eq!(path("/system.slice").unwrap(), "system.slice/isopod-1");
         assert_eq!(path("-.slice").unwrap(), "isopod-1");
+    }
+
+    #[test]
+    fn usage_reads_what_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let cgroup = PodCgroup::new(directory.path(), "", "1").unwrap();
+        assert!(cgroup.usage().is_err());
+        fs::create_dir(cgroup.path()).unwrap();
+        let write = |name, text| fs::write(cgroup.path().join(name), text).unwrap();
+        write("cpu.stat", "usage_usec 1500\nuser_usec 1000\n");
+        write("memory.current", "4096\n");
+        write("memory.max", "max\n");
+        write("memory.stat", "anon 100\ninactive_file 7\ninactive_file_other 9\n");
+        let expected = Usage {
+            cpu_ns: 1_500_000,
+            memory_bytes: Some(4096),
+            inactive_file_bytes: 7,
+            anonymous_bytes: 100,
+            ..Usage::default()
+        };
+        assert_eq!(cgroup.usage().unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn removing_what_is_not_there_succeeds() {
+        let directory = tempfile::tempdir().unwrap();
+        let cgroup = PodCgroup::new(directory.path(), "a", "1").unwrap();
+        cgroup.remove().await.unwrap();
+        cgroup.kill().unwrap();
+        cgroup.create().unwrap();
+        cgroup.remove().await.unwrap();
+        assert!(!cgroup.path().exists());
     }
 
     #[test]

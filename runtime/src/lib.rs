@@ -3,8 +3,8 @@
 //! Imports go one way, and a test holds them to it (`tests/import_direction.rs`):
 //!
 //! ```text
-//! serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup
-//!                                                       ->  store, undo, config, id, trace
+//! serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch
+//!                                                       ->  store, undo, config, id, trace, hostile_text
 //! ```
 //!
 //! Among the middle ones `container` may use `sandbox` and `image`; `sandbox` uses neither: it tells what happens to it
@@ -15,10 +15,13 @@ pub mod cgroup;
 pub mod config;
 pub mod container;
 pub mod cri;
+pub mod hostile_text;
 pub mod hypervisor;
 pub mod id;
 pub mod network;
 pub mod sandbox;
+pub mod scratch;
 pub mod serve;
 pub mod store;
+pub mod trace;
 pub mod undo;

@@ -1,9 +1,44 @@
-//! ListPodSandbox: not served yet.
+//! ListPodSandbox: from memory, as kubelet asks every second.
 
 use super::Node;
-use k8s_cri::v1::{ListPodSandboxRequest, ListPodSandboxResponse};
+use super::selection::has_labels;
+use crate::sandbox::{Sandbox, State};
+use k8s_cri::v1::{
+    ListPodSandboxRequest, ListPodSandboxResponse, PodSandbox, PodSandboxFilter, PodSandboxState,
+};
 use tonic::Status;
 
-pub async fn serve(_node: &Node, _request: ListPodSandboxRequest) -> Result<ListPodSandboxResponse, Status> {
-    Err(Status::unimplemented("ListPodSandbox: not served yet"))
+pub async fn serve(node: &Node, request: ListPodSandboxRequest) -> Result<ListPodSandboxResponse, Status> {
+    let filter = request.filter.unwrap_or_default();
+    let sandboxes = node.sandboxes.list();
+    let items = sandboxes.iter().filter(|sandbox| matches(sandbox, &filter)).map(|s| item(s)).collect();
+    Ok(ListPodSandboxResponse { items })
+}
+
+/// A sandbox's state in the CRI's words.
+pub fn state(sandbox: &Sandbox) -> i32 {
+    match sandbox.state() {
+        State::Ready => PodSandboxState::SandboxReady.into(),
+        State::Starting | State::Lost | State::Stopping | State::Stopped => {
+            PodSandboxState::SandboxNotready.into()
+        }
+    }
+}
+
+fn matches(sandbox: &Sandbox, filter: &PodSandboxFilter) -> bool {
+    sandbox.id.starts_with(&filter.id)
+        && filter.state.is_none_or(|wanted| wanted.state == state(sandbox))
+        && has_labels(&sandbox.config.labels, &filter.label_selector)
+}
+
+fn item(sandbox: &Sandbox) -> PodSandbox {
+    PodSandbox {
+        id: sandbox.id.clone(),
+        metadata: sandbox.config.metadata.clone(),
+        state: state(sandbox),
+        created_at: sandbox.created_at_ns,
+        labels: sandbox.config.labels.clone(),
+        annotations: sandbox.config.annotations.clone(),
+        runtime_handler: sandbox.handler.clone(),
+    }
 }

@@ -15,6 +15,7 @@ mod remove_pod_sandbox;
 mod run_pod_sandbox;
 mod runtime_config;
 mod runtime_status;
+mod selection;
 mod stop_pod_sandbox;
 mod update_runtime_config;
 mod version;

@@ -1,12 +1,65 @@
-//! PodSandboxStatus: not served yet.
+//! PodSandboxStatus: what is known of one sandbox; verbose adds what an operator looks for.
 
 use super::Node;
-use k8s_cri::v1::{PodSandboxStatusRequest, PodSandboxStatusResponse};
+use super::list_pod_sandbox::state;
+use crate::sandbox::{Record, Sandbox};
+use k8s_cri::v1::{
+    LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxNetworkStatus, PodSandboxStatus,
+    PodSandboxStatusRequest, PodSandboxStatusResponse,
+};
+use serde_json::json;
+use std::collections::HashMap;
 use tonic::Status;
 
 pub async fn serve(
-    _node: &Node,
-    _request: PodSandboxStatusRequest,
+    node: &Node,
+    request: PodSandboxStatusRequest,
 ) -> Result<PodSandboxStatusResponse, Status> {
-    Err(Status::unimplemented("PodSandboxStatus: not served yet"))
+    let sandbox = node.sandboxes.get(&request.pod_sandbox_id)?;
+    let record = sandbox.snapshot();
+    let info = if request.verbose { info(&sandbox, &record).await } else { HashMap::new() };
+    let status = Some(status(&sandbox, &record));
+    Ok(PodSandboxStatusResponse { status, info, ..Default::default() })
+}
+
+fn status(sandbox: &Sandbox, record: &Record) -> PodSandboxStatus {
+    let mut addresses = record.addresses.iter().map(ToString::to_string);
+    let network = PodSandboxNetworkStatus {
+        ip: addresses.next().unwrap_or_default(),
+        additional_ips: addresses.map(|ip| PodIp { ip }).collect(),
+    };
+    let security = sandbox.config.linux.clone().and_then(|linux| linux.security_context);
+    let options = security.and_then(|security| security.namespace_options).unwrap_or_default();
+    PodSandboxStatus {
+        id: sandbox.id.clone(),
+        metadata: sandbox.config.metadata.clone(),
+        state: state(sandbox),
+        created_at: sandbox.created_at_ns,
+        network: Some(network),
+        linux: Some(LinuxPodSandboxStatus { namespaces: Some(Namespace { options: Some(options) }) }),
+        labels: sandbox.config.labels.clone(),
+        annotations: sandbox.config.annotations.clone(),
+        runtime_handler: sandbox.handler.clone(),
+    }
+}
+
+/// One JSON document, as crictl expects it.
+async fn info(sandbox: &Sandbox, record: &Record) -> HashMap<String, String> {
+    let vmm = match sandbox.machine() {
+        Ok(machine) => machine.vm.stats().await.ok(),
+        Err(_) => None,
+    };
+    let info = json!({
+        "state": record.state,
+        "pid": record.vm.as_ref().map(|vm| vm.pid),
+        "vmm": vmm,
+        "vcpus": record.size.0,
+        "memoryMib": record.size.1,
+        "uid": record.uid,
+        "guest": record.guest,
+        "cgroup": record.cgroup.path(),
+        "directory": record.directory,
+        "config": record.config,
+    });
+    HashMap::from([("info".to_owned(), info.to_string())])
 }

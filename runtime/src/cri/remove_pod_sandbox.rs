@@ -1,12 +1,23 @@
-//! RemovePodSandbox: not served yet.
+//! RemovePodSandbox: a sandbox and its containers are forgotten, after a stop where that is needed. One that is unknown
+//! is no error.
 
-use super::Node;
+use super::{Node, stop_pod_sandbox};
+use crate::sandbox::SandboxError;
 use k8s_cri::v1::{RemovePodSandboxRequest, RemovePodSandboxResponse};
 use tonic::Status;
 
 pub async fn serve(
-    _node: &Node,
-    _request: RemovePodSandboxRequest,
+    node: &Node,
+    request: RemovePodSandboxRequest,
 ) -> Result<RemovePodSandboxResponse, Status> {
-    Err(Status::unimplemented("RemovePodSandbox: not served yet"))
+    match node.sandboxes.get(&request.pod_sandbox_id) {
+        Ok(sandbox) => {
+            stop_pod_sandbox::stop(node, &sandbox).await?;
+            node.containers.remove_all(&sandbox).await;
+            node.sandboxes.remove(&sandbox).await?;
+        }
+        Err(SandboxError::NotFound(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(RemovePodSandboxResponse {})
 }

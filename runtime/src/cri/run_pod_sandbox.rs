@@ -1,9 +1,12 @@
-//! RunPodSandbox: not served yet.
+//! RunPodSandbox: a VM for a pod. The story is `sandbox::start`.
 
 use super::Node;
+use crate::sandbox::{Refusal, SandboxError};
 use k8s_cri::v1::{RunPodSandboxRequest, RunPodSandboxResponse};
 use tonic::Status;
 
-pub async fn serve(_node: &Node, _request: RunPodSandboxRequest) -> Result<RunPodSandboxResponse, Status> {
-    Err(Status::unimplemented("RunPodSandbox: not served yet"))
+pub async fn serve(node: &Node, request: RunPodSandboxRequest) -> Result<RunPodSandboxResponse, Status> {
+    let config = request.config.ok_or(SandboxError::Refused(Refusal::Missing("config")))?;
+    let pod_sandbox_id = node.sandboxes.start(config, &request.runtime_handler).await?;
+    Ok(RunPodSandboxResponse { pod_sandbox_id })
 }

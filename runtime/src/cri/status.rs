@@ -1,6 +1,9 @@
 //! The one place where an error of the house becomes a gRPC code. kubelet branches on few of them: NotFound on look-ups,
 //! DeadlineExceeded of an exec, Unimplemented; everything else it repeats with growing pauses.
 
+use crate::agent_client::AgentError;
+use crate::cgroup::CgroupError;
+use crate::network::NetworkError;
 use crate::sandbox::SandboxError;
 use tonic::{Code, Status};
 
@@ -12,17 +15,33 @@ impl From<SandboxError> for Status {
 
 fn code_of_sandbox(error: &SandboxError) -> Code {
     match error {
-        SandboxError::Invalid(_) | SandboxError::Ambiguous(_) | SandboxError::Cgroup(_) => {
-            Code::InvalidArgument
-        }
+        SandboxError::Refused(_) | SandboxError::Ambiguous(_) => Code::InvalidArgument,
+        SandboxError::Cgroup(CgroupError::BadParent(_)) => Code::InvalidArgument,
         SandboxError::NotFound(_) => Code::NotFound,
         SandboxError::NameTaken { .. } => Code::AlreadyExists,
         SandboxError::NotReady { .. } => Code::FailedPrecondition,
+        SandboxError::NoUid(_) => Code::ResourceExhausted,
+        SandboxError::Abandoned(_) => Code::Cancelled,
+        SandboxError::GoingDown(_) => Code::Unavailable,
+        SandboxError::Agent(error) => code_of_agent(error),
         SandboxError::Undo { cause, .. } => code_of_sandbox(cause),
+        // A node that cannot give networks now may do so later: kubelet tries again.
+        SandboxError::Network(NetworkError::Conflist(_)) => Code::Unavailable,
         SandboxError::Hypervisor(_)
-        | SandboxError::Agent(_)
+        | SandboxError::Network(_)
+        | SandboxError::Scratch(_)
+        | SandboxError::Cgroup(_)
         | SandboxError::Store(_)
         | SandboxError::File { .. }
         | SandboxError::Injected(_) => Code::Internal,
+    }
+}
+
+/// A guest may say what it likes of the request; it may not say that what it runs in is unknown.
+fn code_of_agent(error: &AgentError) -> Code {
+    match error {
+        AgentError::Refused { code: code @ (Code::InvalidArgument | Code::FailedPrecondition), .. } => *code,
+        AgentError::Refused { .. } => Code::Internal,
+        AgentError::Timeout { .. } | AgentError::Unreachable { .. } => Code::Unavailable,
     }
 }

@@ -1,9 +1,22 @@
-//! StopPodSandbox: not served yet.
+//! StopPodSandbox: containers, VM and network go; the record stays. One that is unknown or stopped is no error.
 
 use super::Node;
+use crate::sandbox::{Sandbox, SandboxError};
 use k8s_cri::v1::{StopPodSandboxRequest, StopPodSandboxResponse};
 use tonic::Status;
 
-pub async fn serve(_node: &Node, _request: StopPodSandboxRequest) -> Result<StopPodSandboxResponse, Status> {
-    Err(Status::unimplemented("StopPodSandbox: not served yet"))
+pub async fn serve(node: &Node, request: StopPodSandboxRequest) -> Result<StopPodSandboxResponse, Status> {
+    match node.sandboxes.get(&request.pod_sandbox_id) {
+        Ok(sandbox) => stop(node, &sandbox).await?,
+        Err(SandboxError::NotFound(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(StopPodSandboxResponse {})
+}
+
+/// Takes a sandbox down with all that runs in it.
+pub async fn stop(node: &Node, sandbox: &Sandbox) -> Result<(), SandboxError> {
+    node.sandboxes.begin_stop(sandbox)?;
+    node.containers.kill_all(sandbox).await;
+    node.sandboxes.stop(sandbox).await
 }

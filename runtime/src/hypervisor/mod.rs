@@ -4,8 +4,15 @@
 //! Called by `sandbox` to boot, adopt and kill VMs, and by `container` to attach and detach extents and to reach guest
 //! ports. It must not know what a pod is, and whatever a guest or a VMM says is bounded and has a deadline here.
 
+mod control;
 pub mod fake;
+mod local;
+mod process;
+mod sys;
 
+pub use local::LocalHypervisor;
+
+use crate::hostile_text::Tail;
 use crate::undo::{Injected, Undo};
 use async_trait::async_trait;
 use isopod_protocols::vmm::{ErrorKind, Stats};
@@ -143,32 +150,6 @@ pub enum HypervisorError {
     /// A test asked for it.
     #[error(transparent)]
     Injected(#[from] Injected),
-}
-
-/// The end of a log or console for an error message: printable, and empty where there is none.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tail(String);
-
-impl Tail {
-    /// Most bytes of it.
-    const MAX: usize = 2048;
-
-    /// The last lines of `text`, made printable.
-    pub fn new(text: &str) -> Self {
-        let start = text.len().saturating_sub(Self::MAX);
-        let start = (start..=text.len()).find(|i| text.is_char_boundary(*i)).unwrap_or(text.len());
-        let printable = |c: char| if c == '\n' || c == '\t' || !c.is_control() { c } else { '?' };
-        Self(text[start..].trim().chars().map(printable).collect())
-    }
-}
-
-impl std::fmt::Display for Tail {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("; its console is empty");
-        }
-        write!(f, "; its last lines: {}", self.0)
-    }
 }
 
 /// Makes VMs.

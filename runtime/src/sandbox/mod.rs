@@ -35,17 +35,32 @@
 //! - What the agent's Watch stream says, and the loss of a VM, arrive as [`SandboxEvent`]s in the order they happened, for
 //!   the one receiver that `Sandboxes::new` gives to `container`.
 
+mod identity;
+mod networking;
 mod record;
 mod registry;
+mod restore;
+mod start;
+mod stop;
+mod validate;
+mod watch;
 
-pub use record::{Record, State};
-pub use registry::Sandboxes;
+#[cfg(test)]
+mod tests;
+
+pub use identity::now_ns;
+pub use networking::PodNetworks;
+pub use record::{Guest, Record, State};
+pub use registry::{Host, Sandboxes};
+pub use validate::Refusal;
 
 use crate::agent_client::{AgentClient, AgentError};
 use crate::cgroup::{CgroupError, PodCgroup};
 use crate::hypervisor::{HypervisorError, VmHandle};
+use crate::network::NetworkError;
+use crate::scratch::ScratchError;
 use crate::store::StoreError;
-use crate::undo::{Injected, Leftovers};
+use crate::undo::Injected;
 use isopod_protocols::agent;
 use k8s_cri::v1::{PodSandboxConfig, PodSandboxMetadata};
 use std::path::{Path, PathBuf};
@@ -55,9 +70,9 @@ use tokio::sync::{RwLock, RwLockReadGuard};
 /// Why an operation on a sandbox failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The request cannot be served, now or ever.
-    #[error("{0}")]
-    Invalid(String),
+    /// The pod asks for what it cannot have.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// There is no such sandbox.
     #[error("no pod sandbox {0:?}")]
     NotFound(String),
@@ -80,12 +95,27 @@ pub enum SandboxError {
         /// Its state.
         state: State,
     },
+    /// All host user ids for VMMs are taken.
+    #[error("all {0} user ids for VMMs are in use: enlarge vm.uid_count, or remove pods")]
+    NoUid(u32),
+    /// The caller left before the sandbox was ready.
+    #[error("the caller left before pod sandbox {0} was ready; all of it is undone")]
+    Abandoned(String),
+    /// The daemon goes down.
+    #[error("the daemon is going down: pod sandbox {0} is undone when it starts again")]
+    GoingDown(String),
     /// The VM.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
     /// The agent.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The scratch disk.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -110,7 +140,7 @@ pub enum SandboxError {
         /// Why it failed.
         cause: Box<SandboxError>,
         /// What stayed.
-        leftovers: Leftovers,
+        leftovers: String,
     },
     /// A test asked for it.
     #[error(transparent)]
@@ -170,6 +200,20 @@ pub struct Entered<'a> {
 }
 
 impl Sandbox {
+    fn new(id: String, record: Record) -> Self {
+        Self {
+            id,
+            config: record.config.clone(),
+            handler: record.handler.clone(),
+            created_at_ns: record.created_at_ns,
+            cgroup: record.cgroup.clone(),
+            directory: record.directory.clone(),
+            record: Mutex::new(record),
+            machine: OnceLock::new(),
+            gate: RwLock::new(()),
+        }
+    }
+
     /// Its metadata. Every sandbox has some: validation saw to it.
     pub fn metadata(&self) -> PodSandboxMetadata {
         self.config.metadata.clone().unwrap_or_default()
@@ -178,6 +222,11 @@ impl Sandbox {
     /// Its state now.
     pub fn state(&self) -> State {
         self.record().state
+    }
+
+    /// Its record now.
+    pub fn snapshot(&self) -> Record {
+        self.record().clone()
     }
 
     /// Directory of its containers' logs on the host, if it has one.
@@ -210,5 +259,10 @@ impl Sandbox {
     fn record(&self) -> MutexGuard<'_, Record> {
         // Nothing that holds it can panic half-way through a change.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file_error(&self, what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SandboxError {
+        let (id, path) = (self.id.clone(), path.to_owned());
+        move |source| SandboxError::File { id, what, path, source }
     }
 }

@@ -36,6 +36,29 @@ impl fmt::Display for State {
     }
 }
 
+/// What the agent said of itself and its kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Release of the guest's kernel.
+    pub kernel_release: String,
+    /// Boot id of the guest.
+    pub boot_id: String,
+}
+
+impl Guest {
+    /// Cut to what an honest agent says: a record must not grow by a guest's will.
+    pub(super) fn bounded(self) -> Self {
+        let cut = |text: String| text.chars().filter(|c| !c.is_control()).take(128).collect();
+        Self {
+            agent_version: cut(self.agent_version),
+            kernel_release: cut(self.kernel_release),
+            boot_id: cut(self.boot_id),
+        }
+    }
+}
+
 /// The document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -55,6 +78,10 @@ pub struct Record {
     pub uid: u32,
     /// Its VM, once it booted.
     pub vm: Option<VmRecord>,
+    /// What its agent said of itself.
+    pub guest: Guest,
+    /// Size of its VM: virtual CPUs, and memory in MiB.
+    pub size: (u8, u32),
     /// Its addresses, IPv4 first, once it has some.
     pub addresses: Vec<IpAddr>,
 }

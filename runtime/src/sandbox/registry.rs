@@ -1,22 +1,36 @@
 //! The table of all sandboxes: in memory for every look-up and list, on disk for a restarted daemon.
 
-use super::{Record, Sandbox, SandboxError, SandboxEvent, State};
+use super::validate::Plan;
+use super::{Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, State, now_ns};
+use crate::cgroup::PodCgroup;
 use crate::config::Config;
 use crate::hypervisor::Hypervisor;
-use crate::id::{Mismatch, resolve};
-use crate::store::{Collection, Durability};
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use crate::id::{Mismatch, new_id, resolve};
+use crate::scratch::Scratch;
+use crate::store::{Collection, Durability, Loaded};
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use tokio::sync::mpsc;
 
 /// Events that may wait for `container` before the agents' streams are held up.
 const EVENT_BACKLOG: usize = 256;
 
+/// What sandboxes are made of: real on a node, fake in tests.
+pub struct Host {
+    /// Makes VMs.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Makes networks.
+    pub networks: Arc<dyn PodNetworks>,
+    /// Where cgroup v2 is mounted.
+    pub cgroup_root: PathBuf,
+}
+
 /// All sandboxes of the node, and what makes and ends them.
-#[expect(dead_code, reason = "the operations that use them come next")]
 pub struct Sandboxes {
     pub(super) config: Arc<Config>,
-    pub(super) hypervisor: Arc<dyn Hypervisor>,
+    pub(super) host: Host,
+    pub(super) scratch: Scratch,
     pub(super) events: mpsc::Sender<SandboxEvent>,
     records: Collection<Record>,
     table: RwLock<BTreeMap<String, Arc<Sandbox>>>,
@@ -26,15 +40,15 @@ impl Sandboxes {
     /// An empty table, and the receiver of all sandboxes' events, which `container` reads.
     ///
     /// # Errors
-    /// Where the directory of records cannot be made.
+    /// Where a directory cannot be made.
     pub fn new(
         config: Arc<Config>,
-        hypervisor: Arc<dyn Hypervisor>,
+        host: Host,
     ) -> Result<(Arc<Self>, mpsc::Receiver<SandboxEvent>), SandboxError> {
         let (events, receiver) = mpsc::channel(EVENT_BACKLOG);
         let records = Collection::open(config.daemon.state_dir.join("sandboxes"), Durability::Process)?;
-        let table = RwLock::default();
-        Ok((Arc::new(Self { config, hypervisor, events, records, table }), receiver))
+        let scratch = Scratch::new(config.daemon.root_dir.join("scratch"))?;
+        Ok((Arc::new(Self { config, host, scratch, events, records, table: RwLock::default() }), receiver))
     }
 
     /// The sandbox of that id, or of the only id that begins so.
@@ -55,4 +69,104 @@ impl Sandboxes {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table.values().filter(|sandbox| sandbox.state() != State::Starting).cloned().collect()
     }
+
+    /// Whether a pod could get a network now.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn network_ready(&self) -> Result<(), SandboxError> {
+        Ok(self.host.networks.ready()?)
+    }
+
+    /// Directory below which each VM has one for its sockets and log.
+    pub(super) fn vm_directories(&self) -> PathBuf {
+        self.config.daemon.state_dir.join("vm")
+    }
+
+    /// Takes a name, an id and a user id for a new sandbox, and records that it is being made.
+    pub(super) fn reserve(&self, plan: &Plan) -> Result<Arc<Sandbox>, SandboxError> {
+        let mut table = self.write();
+        let name = name_of(&plan.config);
+        if let Some(taken) = table.values().find(|other| name_of(&other.config) == name) {
+            return Err(SandboxError::NameTaken { name, id: taken.id.clone() });
+        }
+        let id = new_id().map_err(|source| SandboxError::File {
+            id: name,
+            what: "random device",
+            path: "/dev/urandom".into(),
+            source,
+        })?;
+        let linux = plan.config.linux.clone().unwrap_or_default();
+        let record = Record {
+            state: State::Starting,
+            config: plan.config.clone(),
+            handler: plan.handler.clone(),
+            created_at_ns: now_ns(),
+            cgroup: PodCgroup::new(&self.host.cgroup_root, &linux.cgroup_parent, &id)?,
+            directory: self.vm_directories().join(&id),
+            uid: free_uid(&table, plan.vm.first_uid, plan.vm.uid_count)?,
+            vm: None,
+            guest: Guest::default(),
+            size: (plan.vm.vcpus, plan.vm.memory_mib),
+            addresses: Vec::new(),
+        };
+        self.records.put(&id, &record)?;
+        let sandbox = Arc::new(Sandbox::new(id.clone(), record));
+        table.insert(id, Arc::clone(&sandbox));
+        Ok(sandbox)
+    }
+
+    /// Changes a sandbox's record, on disk first: what was once answered is never taken back.
+    pub(super) fn change(
+        &self,
+        sandbox: &Sandbox,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<(), SandboxError> {
+        let mut record = sandbox.record();
+        let mut changed = record.clone();
+        change(&mut changed);
+        self.records.put(&sandbox.id, &changed)?;
+        *record = changed;
+        Ok(())
+    }
+
+    /// Forgets a sandbox, its name and its record.
+    pub(super) fn forget(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        let mut table = self.write();
+        self.records.remove(&sandbox.id)?;
+        table.remove(&sandbox.id);
+        Ok(())
+    }
+
+    /// Reads all records of an earlier daemon into the table.
+    pub(super) fn load(&self) -> Result<Loaded<Record>, SandboxError> {
+        let loaded = self.records.load()?;
+        let mut table = self.write();
+        for (id, record) in &loaded.documents {
+            table.insert(id.clone(), Arc::new(Sandbox::new(id.clone(), record.clone())));
+        }
+        Ok(loaded)
+    }
+
+    /// Every sandbox, those that are being made too.
+    pub(super) fn all(&self) -> Vec<Arc<Sandbox>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Arc<Sandbox>>> {
+        // Nothing that holds it can panic half-way through a change.
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What tells pods apart for kubelet.
+fn name_of(config: &k8s_cri::v1::PodSandboxConfig) -> String {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
+}
+
+/// The first user id of the range that no sandbox has.
+fn free_uid(table: &BTreeMap<String, Arc<Sandbox>>, first: u32, count: u32) -> Result<u32, SandboxError> {
+    let taken: HashSet<u32> = table.values().map(|sandbox| sandbox.record().uid).collect();
+    (first..first + count).find(|uid| !taken.contains(uid)).ok_or(SandboxError::NoUid(count))
 }

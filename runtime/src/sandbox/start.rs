@@ -1,0 +1,239 @@
+//! RunPodSandbox as a story:
+//!
+//! ```text
+//!   validate -> reserve name, id, user -> directories, cgroup
+//!     -> at once: { namespace, CNI, tap } { VMM, boot, agent } { scratch disk }
+//!     -> join tap and disk to the VM -> the guest's identity -> Ready
+//! ```
+//!
+//! Every step pushes its undo. A failure, or a caller that leaves, runs them all; what cannot be undone stays visible as a
+//! sandbox that is Stopping, so that kubelet's next StopPodSandbox tries again.
+
+use super::identity;
+use super::validate::Plan;
+use super::{Guest, Machine, Sandbox, SandboxError, Sandboxes, State};
+use crate::agent_client::AgentClient;
+use crate::hypervisor::VmConfig;
+use crate::network::{Pod, PodNetwork};
+use crate::scratch::ScratchDisk;
+use crate::undo::Undo;
+use isopod_protocols::agent::Extent;
+use k8s_cri::v1::PodSandboxConfig;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tracing::{Instrument, info_span};
+
+/// What the steps have taken. Two of them work at the same time, so each has a stack of its own.
+struct Undos {
+    sandbox: Undo,
+    network: Undo,
+    vm: Undo,
+}
+
+impl Undos {
+    fn new() -> Self {
+        Self {
+            sandbox: Undo::new("RunPodSandbox"),
+            network: Undo::new("RunPodSandbox.network"),
+            vm: Undo::new("RunPodSandbox.vm"),
+        }
+    }
+
+    fn keep(self) {
+        self.vm.keep();
+        self.network.keep();
+        self.sandbox.keep();
+    }
+
+    /// Releases everything, the VM first: it holds the tap, and lives in the cgroup.
+    async fn run(self) -> Vec<String> {
+        let mut left = Vec::new();
+        for undo in [self.vm, self.network, self.sandbox] {
+            if let Err(leftovers) = undo.run().await {
+                left.push(leftovers.to_string());
+            }
+        }
+        left
+    }
+}
+
+impl Sandboxes {
+    /// Makes a sandbox; answers its id when it is Ready. Dropping the future undoes everything.
+    ///
+    /// # Errors
+    /// Nothing is left behind but what the error names.
+    pub async fn start(
+        self: &Arc<Self>,
+        config: PodSandboxConfig,
+        handler: &str,
+    ) -> Result<String, SandboxError> {
+        let plan = Plan::new(&self.config, config, handler)?;
+        let sandbox = self.reserve(&plan)?;
+        let (id, span) = (sandbox.id.clone(), info_span!("RunPodSandbox", sandbox = sandbox.id));
+        // The work is a task of its own: a caller that leaves must not stop it between a step and its undo.
+        let (here, left) = oneshot::channel::<()>();
+        let work = Arc::clone(self).start_or_undo(sandbox, plan, left).instrument(span);
+        let outcome = tokio::spawn(work).await;
+        drop(here);
+        outcome.unwrap_or(Err(SandboxError::GoingDown(id)))
+    }
+
+    async fn start_or_undo(
+        self: Arc<Self>,
+        sandbox: Arc<Sandbox>,
+        plan: Plan,
+        caller: oneshot::Receiver<()>,
+    ) -> Result<String, SandboxError> {
+        let mut undos = Undos::new();
+        let outcome = tokio::select! {
+            outcome = self.steps(&sandbox, &plan, &mut undos) => outcome,
+            _ = caller => Err(SandboxError::Abandoned(sandbox.id.clone())),
+        };
+        match outcome {
+            Ok(()) => {
+                undos.keep();
+                self.watch(&sandbox);
+                tracing::info!("pod sandbox is ready");
+                Ok(sandbox.id.clone())
+            }
+            Err(cause) => Err(self.give_up(&sandbox, cause, undos).await),
+        }
+    }
+
+    async fn give_up(&self, sandbox: &Sandbox, cause: SandboxError, undos: Undos) -> SandboxError {
+        tracing::warn!(error = %cause, "pod sandbox failed to start");
+        let mut left = undos.run().await;
+        if left.is_empty()
+            && let Err(error) = self.forget(sandbox)
+        {
+            left.push(error.to_string());
+        }
+        if left.is_empty() {
+            return cause;
+        }
+        if let Err(error) = self.change(sandbox, |record| record.state = State::Stopping) {
+            left.push(error.to_string());
+        }
+        SandboxError::Undo { cause: Box::new(cause), leftovers: left.join("; ") }
+    }
+
+    /// Everything that is taken for a sandbox, in order.
+    async fn steps(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        plan: &Plan,
+        undos: &mut Undos,
+    ) -> Result<(), SandboxError> {
+        undos.sandbox.push("record", || async { Ok::<_, io::Error>(()) })?;
+        make_directories(sandbox, &mut undos.sandbox)?;
+        make_cgroup(sandbox, &mut undos.sandbox)?;
+
+        let pod = pod_of(sandbox, plan);
+        let (network, machine, disk) = tokio::try_join!(
+            self.network(&pod, &mut undos.network).instrument(info_span!("network")),
+            self.boot(sandbox, plan, &mut undos.vm),
+            self.scratch_disk(sandbox, plan).instrument(info_span!("scratch")),
+        )?;
+        let (machine, guest) = machine;
+        let PodNetwork { addresses, interface, tap, .. } = network;
+        let attached = async {
+            machine.vm.attach_tap(tap).await?;
+            let offset = machine.vm.attach_extent(disk.file, disk.length, false).await?;
+            Ok::<_, SandboxError>(Extent { offset, length: disk.length })
+        };
+        let extent = attached.instrument(info_span!("attach")).await?;
+        let identity = identity::request(sandbox, interface, &addresses, extent)?;
+        machine.agent.set_up_sandbox(identity).instrument(info_span!("set_up")).await?;
+
+        let vm = machine.vm.record();
+        // The only one who sets it: restore is done before the door opens.
+        let _ = sandbox.machine.set(machine);
+        self.change(sandbox, |record| {
+            record.state = State::Ready;
+            record.vm = Some(vm);
+            record.guest = guest;
+            record.addresses = addresses;
+        })
+    }
+
+    async fn network(&self, pod: &Pod, undo: &mut Undo) -> Result<PodNetwork, SandboxError> {
+        Ok(self.host.networks.add(pod, undo).await?)
+    }
+
+    async fn boot(
+        &self,
+        sandbox: &Sandbox,
+        plan: &Plan,
+        undo: &mut Undo,
+    ) -> Result<(Machine, Guest), SandboxError> {
+        let config = vm_config(sandbox, plan);
+        let vm = self.host.hypervisor.boot(&config, undo).instrument(info_span!("boot")).await?;
+        let agent = AgentClient::new(&sandbox.id, Arc::clone(&vm));
+        let hello = agent.hello().instrument(info_span!("hello")).await?;
+        let guest = Guest {
+            agent_version: hello.agent_version,
+            kernel_release: hello.kernel_release,
+            boot_id: hello.boot_id,
+        };
+        Ok((Machine { vm, agent }, guest.bounded()))
+    }
+
+    async fn scratch_disk(&self, sandbox: &Sandbox, plan: &Plan) -> Result<ScratchDisk, SandboxError> {
+        Ok(self.scratch.disk(&sandbox.id, plan.vm.scratch_mib).await?)
+    }
+}
+
+/// The directory of the VM's sockets, and that of the containers' logs. The latter is kubelet's to remove.
+fn make_directories(sandbox: &Sandbox, undo: &mut Undo) -> Result<(), SandboxError> {
+    let directory = sandbox.directory.clone();
+    let mut private = DirBuilder::new();
+    private.mode(0o700).recursive(true);
+    private.create(&directory).map_err(sandbox.file_error("vm directory", &directory))?;
+    undo.push("directory", || async move { fs::remove_dir_all(&directory) })?;
+    if let Some(logs) = sandbox.log_directory() {
+        fs::create_dir_all(logs).map_err(sandbox.file_error("log directory", logs))?;
+    }
+    Ok(())
+}
+
+fn make_cgroup(sandbox: &Sandbox, undo: &mut Undo) -> Result<(), SandboxError> {
+    sandbox.cgroup.create()?;
+    let cgroup = sandbox.cgroup.clone();
+    undo.push("cgroup", || async move { cgroup.remove().await })?;
+    Ok(())
+}
+
+fn pod_of(sandbox: &Sandbox, plan: &Plan) -> Pod {
+    let metadata = sandbox.metadata();
+    Pod {
+        sandbox_id: sandbox.id.clone(),
+        name: metadata.name,
+        namespace: metadata.namespace,
+        uid: metadata.uid,
+        port_mappings: plan.ports.clone(),
+        annotations: sandbox.config.annotations.clone().into_iter().collect(),
+        cgroup: sandbox.cgroup.path().display().to_string(),
+    }
+}
+
+fn vm_config(sandbox: &Sandbox, plan: &Plan) -> VmConfig {
+    let vm = plan.vm.clone();
+    VmConfig {
+        id: sandbox.id.clone(),
+        directory: sandbox.directory.clone(),
+        cgroup: Some(sandbox.cgroup.path().to_owned()),
+        uid: sandbox.snapshot().uid,
+        vmm: vm.vmm,
+        kernel: vm.kernel,
+        root_image: vm.root_image,
+        vcpus: vm.vcpus,
+        memory_mib: vm.memory_mib,
+        huge_pages: vm.huge_pages,
+        kernel_args: vm.kernel_args,
+        boot_timeout: Duration::from_secs(vm.boot_timeout_s.into()),
+    }
+}

@@ -1,0 +1,70 @@
+//! StopPodSandbox and RemovePodSandbox: the VM goes, then everything that it used. All of it may be repeated, at any
+//! moment and by several callers at once.
+
+use super::{Sandbox, SandboxError, Sandboxes, State};
+use std::fs;
+use std::io;
+
+impl Sandboxes {
+    /// From here on nobody can enter the sandbox. One that has been stopped stays so.
+    ///
+    /// # Errors
+    /// Where the record cannot be written.
+    pub fn begin_stop(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        self.change(sandbox, |record| {
+            if record.state != State::Stopped {
+                record.state = State::Stopping;
+            }
+        })
+    }
+
+    /// Kills the VM and releases all that the sandbox holds but its record. The caller has begun the stop.
+    ///
+    /// # Errors
+    /// What stays; the sandbox is Stopping then, and calling again tries again.
+    pub async fn stop(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        self.begin_stop(sandbox)?;
+        // Killed before we wait for those inside: their calls to the agent fail now. Taking the guest's memory apart
+        // takes the kernel a while, which the network's teardown uses.
+        let killed = async {
+            match sandbox.machine.get() {
+                Some(machine) => machine.vm.kill().await,
+                // Half made, or not found again: what runs of it runs in its cgroup.
+                None => sandbox.cgroup.kill()?,
+            }
+            Ok::<_, SandboxError>(())
+        };
+        let released = async {
+            let alone = sandbox.gate.write().await;
+            self.host.networks.remove(&sandbox.id).await.map(|()| alone)
+        };
+        let (killed, released) = tokio::join!(killed, released);
+        let _alone = released?;
+        killed?;
+        if sandbox.state() == State::Stopped {
+            return Ok(());
+        }
+        sandbox.cgroup.remove().await?;
+        match fs::remove_dir_all(&sandbox.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(sandbox.file_error("vm directory", &sandbox.directory)(error));
+            }
+            _ => {}
+        }
+        self.change(sandbox, |record| record.state = State::Stopped)?;
+        tracing::info!(sandbox = sandbox.id, "pod sandbox is stopped");
+        Ok(())
+    }
+
+    /// Forgets a sandbox that has been stopped.
+    ///
+    /// # Errors
+    /// Where its record cannot be removed, or it has not been stopped.
+    pub async fn remove(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        let _alone = sandbox.gate.write().await;
+        match sandbox.state() {
+            State::Stopped => self.forget(sandbox),
+            state => Err(SandboxError::NotReady { id: sandbox.id.clone(), state }),
+        }
+    }
+}
