@@ -25,6 +25,7 @@ pub mod rng;
 mod sys;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vsock;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,6 +133,11 @@ impl Counter {
     /// Counts `amount` more.
     pub fn add(&self, amount: usize) {
         self.0.fetch_add(amount as u64, Ordering::Relaxed);
+    }
+
+    /// Sets it: for numbers that also go down.
+    pub fn set(&self, value: usize) {
+        self.0.store(value as u64, Ordering::Relaxed);
     }
 
     /// The count so far.
