@@ -1,12 +1,47 @@
-# An index of commands; each is one line that anybody can also type.
+# An index of commands; each is one line that anybody can also type. `make demo` and `make test` need nothing before them:
+# what is missing is fetched or built, once, into ~/.cache/isopod (ISOPOD_CACHE names another place).
 
-# A command in a fresh node: make node-run CMD="ls -l /dev/kvm"
-node-run:
-	tests/node/run --no-daemon -- sh -c '$(CMD)'
+.PHONY: demo shell test bench soak lint build packages artefacts guest-kernel tools images node-run
 
-# An interactive shell in a fresh node, with the daemon running.
-shell:
-	cargo run -q -p isopod-tests --bin isopod-node -- shell
+# Pods in their own VMs on real KVM, by crictl, with every command shown.
+demo: build artefacts
+	cargo run -q --release --workspace --bin isopod-demo
+
+# A prompt in the same node, with the daemon up and crictl configured.
+shell: build artefacts
+	cargo run -q --release --workspace --bin isopod-node -- shell
+
+# All tests: those beside the code, then the end-to-end cases, each group in a node of its own.
+test: build artefacts
+	cargo test --release --workspace
+
+# Our figures beside containerd + runc and QEMU microvm, in one node: target/bench/report.json and a table.
+bench: build artefacts
+	cargo run -q --release --workspace --bin isopod-bench
+
+# 20 pods at once, then 200 one after another (SOAK=20 for a tenth).
+soak: build artefacts
+	ISOPOD_SOAK=$(or $(SOAK),200) cargo test --release --workspace --test soak
+
+# Formatting, clippy, documentation, licences.
+lint: packages
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	$$(tests/tools/cargo-deny.sh) --workspace check --hide-inclusion-graph
+
+build: packages
+	cargo build --release --workspace
+
+# Debian packages that building needs.
+packages:
+	guest-image/install-packages.sh
+
+# Guest kernel, guest root, mkfs.erofs, crictl, CNI plugins, test images: from the cache, or built into it.
+artefacts: build
+	guest-image/manifest.sh target/x86_64-unknown-linux-gnu/release/isopod-agent
+	tests/tools/all.sh
+	tests/images/build.sh
 
 # What pods boot: the guest kernel (15 minutes of CPU time the first time).
 guest-kernel:
@@ -20,4 +55,6 @@ tools:
 images:
 	tests/images/build.sh
 
-.PHONY: node-run shell guest-kernel tools images
+# A command in a fresh node: make node-run CMD="ls -l /dev/kvm"
+node-run:
+	tests/node/run --no-daemon -- sh -c '$(CMD)'
