@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # shellcheck shell=dash
-# PID 1 of the node: set the node up as a Kubernetes node would be, run the job, hand over its exit status, power off.
+# PID 1 of the node: set the node up as a Kubernetes node would be, run the job, hand over its exit status.
 #
 # /node is a directory of the machine (virtiofs): `settings` and `job` come in by it, `exit`, `logs/` and `out/` go out.
 # What this prints goes to the node's console, which a failed run shows. Busybox's shell runs its own tools without starting programs
@@ -8,15 +8,16 @@
 
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 cd /
-# DAEMON, REGISTRY (yes or no), JOB_TTY (a device, or nothing), MODULES, ISOPOD, TOOLS (paths)
+# ISOPOD (absent, installed or serving), REGISTRY (the storage, or nothing), JOB_TTY (a device, or nothing), MODULES (in order),
+# COUNTED (yes or no), ISOPOD_* (paths of the machine)
 # shellcheck source=/dev/null
 . /node/settings
 
-# finish STATUS: the only way out of the node
+# finish STATUS: the only way out of the node; the machine kills it when it sees the status
 finish() {
   cp /run/node/*.log /node/logs/ 2>/dev/null
-  echo "$1" >/node/exit
-  echo o >/proc/sysrq-trigger
+  echo "$1" >/node/exit.new
+  mv /node/exit.new /node/exit
   sleep 60
 }
 
@@ -76,7 +77,7 @@ load_modules &
 modules=$!
 file_systems
 STDOUT=$(port stdout) STDERR=$(port stderr)
-ERRORS=$STDERR
+ERRORS=${JOB_TTY:-$STDERR}
 cgroups
 kernel_settings
 wait $modules
@@ -85,15 +86,9 @@ wait $modules
 # shellcheck source=tests/node/services.sh
 . /node/services.sh
 
-# in_cgroup GROUP COMMAND...: replaces the (sub)shell
-in_cgroup() {
-  echo 0 >"/sys/fs/cgroup/$1/cgroup.procs"
-  shift
-  exec "$@"
-}
-
-if [ "$DAEMON" = yes ]; then start_daemon; fi
-if [ "$REGISTRY" = yes ]; then start_registry; fi
+case $ISOPOD in installed | serving) install_isopod ;; esac
+if [ -n "$REGISTRY" ]; then start_registry; fi
+if [ "$ISOPOD" = serving ]; then start_daemon; fi
 
 if [ -n "$JOB_TTY" ]; then
   stty -F "$JOB_TTY" sane

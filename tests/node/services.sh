@@ -1,9 +1,50 @@
 # shellcheck shell=dash
-# Sourced by init.sh: the services of a Kubernetes node that a job may ask for. Each is up when its function returns.
+# Sourced by init.sh: what makes the node a Kubernetes node. Each service is up when its function returns.
+
+# Isopod where a package would put it, crictl and its like, and a pod network of the standard CNI plugins
+install_isopod() {
+  mkdir -p /usr/lib/isopod /etc/isopod /etc/cni/net.d /opt/cni/bin
+  # under counted time, what is read from the machine while something is measured costs virtual seconds
+  local place="ln -sf"
+  if [ "$COUNTED" = yes ]; then
+    place="cp -L"
+    mount -t tmpfs tmpfs /usr/lib/isopod
+    mount -t tmpfs tmpfs /opt/cni/bin
+  fi
+  $place "$ISOPOD_VMM" /usr/lib/isopod/isopod-vmm
+  $place "$ISOPOD_KERNEL" /usr/lib/isopod/vmlinux
+  $place "$ISOPOD_ROOT_IMAGE" /usr/lib/isopod/guest-root.erofs
+  $place "$ISOPOD_MKFS_EROFS" /usr/lib/isopod/mkfs.erofs
+  $place "$ISOPOD_ISOPOD" /usr/lib/isopod/isopod
+  $place "$ISOPOD_TOOLS/crictl" /usr/lib/isopod/crictl
+  ln -sf /usr/lib/isopod/isopod /usr/lib/isopod/crictl /usr/local/bin/
+  for plugin in bridge host-local loopback portmap; do
+    $place "$ISOPOD_TOOLS/$plugin" /opt/cni/bin/
+  done
+  cp /node/config.toml /etc/isopod/config.toml
+  cp /node/cni.conflist /etc/cni/net.d/10-isopod.conflist
+  cp /node/crictl.yaml /etc/crictl.yaml
+}
+
+start_daemon() {
+  (in_cgroup node.services /usr/lib/isopod/isopod serve) >/run/node/isopod.log 2>&1 </dev/null &
+  await "isopod serve" 60 /run/node/isopod.log $! test -S /run/isopod/isopod.sock
+}
+
+start_registry() {
+  cat >/run/node/registry.yml <<EOF
+version: 0.1
+log: {level: warn}
+storage: {filesystem: {rootdirectory: $REGISTRY}}
+http: {addr: 127.0.0.1:5000}
+EOF
+  (in_cgroup node.services docker-registry serve /run/node/registry.yml) >/run/node/registry.log 2>&1 </dev/null &
+  await "docker-registry" 60 /run/node/registry.log $! wget -q -O /dev/null http://127.0.0.1:5000/v2/
+}
 
 # await WHAT SECONDS LOG PID COMMAND...: until COMMAND succeeds
 await() {
-  local what=$1 log=$3 pid=$4 tries=$(($2 * 20))
+  local what=$1 tries=$(($2 * 20)) log=$3 pid=$4
   shift 4
   until "$@" 2>/dev/null; do
     tries=$((tries - 1))
@@ -15,20 +56,9 @@ $(tail -n 20 "$log")"
   done
 }
 
-start_daemon() {
-  mkdir -p /etc/isopod /etc/cni/net.d /opt/cni/bin /run/isopod
-  cp /node/config.toml /etc/isopod/config.toml
-  cp /node/cni.conflist /etc/cni/net.d/10-isopod.conflist
-  printf 'runtime-endpoint: unix:///run/isopod/isopod.sock\nimage-endpoint: unix:///run/isopod/isopod.sock\ntimeout: 120\n' >/etc/crictl.yaml
-  mount --bind "$TOOLS" /opt/cni/bin
-  (in_cgroup node.services "$ISOPOD" serve --config /etc/isopod/config.toml) >/run/node/isopod.log 2>&1 </dev/null &
-  await "isopod serve" 60 /run/node/isopod.log $! test -S /run/isopod/isopod.sock
-}
-
-start_registry() {
-  mkdir -p /run/node/registry
-  printf 'version: 0.1\nlog: {level: warn}\nstorage: {filesystem: {rootdirectory: /run/node/registry}, delete: {enabled: true}}\nhttp: {addr: 127.0.0.1:5000}\n' \
-    >/run/node/registry.yml
-  (in_cgroup node.services docker-registry serve /run/node/registry.yml) >/run/node/registry.log 2>&1 </dev/null &
-  await "docker-registry" 60 /run/node/registry.log $! nc -z 127.0.0.1 5000
+# in_cgroup GROUP COMMAND...: replaces the (sub)shell
+in_cgroup() {
+  echo 0 >"/sys/fs/cgroup/$1/cgroup.procs"
+  shift
+  exec "$@"
 }

@@ -1,15 +1,18 @@
-//! Where the things under test come from: programs that cargo built, and what the scripts of `guest-image/` and `tests/` make.
+//! Where the things under test come from: programs that cargo builds, and what the scripts of `guest-image/` and `tests/` make.
 //!
-//! Every function may be overruled by an environment variable of the same name with `ISOPOD_` before it, as the Makefile or a
-//! packager does. A script is instant when what it makes is in the cache, and says on stderr when it is not.
+//! Each may be named by an environment variable instead, as a packager does, and as a node does for what runs in it. A script is instant
+//! when what it makes is in the cache; when it is not, it says so on stderr and works, perhaps for minutes.
 
 use anyhow::{Context, Result, ensure};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
 /// The top of the repository.
 pub fn repository() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate is a folder of the repository")
 }
 
 /// The directory for heavy things that outlive a build: `ISOPOD_CACHE`, or `~/.cache/isopod`.
@@ -26,80 +29,88 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
 }
 
-/// The command and daemon `isopod`.
-pub fn isopod() -> Result<PathBuf> {
-    program("ISOPOD_ISOPOD", "isopod")
+/// Isopod as it is installed on a node, and the tools to drive it.
+#[derive(Debug, Clone)]
+pub struct Artefacts {
+    /// The command and daemon `isopod`.
+    pub isopod: PathBuf,
+    /// The virtual machine monitor.
+    pub vmm: PathBuf,
+    /// The guest kernel, an uncompressed `vmlinux`.
+    pub kernel: PathBuf,
+    /// The guest's root file system, an EROFS image with the agent in it.
+    pub root_image: PathBuf,
+    /// The program that makes EROFS images from tar streams.
+    pub mkfs_erofs: PathBuf,
+    /// The directory of crictl, the CNI plugins and other programs of other projects.
+    pub tools: PathBuf,
 }
 
-/// The virtual machine monitor.
-pub fn vmm() -> Result<PathBuf> {
-    program("ISOPOD_VMM", "isopod-vmm")
-}
-
-/// The program in the guest.
-pub fn agent() -> Result<PathBuf> {
-    program("ISOPOD_AGENT", "isopod-agent")
-}
-
-/// The guest kernel, an uncompressed `vmlinux`.
-pub fn kernel() -> Result<PathBuf> {
-    made_by("ISOPOD_KERNEL", "guest-image/kernel/build.sh", &[])
-}
-
-/// The guest's root file system, an EROFS image with the agent in it.
-pub fn root_image() -> Result<PathBuf> {
-    if let Some(path) = overruled("ISOPOD_ROOT_IMAGE")? {
-        return Ok(path);
+impl Artefacts {
+    /// Finds them, building what is not there or not up to date.
+    pub fn locate() -> Result<Artefacts> {
+        Ok(Artefacts {
+            isopod: named("ISOPOD_ISOPOD", || program("isopod"))?,
+            vmm: named("ISOPOD_VMM", || program("isopod-vmm"))?,
+            kernel: named("ISOPOD_KERNEL", || made_by("guest-image/kernel/build.sh", &[]))?,
+            root_image: named("ISOPOD_ROOT_IMAGE", || {
+                let agent = named("ISOPOD_AGENT", || program("isopod-agent"))?;
+                made_by("guest-image/rootfs/build.sh", &[agent.as_os_str()])
+            })?,
+            mkfs_erofs: named("ISOPOD_MKFS_EROFS", || {
+                Ok(made_by("guest-image/erofs-utils/build.sh", &[])?.join("mkfs.erofs"))
+            })?,
+            tools: named("ISOPOD_TOOLS", || Ok(made_by("tests/tools/all.sh", &[])?.join("bin")))?,
+        })
     }
-    made_by("ISOPOD_ROOT_IMAGE", "guest-image/rootfs/build.sh", &[&agent()?])
-}
 
-/// The program that makes EROFS images from tar streams.
-pub fn mkfs_erofs() -> Result<PathBuf> {
-    if let Some(path) = overruled("ISOPOD_MKFS_EROFS")? {
-        return Ok(path);
+    /// The variables that make [`Artefacts::locate`] find the same again.
+    pub fn variables(&self) -> [(&'static str, &Path); 6] {
+        [
+            ("ISOPOD_ISOPOD", &self.isopod),
+            ("ISOPOD_VMM", &self.vmm),
+            ("ISOPOD_KERNEL", &self.kernel),
+            ("ISOPOD_ROOT_IMAGE", &self.root_image),
+            ("ISOPOD_MKFS_EROFS", &self.mkfs_erofs),
+            ("ISOPOD_TOOLS", &self.tools),
+        ]
     }
-    Ok(made_by("ISOPOD_EROFS_UTILS", "guest-image/erofs-utils/build.sh", &[])?.join("mkfs.erofs"))
 }
 
-/// The directory of crictl, critest and the CNI plugins.
-pub fn tools() -> Result<PathBuf> {
-    Ok(made_by("ISOPOD_TOOLS", "tests/tools/all.sh", &[])?.join("bin"))
-}
-
-/// The directory of the container images that tests push to their registry.
+/// The directory of the container images that tests push to their registry: one OCI layout each.
 pub fn images() -> Result<PathBuf> {
-    made_by("ISOPOD_IMAGES", "tests/images/build.sh", &[])
+    named("ISOPOD_IMAGES", || made_by("tests/images/build.sh", &[]))
 }
 
-fn overruled(variable: &str) -> Result<Option<PathBuf>> {
-    let Some(path) = std::env::var_os(variable).map(PathBuf::from) else { return Ok(None) };
-    ensure!(path.exists(), "{variable} names {}, which does not exist", path.display());
-    Ok(Some(path))
+/// What the variable names, or else what `make` finds.
+fn named(variable: &str, make: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
+    match std::env::var_os(variable).map(PathBuf::from) {
+        Some(path) => {
+            ensure!(path.exists(), "{variable} names {}, which does not exist", path.display());
+            Ok(path)
+        }
+        None => make(),
+    }
 }
 
 /// A program of this workspace, built for release: an unoptimised one costs more in an emulated node than its build saves.
-fn program(variable: &str, name: &str) -> Result<PathBuf> {
-    if let Some(path) = overruled(variable)? {
-        return Ok(path);
-    }
-    let path = target().join("x86_64-unknown-linux-gnu/release").join(name);
-    ensure!(path.exists(), "{} does not exist: cargo build --release --workspace --bins", path.display());
-    Ok(path)
+fn program(name: &str) -> Result<PathBuf> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(repository()).args(["build", "--quiet", "--release", "--bin", name]);
+    cargo.args(["-p", "isopod-runtime", "-p", "isopod-vmm", "-p", "isopod-agent"]);
+    let status = cargo.status().context("cannot run cargo")?;
+    ensure!(status.success(), "{name} does not build ({cargo:?})");
+    Ok(target().join(TARGET).join("release").join(name))
 }
 
 /// The path that a build script prints on stdout.
-fn made_by(variable: &str, script: &str, arguments: &[&Path]) -> Result<PathBuf> {
-    if let Some(path) = overruled(variable)? {
-        return Ok(path);
-    }
-    let script = repository().join(script);
-    let mut command = Command::new(&script);
+fn made_by(script: &str, arguments: &[&OsStr]) -> Result<PathBuf> {
+    let mut command = Command::new(repository().join(script));
     let ran = command.args(arguments).stderr(Stdio::inherit()).output();
-    let ran = ran.with_context(|| format!("cannot run {}", script.display()))?;
-    ensure!(ran.status.success(), "{}: {}", script.display(), ran.status);
+    let ran = ran.with_context(|| format!("cannot run {script}"))?;
+    ensure!(ran.status.success(), "{script}: {}", ran.status);
     let printed = String::from_utf8_lossy(&ran.stdout);
     let path = PathBuf::from(printed.trim());
-    ensure!(path.exists(), "{} printed {printed:?}, which is not a path that exists", script.display());
+    ensure!(path.exists(), "{script} printed {printed:?}, which is not a path that exists");
     Ok(path)
 }

@@ -4,4 +4,5 @@
 //! by their sockets, files and command lines.
 
 pub mod artefacts;
+pub mod case;
 pub mod node;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use isopod_tests::node::{Job, Node, Settings, Time};
+use isopod_tests::node::{Isopod, Job, Node, Settings, Time};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,10 +43,13 @@ struct NodeArguments {
     /// Count instructions instead of time: the same figures on every run.
     #[arg(long)]
     icount: bool,
-    /// Do not start `isopod serve`.
+    /// A node without Isopod, for which nothing is built.
     #[arg(long)]
     no_daemon: bool,
-    /// Start a container registry on 127.0.0.1:5000.
+    /// Install Isopod, crictl and a pod network, but do not start `isopod serve`.
+    #[arg(long, conflicts_with = "no_daemon")]
+    installed: bool,
+    /// Start a container registry with the images of tests/images on 127.0.0.1:5000.
     #[arg(long)]
     registry: bool,
     /// CPUs of the node.
@@ -63,7 +66,11 @@ impl NodeArguments {
             time: if self.icount { Time::Counted } else { Time::Wall },
             cpus: self.cpus,
             memory_mib: self.memory,
-            daemon: !self.no_daemon,
+            isopod: match (self.no_daemon, self.installed) {
+                (false, false) => Isopod::Serving,
+                (_, true) => Isopod::Installed,
+                (true, false) => Isopod::Absent,
+            },
             registry: self.registry,
             ..Settings::default()
         }

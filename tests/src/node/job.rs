@@ -1,11 +1,12 @@
 //! What a node is to do: one command, in the directory and with the variables of its caller.
 
+use crate::artefacts::Artefacts;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
 /// Variables of the caller that the job sees, by the start of their name.
-const PASSED_ON: [&str; 4] = ["ISOPOD_", "RUST_", "CARGO", "TERM"];
+const PASSED_ON: [&str; 3] = ["ISOPOD_", "RUST_", "TERM"];
 
 /// One command.
 #[derive(Debug)]
@@ -17,8 +18,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// A shell script that becomes the command.
-    pub(super) fn script(&self) -> Result<Vec<u8>> {
+    /// A shell script that becomes the command. It finds the same artefacts as its caller.
+    pub(super) fn script(&self, artefacts: Option<&Artefacts>) -> Result<Vec<u8>> {
         let directory = std::env::current_dir().context("the current directory is gone")?;
         let mut script = b"cd ".to_vec();
         quote(&mut script, directory.as_os_str().as_bytes());
@@ -27,12 +28,11 @@ impl Job {
         for (name, value) in std::env::vars_os() {
             let plain = name.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
             if plain && PASSED_ON.iter().any(|start| name.as_bytes().starts_with(start.as_bytes())) {
-                script.extend(b"export ");
-                script.extend(name.as_bytes());
-                script.push(b'=');
-                quote(&mut script, value.as_bytes());
-                script.push(b'\n');
+                export(&mut script, name.as_bytes(), value.as_bytes());
             }
+        }
+        for (name, path) in artefacts.iter().flat_map(|artefacts| artefacts.variables()) {
+            export(&mut script, name.as_bytes(), path.as_os_str().as_bytes());
         }
         script.extend(b"exec");
         for word in &self.command {
@@ -42,6 +42,14 @@ impl Job {
         script.push(b'\n');
         Ok(script)
     }
+}
+
+fn export(script: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    script.extend(b"export ");
+    script.extend(name);
+    script.push(b'=');
+    quote(script, value);
+    script.push(b'\n');
 }
 
 /// Appends the word so that a shell takes it literally.
@@ -66,7 +74,7 @@ mod tests {
         let job = Job { command: words.map(OsString::from).into(), terminal: false };
         let ran = std::process::Command::new("sh")
             .arg("-c")
-            .arg(std::ffi::OsStr::from_bytes(&job.script().unwrap()))
+            .arg(std::ffi::OsStr::from_bytes(&job.script(None).unwrap()))
             .output();
         assert_eq!(String::from_utf8(ran.unwrap().stdout).unwrap(), "a b|it's|$HOME||two\nlines|");
     }

@@ -13,6 +13,7 @@ mod job;
 mod machine;
 mod process;
 mod qemu;
+mod registry;
 mod run_directory;
 mod virtiofsd;
 
@@ -59,6 +60,17 @@ const NETWORK_MODULES: [&str; 18] = [
     "xt_nat",
 ];
 
+/// How much of Isopod a node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isopod {
+    /// None; nothing is built for it.
+    Absent,
+    /// Its programs, guest and configuration, crictl, and a pod network of the standard CNI plugins.
+    Installed,
+    /// That, and `isopod serve` is up before the job starts.
+    Serving,
+}
+
 /// What kind of node, and what it is given.
 #[derive(Debug)]
 pub struct Settings {
@@ -68,9 +80,9 @@ pub struct Settings {
     pub cpus: u32,
     /// Memory in MiB. All that the node writes is in it.
     pub memory_mib: u32,
-    /// Whether `isopod serve` and a CNI network are up before the job starts.
-    pub daemon: bool,
-    /// Whether a container registry is up on 127.0.0.1:5000.
+    /// How much of Isopod it has.
+    pub isopod: Isopod,
+    /// Whether a container registry with the images of `tests/images` is up on 127.0.0.1:5000.
     pub registry: bool,
     /// How long all of it may take.
     pub timeout: Duration,
@@ -84,7 +96,7 @@ impl Default for Settings {
             time: Time::Wall,
             cpus: 2,
             memory_mib: 6144,
-            daemon: false,
+            isopod: Isopod::Absent,
             registry: false,
             timeout: Duration::from_secs(600),
             out: None,
@@ -113,7 +125,7 @@ impl Node {
         let deadline = Instant::now() + settings.timeout;
         let (qemu, kernel) = (Qemu::locate()?, Kernel::newest()?);
         let mut modules = vec![machine::kvm_module(settings.time), "tun"];
-        if settings.daemon {
+        if settings.isopod != Isopod::Absent {
             modules.extend(NETWORK_MODULES);
         }
         let run = RunDirectory::make(&settings, job, &kernel.load_order(&modules)?)?;
@@ -159,7 +171,7 @@ impl Node {
         if let Some(out) = &self.settings.out {
             self.run.copy_results(out)?;
         }
-        if status != 0 && (self.settings.daemon || status == 125) {
+        if status != 0 && (self.settings.isopod == Isopod::Serving || status == 125) {
             let kept = self.run.keep_logs()?;
             eprintln!("node: the logs of this run are in {}", kept.display());
         }

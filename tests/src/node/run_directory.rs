@@ -2,8 +2,8 @@
 //!
 //! It is removed when the node is dropped. What a killed program left behind is removed by the next one: nobody holds its lock.
 
-use super::{Job, Settings};
-use crate::artefacts;
+use super::{Isopod, Job, Settings, Time, registry};
+use crate::artefacts::{self, Artefacts};
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::fmt::Write;
@@ -17,10 +17,11 @@ const PREFIX: &str = "isopod-node-";
 const CONSOLE_TAIL_LINES: usize = 30;
 
 /// Files that the node reads from /node.
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 5] = [
     ("init.sh", include_str!("../../node/init.sh")),
     ("services.sh", include_str!("../../node/services.sh")),
     ("config.toml", include_str!("../../node/config.toml")),
+    ("crictl.yaml", include_str!("../../node/crictl.yaml")),
     ("cni.conflist", include_str!("../../node/cni.conflist")),
 ];
 
@@ -49,8 +50,12 @@ impl RunDirectory {
         for (name, content) in FILES {
             fs::write(shared.join(name), content)?;
         }
-        fs::write(shared.join("job"), job.script()?)?;
-        fs::write(shared.join("settings"), node_settings(settings, job, modules)?)?;
+        let artefacts = match settings.isopod {
+            Isopod::Absent => None,
+            Isopod::Installed | Isopod::Serving => Some(Artefacts::locate()?),
+        };
+        fs::write(shared.join("job"), job.script(artefacts.as_ref())?)?;
+        fs::write(shared.join("settings"), node_settings(settings, job, modules, artefacts.as_ref())?)?;
         Ok(made)
     }
 
@@ -107,20 +112,27 @@ impl RunDirectory {
 }
 
 /// Shell variables for init.sh.
-fn node_settings(settings: &Settings, job: &Job, modules: &[PathBuf]) -> Result<String> {
-    let yes_or_no = |wanted| if wanted { "yes" } else { "no" };
+fn node_settings(
+    settings: &Settings,
+    job: &Job,
+    modules: &[PathBuf],
+    artefacts: Option<&Artefacts>,
+) -> Result<String> {
     let mut text = String::new();
-    writeln!(text, "DAEMON={}", yes_or_no(settings.daemon))?;
-    writeln!(text, "REGISTRY={}", yes_or_no(settings.registry))?;
+    let isopod = match settings.isopod {
+        Isopod::Absent => "absent",
+        Isopod::Installed => "installed",
+        Isopod::Serving => "serving",
+    };
+    writeln!(text, "ISOPOD={isopod}")?;
     writeln!(text, "JOB_TTY={}", if job.terminal { "/dev/hvc0" } else { "" })?;
-    writeln!(
-        text,
-        "MODULES='{}'",
-        modules.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
-    )?;
-    if settings.daemon {
-        writeln!(text, "ISOPOD='{}'", artefacts::isopod()?.display())?;
-        writeln!(text, "TOOLS='{}'", artefacts::tools()?.display())?;
+    writeln!(text, "COUNTED={}", if settings.time == Time::Counted { "yes" } else { "no" })?;
+    let modules: Vec<_> = modules.iter().map(|path| path.display().to_string()).collect();
+    writeln!(text, "MODULES='{}'", modules.join(" "))?;
+    let registry = if settings.registry { registry::storage()? } else { PathBuf::new() };
+    writeln!(text, "REGISTRY='{}'", registry.display())?;
+    for (name, path) in artefacts.iter().flat_map(|artefacts| artefacts.variables()) {
+        writeln!(text, "{name}='{}'", path.display())?;
     }
     Ok(text)
 }
