@@ -13,6 +13,7 @@
 //! A device must not trust a byte that it reads from the guest, must not block, and must not open anything: descriptors
 //! are given to it. All that the guest can observe of a device is in its `State`, so that a VM can be saved and cloned.
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod console;
@@ -20,6 +21,7 @@ mod error;
 pub mod event_loop;
 mod interrupt;
 pub mod mmio;
+pub mod net;
 mod ring;
 pub mod rng;
 mod sys;

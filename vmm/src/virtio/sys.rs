@@ -14,7 +14,6 @@ use super::buffers::Buffers;
 use super::ring::MAX_BUFFERS;
 
 /// Reads from `fd` into guest memory. May read less than there is room for.
-#[allow(dead_code)]
 pub fn readv(fd: BorrowedFd<'_>, into: &Buffers<'_>) -> io::Result<usize> {
     let list = io_vector(into);
     retry(|| {
@@ -24,7 +23,6 @@ pub fn readv(fd: BorrowedFd<'_>, into: &Buffers<'_>) -> io::Result<usize> {
 }
 
 /// Writes guest memory to `fd`. May write less than given.
-#[allow(dead_code)]
 pub fn writev(fd: BorrowedFd<'_>, from: &Buffers<'_>) -> io::Result<usize> {
     let list = io_vector(from);
     retry(|| {
@@ -62,6 +60,50 @@ pub fn random(into: &VolatileSlice<'_>) -> io::Result<usize> {
         // SAFETY: the pointer and length are those of a slice of mapped guest memory, see the head of this file.
         unsafe { libc::getrandom(target.as_ptr().cast(), target.len(), 0) }
     })
+}
+
+/// Gives the whole pages of guest memory in `range` back to the host; they read as zeroes from then on. Returns their
+/// size in bytes.
+pub fn drop_pages(range: &VolatileSlice<'_>) -> io::Result<usize> {
+    const PAGE: usize = 4096;
+    let memory = range.ptr_guard_mut();
+    let skipped = memory.as_ptr().align_offset(PAGE);
+    let length = memory.len().saturating_sub(skipped) / PAGE * PAGE;
+    if length == 0 {
+        return Ok(0);
+    }
+    let start = memory.as_ptr().wrapping_add(skipped).cast();
+    retry(|| {
+        // SAFETY: the pages lie within a slice of mapped guest memory, see the head of this file, and nothing but the
+        // guest relies on what is in them.
+        unsafe { libc::madvise(start, length, libc::MADV_DONTNEED) as libc::ssize_t }
+    })?;
+    Ok(length)
+}
+
+/// The tap passes frames on whose checksum is missing.
+pub const TUN_F_CSUM: u32 = 0x01;
+/// It passes TCP segments over IPv4 on that are larger than a frame.
+pub const TUN_F_TSO4: u32 = 0x02;
+/// The same over IPv6.
+pub const TUN_F_TSO6: u32 = 0x04;
+
+/// Sets the size of the header before each frame of a tap.
+pub fn tap_header_size(tap: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads an `int`, which lives until the call returns.
+    retry(|| unsafe {
+        libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) as libc::ssize_t
+    })?;
+    Ok(())
+}
+
+/// Sets what a tap may leave to the reader of its frames: `TUN_F_*` flags.
+pub fn tap_offload(tap: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument as a number.
+    retry(|| unsafe {
+        libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) as libc::ssize_t
+    })?;
+    Ok(())
 }
 
 fn io_vector(buffers: &Buffers<'_>) -> Vec<libc::iovec> {
