@@ -20,7 +20,7 @@ truncate -s 16M "$work/scratch"
 PATH=$PATH:/usr/sbin:/sbin mkfs.ext4 -q "$work/scratch"
 cat "$work/scratch" >>"$work/disk"
 
-extents="root,,0,ro,0 $sectors linear /dev/vda 0;scratch,,1,rw,0 32768 linear /dev/vda $sectors"
+extents="guest-root,,0,ro,0 $sectors linear /dev/vda 0;scratch,,1,rw,0 32768 linear /dev/vda $sectors"
 timeout 120 qemu-system-x86_64 -M microvm,x-option-roms=off -accel tcg -cpu max -m 256 -nodefaults -no-user-config -display none \
   -serial stdio -no-reboot -global virtio-mmio.force-legacy=false \
   -drive "id=disk,if=none,format=raw,file=$work/disk" -device virtio-blk-device,drive=disk \
