@@ -17,8 +17,8 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// Not a kernel, or damaged, or too large for the guest's memory.
-    #[error("cannot load the kernel, which must be an uncompressed x86-64 ELF vmlinux")]
-    Load(#[from] linux_loader::loader::Error),
+    #[error("cannot load the kernel, which must be an uncompressed x86-64 ELF vmlinux: {0}")]
+    Load(linux_loader::loader::Error),
     /// The entry point lies outside the file's segments.
     #[error("the kernel's entry point {entry:#x} lies outside its image")]
     Entry {
@@ -72,7 +72,7 @@ pub fn command_line(extra: &[String]) -> Result<CString, KernelError> {
 /// Copies the kernel to where its ELF header says. Returns the address of its first instruction.
 pub fn load(memory: &GuestMemory, mut file: File) -> Result<u64, KernelError> {
     let lowest = GuestAddress(layout::HIGH_RAM);
-    let loaded = Elf::load(memory, None, &mut file, Some(lowest))?;
+    let loaded = Elf::load(memory, None, &mut file, Some(lowest)).map_err(KernelError::Load)?;
     let entry = loaded.kernel_load.0;
     if entry >= loaded.kernel_end || loaded.kernel_end > layout::HOLE {
         return Err(KernelError::Entry { entry });
