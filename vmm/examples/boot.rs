@@ -1,4 +1,5 @@
-//! Boots one virtual machine by hand and shows its console: for playing with the VMM and for measuring it.
+//! Boots one virtual machine by hand, waits for its agent, and shows what it said: for playing with the VMM and for
+//! measuring it.
 //!
 //!     boot VMM KERNEL ROOT [vcpus=N] [memory=MIB] [seconds=N] [huge] [kernel arguments...]
 //!
@@ -7,20 +8,30 @@
 
 use std::{
     fs::File,
-    io::{IoSlice, IoSliceMut},
+    io::{IoSlice, IoSliceMut, Read, Write},
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
-        unix::{net::UnixListener, process::CommandExt},
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        unix::{
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
     },
+    path::Path,
     process::Command,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, bail};
-use isopod_protocols::vmm::{BootConfig, CONTROL_FD, MAX_MESSAGE, Request, Response};
-use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen,
-    recvmsg, sendmsg, socket,
+use isopod_protocols::{
+    vmm::{BootConfig, CONTROL_FD, MAX_MESSAGE, Request, Response},
+    vsock::{AGENT_PORT, MAX_HANDSHAKE, READY_PORT},
+};
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::socket::{
+        AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect,
+        listen, recvmsg, sendmsg, socket, socketpair,
+    },
 };
 
 fn main() -> anyhow::Result<()> {
@@ -54,21 +65,35 @@ fn main() -> anyhow::Result<()> {
     let fds = [kvm.as_raw_fd(), kernel.as_raw_fd(), root.as_raw_fd(), vsock.as_raw_fd()];
     println!("boot: {:?} after {:?}", call(&control, &Request::Boot(config), &fds)?, begin.elapsed());
 
-    let mut shown = 0;
-    while begin.elapsed() < Duration::from_secs(seconds) && child.try_wait()?.is_none() {
-        if let Ok(Response::Console { text }) = call(&control, &Request::Console {}, &[]) {
-            print!("{}", text.get(shown..).unwrap_or_default());
-            shown = text.len();
-        }
-        std::thread::sleep(Duration::from_millis(200));
+    let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    call(&control, &Request::ListenVsock { port: READY_PORT }, &[far.as_raw_fd()])?;
+    drop(far);
+    let limit = u16::try_from(seconds * 1000).unwrap_or(u16::MAX);
+    let arrived = poll(&mut [PollFd::new(near.as_fd(), PollFlags::POLLIN)], limit)? == 1;
+    println!("agent: {} after {:?}", if arrived { "ready" } else { "silent" }, begin.elapsed());
+    if arrived {
+        println!("agent: {:?} after {:?}", handshake(&directory.join("vsock")), begin.elapsed());
     }
+
     if child.try_wait()?.is_none() {
+        if let Response::Console { text } = call(&control, &Request::Console {}, &[])? {
+            print!("{text}");
+        }
         println!("{:?}", call(&control, &Request::Stats {}, &[])?);
         println!("{:?}", call(&control, &Request::Stop {}, &[])?);
     }
     println!("{} after {:?}", child.wait()?, begin.elapsed());
     std::fs::remove_dir_all(directory)?;
     Ok(())
+}
+
+/// Connects to the agent's port from the host.
+fn handshake(path: &Path) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    writeln!(stream, "CONNECT {AGENT_PORT}")?;
+    let mut answer = [0; MAX_HANDSHAKE];
+    let length = stream.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
 }
 
 fn seqpacket() -> nix::Result<OwnedFd> {

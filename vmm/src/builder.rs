@@ -8,6 +8,7 @@
 //! Called once, by `main`, with the answer of the control socket in hand. Nothing in here tells one pod from another.
 
 use std::{
+    io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex},
 };
@@ -24,7 +25,7 @@ use crate::{
         cpuid::{self, Place},
         registers,
     },
-    devices::{DevicesError, Machinery},
+    devices::{DevicesError, Machinery, Root},
     early_console::{self, EarlyConsole},
     end::Ending,
     kernel::{self, KernelError},
@@ -97,6 +98,9 @@ pub enum BootError {
     /// The processors' threads.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// The guest root cannot be measured.
+    #[error("cannot examine the guest root")]
+    Root(#[source] io::Error),
     /// The devices.
     #[error(transparent)]
     Devices(#[from] DevicesError),
@@ -143,7 +147,8 @@ impl TryFrom<Vec<OwnedFd>> for BootFiles {
 pub fn boot(config: &BootConfig, files: Vec<OwnedFd>, events: &mut EventLoop) -> Result<Machine, BootError> {
     check(config)?;
     let files = BootFiles::try_from(files)?;
-    let command_line = kernel::command_line(&config.kernel_args)?;
+    let root = Root::new(files.root).map_err(BootError::Root)?;
+    let command_line = kernel::command_line(root.sectors, &config.kernel_args)?;
     let ending = Ending::new(events.stopper());
     let console = Arc::new(ConsoleLog::default());
 
@@ -151,7 +156,7 @@ pub fn boot(config: &BootConfig, files: Vec<OwnedFd>, events: &mut EventLoop) ->
     let memory = memory::allocate(&ram, config.huge_pages)?;
     let vm = Vm::new(files.kvm, &memory)?;
     let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
-    let (bus, devices) = machinery.place_all(files.root, &console)?;
+    let (bus, devices) = machinery.place_all(root, files.vsock, &console)?;
     let buses = Arc::new(Buses { memory: bus, ports: ports(&ending, &console)? });
 
     memory.write_slice(&acpi::tables(layout::ACPI, config.vcpus), GuestAddress(layout::ACPI))?;

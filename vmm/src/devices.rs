@@ -14,6 +14,7 @@ use crate::{
         console::Console,
         mmio::{MMIO_LENGTH, MmioTransport, OnFailure, Surroundings},
         rng::Rng,
+        vsock::Vsock,
     },
     vm::{Vm, VmError},
 };
@@ -43,6 +44,28 @@ pub struct Devices {
     pub disk_read: Counter,
     /// Bytes the guest wrote to it.
     pub disk_written: Counter,
+    /// Where the guest's connections go.
+    pub vsock: Arc<MmioTransport<Vsock>>,
+    /// Open connections.
+    pub vsock_connections: Counter,
+}
+
+const SECTOR: u64 = 512;
+
+/// The guest's own root, which becomes the first extent of the disk.
+pub struct Root {
+    file: File,
+    /// Its size in sectors of 512 bytes, the last of which may be partial.
+    pub sectors: u64,
+}
+
+impl Root {
+    /// Measures the image.
+    pub fn new(image: OwnedFd) -> io::Result<Self> {
+        let file = File::from(image);
+        let sectors = file.metadata()?.len().div_ceil(SECTOR);
+        Ok(Self { file, sectors })
+    }
 }
 
 /// What devices are placed into.
@@ -61,20 +84,26 @@ impl Machinery<'_> {
     /// Makes all devices and the bus that they are on. `root` becomes the first extent of the disk.
     pub fn place_all(
         &mut self,
-        root: OwnedFd,
+        root: Root,
+        vsock_listener: OwnedFd,
         console: &Arc<ConsoleLog>,
     ) -> Result<(Bus, Devices), DevicesError> {
         let mut bus = Bus::new();
         let extents = Arc::new(Extents::new());
-        attach_root(&extents, root)?;
+        extents.attach(root.file.into(), root.sectors * SECTOR, true).map_err(DevicesError::Root)?;
         let disk = Disk::new(extents.clone());
-        let devices = Devices { disk_read: disk.read_bytes(), disk_written: disk.written_bytes(), extents };
-        self.place(&mut bus, DeviceSlot::Block, |_| disk)?;
+        let (disk_read, disk_written) = (disk.read_bytes(), disk.written_bytes());
+        self.place(&mut bus, DeviceSlot::Block, |_| Ok(disk))?;
+
+        let make_vsock = |poller: &Poller| Vsock::new(vsock_listener, poller.clone());
+        let vsock = self.place(&mut bus, DeviceSlot::Vsock, make_vsock)?;
+        let vsock_connections = vsock.with(|vsock| vsock.open_connections());
+
         let record = console.clone();
         let output = Arc::new(move |bytes: &[u8]| record.append(bytes));
-        self.place(&mut bus, DeviceSlot::Console, |_| Console::new(output))?;
-        self.place(&mut bus, DeviceSlot::Rng, |_| Rng::new())?;
-        Ok((bus, devices))
+        self.place(&mut bus, DeviceSlot::Console, |_| Ok(Console::new(output)))?;
+        self.place(&mut bus, DeviceSlot::Rng, |_| Ok(Rng::new()))?;
+        Ok((bus, Devices { extents, disk_read, disk_written, vsock, vsock_connections }))
     }
 
     /// Makes one device and wires it.
@@ -82,10 +111,10 @@ impl Machinery<'_> {
         &mut self,
         bus: &mut Bus,
         slot: DeviceSlot,
-        make: impl FnOnce(&Poller) -> D,
+        make: impl FnOnce(&Poller) -> io::Result<D>,
     ) -> Result<Arc<MmioTransport<D>>, DevicesError> {
         let poller = self.events.poller();
-        let device = make(&poller);
+        let device = make(&poller)?;
         let on_failure = self.on_failure();
         let around = Surroundings { memory: self.memory.clone(), poller: poller.clone(), on_failure };
         let transport = Arc::new(MmioTransport::new(device, around)?);
@@ -99,13 +128,4 @@ impl Machinery<'_> {
         let ending = self.ending.clone();
         Arc::new(move |error| ending.end(VmExit::Device(error)))
     }
-}
-
-/// The guest root is read to the end of its last, perhaps partial sector.
-fn attach_root(extents: &Extents, root: OwnedFd) -> Result<(), DevicesError> {
-    const SECTOR: u64 = 512;
-    let root = File::from(root);
-    let length = root.metadata()?.len().next_multiple_of(SECTOR);
-    extents.attach(root.into(), length, true).map_err(DevicesError::Root)?;
-    Ok(())
 }

@@ -45,15 +45,24 @@ pub enum KernelError {
 /// What every guest gets, before the words of its boot request.
 ///
 /// * The console is the virtio one, and no serial port is looked for.
+/// * No interface is there but the pod's.
 /// * A panic resets at once, by the ACPI register, so that the VMM sees the end.
 /// * No PCI bus is there, so none is probed; the clock comes from KVM, so nothing is calibrated.
 /// * Boot does not wait for RCU grace periods.
-const COMMAND_LINE: &str = "console=hvc0 quiet panic=-1 reboot=a root=/dev/vda rootfstype=erofs ro init=/sbin/init \
-    8250.nr_uarts=0 pci=off tsc=reliable no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1";
+const COMMAND_LINE: &str = "console=hvc0 quiet panic=-1 reboot=a 8250.nr_uarts=0 pci=off dummy.numdummies=0 \
+    tsc=reliable no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1";
 
-/// The command line with the words of `extra` behind.
-pub fn command_line(extra: &[String]) -> Result<CString, KernelError> {
-    let mut line = COMMAND_LINE.to_owned();
+/// The root is a device-mapper device over the first `sectors` of 512 bytes of the disk: a mounted `/dev/vda` would be
+/// claimed whole, and no other extent could be mapped.
+fn root(sectors: u64) -> String {
+    format!(
+        "dm-mod.create=\"root,,0,ro,0 {sectors} linear /dev/vda 0\" root=/dev/dm-0 rootfstype=erofs ro init=/sbin/init"
+    )
+}
+
+/// The command line for a guest root of `root_sectors` sectors of 512 bytes, with the words of `extra` behind.
+pub fn command_line(root_sectors: u64, extra: &[String]) -> Result<CString, KernelError> {
+    let mut line = format!("{COMMAND_LINE} {}", root(root_sectors));
     for word in extra {
         let bad = |word: &String| KernelError::Word { word: word.clone() };
         if word.is_empty() || !word.bytes().all(|b| b.is_ascii_graphic()) {
@@ -146,7 +155,7 @@ mod tests {
     #[test]
     fn zero_page_points_to_command_line_and_acpi() {
         let memory = memory::allocate(&layout::ram(64), false).unwrap();
-        let line = command_line(&["a=1".into()]).unwrap();
+        let line = command_line(8, &["a=1".into()]).unwrap();
         write_boot_parameters(&memory, &line, &layout::ram(64)).unwrap();
 
         let page: bootparam::boot_params = memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
@@ -161,14 +170,14 @@ mod tests {
 
     #[test]
     fn argument_with_a_space_is_refused() {
-        let refused = command_line(&["init=/bin/sh rw".into()]);
+        let refused = command_line(8, &["init=/bin/sh rw".into()]);
         assert!(matches!(refused, Err(KernelError::Word { .. })));
-        assert!(matches!(command_line(&[String::new()]), Err(KernelError::Word { .. })));
+        assert!(matches!(command_line(8, &[String::new()]), Err(KernelError::Word { .. })));
     }
 
     #[test]
     fn command_line_beyond_the_kernels_limit_is_refused() {
-        let refused = command_line(&["x".repeat(layout::COMMAND_LINE_SIZE)]);
+        let refused = command_line(8, &["x".repeat(layout::COMMAND_LINE_SIZE)]);
         assert!(matches!(refused, Err(KernelError::TooLong { .. })));
     }
 

@@ -52,10 +52,16 @@ impl Machine {
                 Ok(_) => Response::Done {},
                 Err(refusal) => extent_refused(refusal),
             },
-            Request::AttachTap {} | Request::ListenVsock { .. } => {
-                error(ErrorKind::State, "no such device yet")
+            Request::ListenVsock { port } => {
+                one(fds).and_then(|acceptor| self.listen_vsock(port, acceptor)).unwrap_or_else(|e| e)
             }
+            Request::AttachTap {} => error(ErrorKind::State, "no such device yet"),
         }
+    }
+
+    fn listen_vsock(&self, port: u32, acceptor: OwnedFd) -> Result<Response, Response> {
+        let listening = self.devices.vsock.with(|vsock| vsock.listen(port, acceptor));
+        listening.map(|()| Response::Done {}).map_err(|refusal| error(ErrorKind::State, refusal))
     }
 
     fn attach_extent(&self, file: OwnedFd, length: u64, read_only: bool) -> Result<Response, Response> {
@@ -74,6 +80,7 @@ impl Machine {
             exits,
             disk_read_bytes: self.devices.disk_read.get(),
             disk_write_bytes: self.devices.disk_written.get(),
+            vsock_connections: self.devices.vsock_connections.get(),
             ..Default::default()
         }
     }
