@@ -12,6 +12,7 @@
 
 pub mod agent_client;
 pub mod cgroup;
+pub mod check;
 pub mod config;
 pub mod container;
 pub mod cri;

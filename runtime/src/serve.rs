@@ -1,21 +1,32 @@
 //! The daemon as a story: open the house, take back what an earlier daemon left, serve, end.
 
 use crate::cgroup;
+use crate::check;
 use crate::config::Config;
 use crate::container::Containers;
 use crate::cri::Node;
 use crate::cri::server::{self, ServerError};
 use crate::hypervisor::LocalHypervisor;
-use crate::network::{NetworkConfig, NetworkError, Networks};
-use crate::sandbox::{Host, SandboxError, Sandboxes};
+use crate::network::{NetworkError, Networks};
+use crate::sandbox::{Host, SandboxError, Sandboxes, network_config};
+use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Time that calls in flight have to finish when the daemon is told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Why the daemon could not start, or gave up.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// This machine cannot run pods.
+    #[error("this machine cannot run pods (isopod check tells more):{0}")]
+    Unfit(String),
     /// The sandboxes.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -25,6 +36,14 @@ pub enum ServeError {
     /// The socket.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// A directory of the daemon.
+    #[error("directory {path}: {source}")]
+    Directory {
+        /// Which one.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Signals cannot be received.
     #[error("signals cannot be received: {0}")]
     Signal(io::Error),
@@ -35,9 +54,21 @@ pub enum ServeError {
 /// # Errors
 /// What kept it from serving.
 pub async fn serve(config: Config) -> Result<(), ServeError> {
+    let findings = check::examine(&config);
+    for finding in &findings {
+        tracing::debug!("{finding:?}");
+    }
+    if !check::passed(&findings) {
+        return Err(ServeError::Unfit(check::complaints(&findings)));
+    }
     let config = Arc::new(config);
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signal)?;
+    for directory in [&config.daemon.state_dir, &config.daemon.root_dir] {
+        // Records hold what pods are told, images what strangers wrote: nobody but us has to read them.
+        let made = DirBuilder::new().mode(0o700).recursive(true).create(directory);
+        made.map_err(|source| ServeError::Directory { path: directory.clone(), source })?;
+    }
     // The socket first: it tells whether another daemon owns the state.
     let listener = server::bind(&config.daemon.socket).await?;
     let (sandboxes, events) = Sandboxes::new(Arc::clone(&config), host(&config)?)?;
@@ -45,29 +76,35 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     sandboxes.restore().await?;
     let node = Arc::new(Node { config, sandboxes, containers });
     tracing::info!(socket = %node.config.daemon.socket.display(), "serving");
+    let (stopping, mut stopped) = watch::channel(());
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping; pods run on");
+        stopping.send_replace(());
     };
-    Ok(server::serve(listener, node, stop).await?)
+    let overdue = async move {
+        // An error says that the server has ended by itself, and this future is not waited for any more.
+        let _ = stopped.changed().await;
+        tokio::time::sleep(DRAIN).await;
+        tracing::warn!(
+            "calls were still in flight after {} s; the next daemon finishes them",
+            DRAIN.as_secs()
+        );
+    };
+    tokio::select! {
+        served = server::serve(listener, node, stop) => Ok(served?),
+        () = overdue => Ok(()),
+    }
 }
 
 /// What sandboxes are made of on this node.
 fn host(config: &Config) -> Result<Host, ServeError> {
-    let networks = Networks::new(NetworkConfig {
-        conf_dir: config.cni.conf_dir.clone(),
-        bin_dirs: config.cni.bin_dirs.clone(),
-        state_dir: config.daemon.state_dir.join("network"),
-        netns_dir: config.cni.netns_dir.clone(),
-        networks: config.cni.networks.clone(),
-        plugin_timeout: Duration::from_secs(config.cni.plugin_timeout_s.into()),
-    })?;
     Ok(Host {
         hypervisor: Arc::new(LocalHypervisor::default()),
-        networks: Arc::new(networks),
+        networks: Arc::new(Networks::new(network_config(config))?),
         cgroup_root: cgroup::ROOT.into(),
     })
 }

@@ -3,8 +3,9 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use isopod_runtime::config::Config;
-use isopod_runtime::trace;
+use isopod_runtime::{check, trace};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Every Kubernetes pod in its own light KVM virtual machine.
 #[derive(Parser)]
@@ -21,33 +22,42 @@ struct Arguments {
 enum Command {
     /// Serve the CRI on a unix socket.
     Serve,
+    /// Tell whether this machine can run pods, and what to do where it cannot. Exit code 0: it can; 1: it cannot.
+    Check,
     /// Print where the time of the last pod start went.
     Phases,
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let config = Config::load(&arguments.config)?;
     match arguments.command {
         Command::Serve => serve(config),
+        Command::Check => check(&config),
         Command::Phases => phases(&config),
     }
 }
 
-fn serve(config: Config) -> Result<()> {
+fn serve(config: Config) -> Result<ExitCode> {
     trace::start(&config.daemon).context("daemon.log_filter")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.daemon.worker_threads.max(1))
         .enable_all()
         .build()?;
     runtime.block_on(isopod_runtime::serve::serve(config))?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-fn phases(config: &Config) -> Result<()> {
+fn phases(config: &Config) -> Result<ExitCode> {
     let directory = &config.daemon.state_dir;
     let operations = trace::recorded(directory)
         .with_context(|| format!("no phases in {}: no pod was started yet", directory.display()))?;
     print!("{}", trace::table(&operations));
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(config: &Config) -> Result<ExitCode> {
+    let findings = check::examine(config);
+    print!("{}", check::table(&findings));
+    Ok(if check::passed(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

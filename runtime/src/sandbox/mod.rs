@@ -45,11 +45,8 @@ mod stop;
 mod validate;
 mod watch;
 
-#[cfg(test)]
-mod tests;
-
 pub use identity::now_ns;
-pub use networking::PodNetworks;
+pub use networking::{PodNetworks, network_config};
 pub use record::{Guest, Record, State};
 pub use registry::{Host, Sandboxes};
 pub use validate::Refusal;

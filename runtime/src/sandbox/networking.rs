@@ -1,8 +1,22 @@
 //! Who gives pods their network: CNI, or a fake in tests that have no root.
 
-use crate::network::{NetworkError, Networks, Pod, PodNetwork};
+use crate::config::Config;
+use crate::network::{NetworkConfig, NetworkError, Networks, Pod, PodNetwork};
 use crate::undo::Undo;
 use async_trait::async_trait;
+use std::time::Duration;
+
+/// The networks' part of the configuration.
+pub fn network_config(config: &Config) -> NetworkConfig {
+    NetworkConfig {
+        conf_dir: config.cni.conf_dir.clone(),
+        bin_dirs: config.cni.bin_dirs.clone(),
+        state_dir: config.daemon.state_dir.join("network"),
+        netns_dir: config.cni.netns_dir.clone(),
+        networks: config.cni.networks.clone(),
+        plugin_timeout: Duration::from_secs(config.cni.plugin_timeout_s.into()),
+    }
+}
 
 /// Sets pods' networks up and tears them down.
 #[async_trait]

@@ -1,0 +1,91 @@
+//! What a daemon finds that starts where another one was killed.
+
+use crate::fakes::{FakeNode, Wishes, pod};
+use isopod_runtime::sandbox::{SandboxEvent, State};
+
+#[tokio::test]
+async fn running_sandbox_is_taken_back_and_can_be_stopped() {
+    let node = FakeNode::new();
+    let id = node.sandboxes.start(pod("web"), "isopod").await.unwrap();
+    let before = node.sandboxes.get(&id).unwrap().snapshot();
+
+    let node = node.restarted();
+    node.sandboxes.restore().await.unwrap();
+    let sandbox = node.sandboxes.get(&id).unwrap();
+    assert_eq!(sandbox.snapshot(), before);
+    sandbox.enter().await.unwrap().machine.agent.hello().await.unwrap();
+    node.sandboxes.stop(&sandbox).await.unwrap();
+    node.sandboxes.remove(&sandbox).await.unwrap();
+    node.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn vm_that_died_meanwhile_makes_the_sandbox_lost() {
+    let node = FakeNode::new();
+    let id = node.sandboxes.start(pod("web"), "").await.unwrap();
+    let vm = node.hypervisor.vm(&id).unwrap();
+
+    let mut node = node.restarted();
+    vm.crash();
+    node.sandboxes.restore().await.unwrap();
+    let sandbox = node.sandboxes.get(&id).unwrap();
+    assert_eq!(sandbox.state(), State::Lost);
+    let event = node.events.recv().await.unwrap();
+    assert!(matches!(event, SandboxEvent::Gone { sandbox_id } if sandbox_id == id));
+    node.sandboxes.stop(&sandbox).await.unwrap();
+    node.sandboxes.remove(&sandbox).await.unwrap();
+    node.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn half_made_sandbox_is_undone() {
+    let node = FakeNode::new();
+    Wishes::set(&node.wishes.slow_identity);
+    // A daemon killed at this moment takes its task with it; here that is a runtime that ends.
+    let killed = {
+        let sandboxes = node.sandboxes.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.spawn(async move { sandboxes.start(pod("web"), "").await });
+            runtime.block_on(tokio::time::sleep(std::time::Duration::from_millis(300)));
+            runtime.shutdown_background();
+        })
+    };
+    node.wishes.asked.notified().await;
+    tokio::task::spawn_blocking(move || killed.join()).await.unwrap().unwrap();
+    assert!(!node.left().is_empty());
+
+    let node = node.restarted();
+    node.sandboxes.restore().await.unwrap();
+    // The VM is the fake's: on a host it ends with its cgroup.
+    let strangers: Vec<String> = node.left().into_iter().filter(|left| left != "1 vms").collect();
+    assert_eq!(strangers, [""; 0]);
+    assert!(node.sandboxes.list().is_empty());
+}
+
+#[tokio::test]
+async fn stopped_and_stuck_sandboxes_keep_their_state() {
+    let node = FakeNode::new();
+    let stopped = node.sandboxes.start(pod("a"), "").await.unwrap();
+    let stuck = node.sandboxes.start(pod("b"), "").await.unwrap();
+    node.sandboxes.stop(&node.sandboxes.get(&stopped).unwrap()).await.unwrap();
+    Wishes::set(&node.wishes.stuck_network);
+    node.sandboxes.stop(&node.sandboxes.get(&stuck).unwrap()).await.unwrap_err();
+    Wishes::clear(&node.wishes.stuck_network);
+
+    let node = node.restarted();
+    node.sandboxes.restore().await.unwrap();
+    assert_eq!(node.sandboxes.get(&stopped).unwrap().state(), State::Stopped);
+    let stuck = node.sandboxes.get(&stuck).unwrap();
+    assert_eq!(stuck.state(), State::Stopping);
+    node.sandboxes.stop(&stuck).await.unwrap();
+    assert_eq!(stuck.state(), State::Stopped);
+}
+
+#[tokio::test]
+async fn network_of_no_sandbox_is_removed() {
+    let node = FakeNode::new();
+    node.networks.held.lock().unwrap().insert("stranger".into());
+    node.sandboxes.restore().await.unwrap();
+    node.nothing_is_left().await;
+}
