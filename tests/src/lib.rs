@@ -5,4 +5,7 @@
 
 pub mod artefacts;
 pub mod case;
+pub mod cri;
+pub mod daemon;
+pub mod held;
 pub mod node;

@@ -1,0 +1,142 @@
+//! Cases about the pod network.
+
+use anyhow::{Result, ensure};
+use isopod_tests::cases;
+use isopod_tests::cri::{Cri, container_config, pod_config, wait_for};
+use isopod_tests::held;
+use isopod_tests::node::{Isopod, Settings};
+use k8s_cri::v1;
+use std::fs;
+use std::process::{Command, ExitCode};
+use tonic::Code;
+
+fn main() -> ExitCode {
+    let settings = Settings { isopod: Isopod::Serving, registry: true, ..Settings::default() };
+    isopod_tests::case::run(
+        settings,
+        cases!["network":
+            pods_reach_each_other_and_the_node_reaches_them,
+            guest_has_the_address_that_cni_gave,
+            large_transfer_arrives_whole,
+            host_port_leads_to_the_pod,
+            names_come_from_the_pods_dns_config,
+            without_cni_configuration_the_pod_is_refused_and_status_says_why,
+            missing_plugin_is_named,
+        ],
+    )
+}
+
+fn cri() -> Result<Cri> {
+    let cri = Cri::connect()?;
+    cri.pull("busybox")?;
+    cri.pull("web")?;
+    Ok(cri)
+}
+
+fn pods_reach_each_other_and_the_node_reaches_them() -> Result<()> {
+    let cri = cri()?;
+    let server = cri.run_pod("server")?;
+    cri.run_container(&server, container_config("web", "web", &[]))?;
+    let address = cri.pod_status(&server.id)?.network.unwrap_or_default().ip;
+    let (_, client) = cri.run_sleeper("client")?;
+    let fetch = format!("wget -q -O - http://{address}/");
+    let page = wait_for("the page, from a pod", || Ok(cri.shell(&client, &fetch).ok()))?;
+    ensure!(page.contains("Hello from a pod"), "{page}");
+    let from_node = Command::new("sh").args(["-c", &fetch]).output()?;
+    ensure!(String::from_utf8_lossy(&from_node.stdout).contains("Hello from a pod"), "{from_node:?}");
+    cri.clean()
+}
+
+fn guest_has_the_address_that_cni_gave() -> Result<()> {
+    let cri = cri()?;
+    let (pod, container) = cri.run_sleeper("address")?;
+    let address = cri.pod_status(&pod.id)?.network.unwrap_or_default().ip;
+    let seen = cri.shell(&container, "ip -4 addr show eth0; ip route")?;
+    ensure!(seen.contains(&format!("inet {address}/16")) && seen.contains("default via 10.88.0.1"), "{seen}");
+    cri.clean()
+}
+
+fn large_transfer_arrives_whole() -> Result<()> {
+    let cri = cri()?;
+    let (server_pod, server) = cri.run_sleeper("source")?;
+    let (_, client) = cri.run_sleeper("sink")?;
+    let address = cri.pod_status(&server_pod.id)?.network.unwrap_or_default().ip;
+    let make = "head -c 20000000 /dev/urandom > /tmp/f; md5sum < /tmp/f; (nc -l -p 9000 < /tmp/f >/dev/null 2>&1 &) ; true";
+    let sent = cri.shell(&server, &format!("mkdir -p /tmp; {make}"))?;
+    let received = wait_for("the transfer", || {
+        let sum = cri.shell(&client, &format!("nc {address} 9000 </dev/null | md5sum"))?;
+        // Nothing listened yet: the sum of nothing.
+        Ok(Some(sum).filter(|s| !s.starts_with("d41d8cd9")))
+    })?;
+    ensure!(sent == received, "sent {sent}, received {received}");
+    cri.clean()
+}
+
+fn host_port_leads_to_the_pod() -> Result<()> {
+    let cri = cri()?;
+    let mut config = pod_config("port");
+    config.port_mappings = vec![v1::PortMapping { host_port: 12080, container_port: 80, ..Default::default() }];
+    let pod = cri.run_pod_with(config)?;
+    cri.run_container(&pod, container_config("web", "web", &[]))?;
+    let gateway = "wget -q -T 5 -O - http://10.88.0.1:12080/";
+    let page = wait_for("the page by the host's port", || {
+        let ran = Command::new("sh").args(["-c", gateway]).output()?;
+        Ok(ran.status.success().then(|| String::from_utf8_lossy(&ran.stdout).into_owned()))
+    })?;
+    ensure!(page.contains("Hello from a pod"), "{page}");
+    cri.clean()
+}
+
+fn names_come_from_the_pods_dns_config() -> Result<()> {
+    let cri = cri()?;
+    let mut config = pod_config("dns");
+    config.dns_config = Some(v1::DnsConfig {
+        servers: vec!["10.96.0.10".into()],
+        searches: vec!["cases.svc.cluster.local".into()],
+        options: vec!["ndots:5".into()],
+    });
+    let pod = cri.run_pod_with(config)?;
+    let container = cri.run_container(&pod, container_config("c", "busybox", &["sleep", "1000"]))?;
+    let expected = "search cases.svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5";
+    let mut lines: Vec<_> = expected.lines().collect();
+    let seen = cri.shell(&container, "cat /etc/resolv.conf")?;
+    let mut seen_lines: Vec<_> = seen.lines().collect();
+    lines.sort_unstable();
+    seen_lines.sort_unstable();
+    ensure!(lines == seen_lines, "{seen}");
+    ensure!(cri.shell(&container, "cat /etc/hosts")?.contains("dns"), "the pod's own name is not in /etc/hosts");
+    cri.clean()
+}
+
+fn without_cni_configuration_the_pod_is_refused_and_status_says_why() -> Result<()> {
+    let cri = cri()?;
+    let (there, aside) = ("/etc/cni/net.d/10-isopod.conflist", "/tmp/10-isopod.conflist");
+    fs::copy(there, aside)?;
+    fs::remove_file(there)?;
+    let before = held::by_pods()?;
+    let refused = cri.run_pod("no-network");
+    let status = cri.wait(cri.service().status(v1::StatusRequest { verbose: false }));
+    fs::copy(aside, there)?;
+    let refused = refused.expect_err("there is no network");
+    ensure!(refused.message().contains("put a .conflist file there"), "{refused:?}");
+    let conditions = status?.status.unwrap_or_default().conditions;
+    let network = conditions.iter().find(|c| c.r#type == "NetworkReady");
+    ensure!(network.is_some_and(|c| !c.status && !c.message.is_empty()), "{conditions:?}");
+    let left = held::leftovers(&before)?;
+    ensure!(left.is_empty(), "left: {left:#?}");
+    Ok(())
+}
+
+fn missing_plugin_is_named() -> Result<()> {
+    let cri = cri()?;
+    let before = held::by_pods()?;
+    fs::rename("/opt/cni/bin/host-local", "/opt/cni/bin/host-local.aside")?;
+    let refused = cri.run_pod("no-plugin");
+    fs::rename("/opt/cni/bin/host-local.aside", "/opt/cni/bin/host-local")?;
+    let refused = refused.expect_err("the plugin is missing");
+    ensure!(refused.message().contains("host-local"), "{refused:?}");
+    ensure!(refused.code() != Code::InvalidArgument, "it is not the client's fault: {refused:?}");
+    let left = held::leftovers(&before)?;
+    ensure!(left.is_empty(), "left: {left:#?}");
+    Ok(())
+}

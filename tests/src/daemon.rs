@@ -1,0 +1,89 @@
+//! The daemon of the node a case runs in: killed, and started again, with or without a fault file.
+
+use anyhow::{Context, Result, ensure};
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::cri::{Cri, SOCKET};
+
+/// Where faults are ordered; the daemons that [`start`] starts look at it.
+pub const FAULTS: &str = "/run/isopod-faults";
+
+/// Log of the daemons that [`start`] starts.
+pub const LOG: &str = "/run/isopod-case.log";
+
+/// Kills the daemon as the kernel would for want of memory, and waits until it is gone.
+pub fn kill() -> Result<()> {
+    for pid in pids()? {
+        // It may go by itself meanwhile.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+    wait_gone()
+}
+
+/// Waits until there is no daemon.
+pub fn wait_gone() -> Result<()> {
+    let begin = Instant::now();
+    while !pids()?.is_empty() {
+        ensure!(begin.elapsed() < Duration::from_secs(20), "the daemon does not die");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Starts a daemon that looks for faults, and waits until it serves.
+pub fn start() -> Result<()> {
+    let log = File::options().create(true).append(true).open(LOG)?;
+    // Its children are not this process's: nobody waits for them here.
+    Command::new("setsid")
+        .args(["--fork", "/usr/lib/isopod/isopod", "serve"])
+        .env("ISOPOD_FAULT_FILE", FAULTS)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .status()
+        .context("cannot start the daemon")?;
+    let begin = Instant::now();
+    loop {
+        let served = Path::new(SOCKET).exists() && Cri::connect()?.pods().is_ok();
+        if served {
+            return Ok(());
+        }
+        let log = || fs::read_to_string(LOG).unwrap_or_default().lines().rev().take(10).collect::<Vec<_>>().join("\n");
+        ensure!(begin.elapsed() < Duration::from_secs(30), "the daemon does not serve; its log, last line first:\n{}", log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Kills it and starts another.
+pub fn restart() -> Result<()> {
+    kill()?;
+    start()
+}
+
+/// Orders a fault, see `runtime/src/undo.rs`; `None` orders none.
+pub fn order_fault(fault: Option<&str>) -> Result<()> {
+    match fault {
+        Some(text) => fs::write(FAULTS, text)?,
+        None if Path::new(FAULTS).exists() => fs::remove_file(FAULTS)?,
+        None => {}
+    }
+    Ok(())
+}
+
+/// Processes of the daemon.
+pub fn pids() -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Some(pid) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()) else { continue };
+        let Ok(command) = fs::read(path.join("cmdline")) else { continue };
+        let words: Vec<_> = command.split(|&b| b == 0).collect();
+        if words.first().is_some_and(|w| w.ends_with(b"isopod")) && words.get(1) == Some(&b"serve".as_slice()) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
