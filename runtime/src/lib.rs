@@ -19,6 +19,7 @@ pub mod cri;
 pub mod hostile_text;
 pub mod hypervisor;
 pub mod id;
+pub mod image;
 pub mod network;
 pub mod sandbox;
 pub mod scratch;

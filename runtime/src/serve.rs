@@ -7,6 +7,7 @@ use crate::container::Containers;
 use crate::cri::Node;
 use crate::cri::server::{self, ServerError};
 use crate::hypervisor::LocalHypervisor;
+use crate::image::{ImageError, Images};
 use crate::network::{NetworkError, Networks};
 use crate::sandbox::{Host, SandboxError, Sandboxes, network_config};
 use std::fs::DirBuilder;
@@ -30,6 +31,9 @@ pub enum ServeError {
     /// The sandboxes.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// The images.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The networks.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -74,7 +78,8 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let (sandboxes, events) = Sandboxes::new(Arc::clone(&config), host(&config)?)?;
     let containers = Containers::new(events);
     sandboxes.restore().await?;
-    let node = Arc::new(Node { config, sandboxes, containers });
+    let images = Images::open(&config.daemon.root_dir.join("images"), &config.image, &config.registry)?;
+    let node = Arc::new(Node { config, sandboxes, containers, images });
     tracing::info!(socket = %node.config.daemon.socket.display(), "serving");
     let (stopping, mut stopped) = watch::channel(());
     let stop = async move {

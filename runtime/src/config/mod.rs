@@ -85,7 +85,10 @@ impl Config {
                 reason: reason.to_owned(),
             })?;
         }
-        Ok(())
+        self.image.validate().map_err(|(key, reason)| ConfigError::Unusable {
+            key: format!("image.{key}"),
+            reason: reason.to_owned(),
+        })
     }
 }
 

@@ -212,17 +212,61 @@ impl Default for CniConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageConfig {
-    /// Program that makes an EROFS image of a layer (erofs-utils 1.8 or later).
+    /// Program that makes an EROFS image of a layer: `mkfs.erofs` of erofs-utils 1.8 or later, static.
     pub mkfs_erofs: PathBuf,
+    /// Host user and group id of that program.
+    pub jail_uid: u32,
+    /// Layers that are fetched and converted at the same time on this node.
+    pub parallel_layers: usize,
+    /// Seconds to wait for a registry that sends nothing.
+    pub stall_timeout_s: u32,
+    /// Largest uncompressed layer in MiB.
+    pub max_layer_mib: u64,
 }
 
 impl Default for ImageConfig {
     fn default() -> Self {
-        Self { mkfs_erofs: "/usr/lib/isopod/mkfs.erofs".into() }
+        Self {
+            mkfs_erofs: "/usr/lib/isopod/mkfs.erofs".into(),
+            jail_uid: 1_999_999_999,
+            parallel_layers: 3,
+            stall_timeout_s: 30,
+            max_layer_mib: 32768,
+        }
     }
 }
 
-/// Section `[registry."HOST"]`.
+impl ImageConfig {
+    /// The key and the reason where a value cannot work.
+    pub(super) fn validate(&self) -> Result<(), (&'static str, &'static str)> {
+        if self.jail_uid == 0 {
+            return Err(("jail_uid", "must not be 0: the program reads what strangers wrote"));
+        }
+        if !(1..=64).contains(&self.parallel_layers) {
+            return Err(("parallel_layers", "must be 1 to 64"));
+        }
+        if self.stall_timeout_s == 0 {
+            return Err(("stall_timeout_s", "must be at least 1"));
+        }
+        if !(1..=4 << 20).contains(&self.max_layer_mib) {
+            return Err(("max_layer_mib", "must be 1 to 4194304, which is 4 TiB"));
+        }
+        Ok(())
+    }
+}
+
+/// Section `[registry."HOST"]`: how a registry is reached; `"*"` is for all hosts that have no section.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RegistryConfig {}
+pub struct RegistryConfig {
+    /// Addresses that are asked first, in order, such as `http://127.0.0.1:5000`; a path goes before the repository.
+    pub mirrors: Vec<String>,
+    /// Ask the mirrors only, never the registry itself.
+    pub mirrors_only: bool,
+    /// Reach this host without TLS. This machine's own addresses always are.
+    pub plain_http: bool,
+    /// Take any certificate of this host.
+    pub skip_verify: bool,
+    /// Certificates, in PEM form, that may vouch for this host beside the system's.
+    pub ca_file: Option<PathBuf>,
+}

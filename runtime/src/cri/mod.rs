@@ -8,9 +8,15 @@ mod status;
 
 pub mod server;
 
+mod image_door;
+mod image_fs_info;
+mod image_status;
+mod list_images;
 mod list_pod_sandbox;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
+mod pull_image;
+mod remove_image;
 mod remove_pod_sandbox;
 mod run_pod_sandbox;
 mod runtime_config;
@@ -22,6 +28,7 @@ mod version;
 
 use crate::config::Config;
 use crate::container::Containers;
+use crate::image::Images;
 use crate::sandbox::Sandboxes;
 use async_trait::async_trait;
 use k8s_cri::v1::runtime_service_server::RuntimeService;
@@ -38,7 +45,11 @@ pub struct Node {
     pub sandboxes: Arc<Sandboxes>,
     /// All containers.
     pub containers: Arc<Containers>,
+    /// All images.
+    pub images: Images,
 }
+
+pub use image_door::ImageDoor;
 
 /// `runtime.v1.RuntimeService`.
 pub struct RuntimeDoor {

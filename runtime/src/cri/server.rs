@@ -1,6 +1,7 @@
 //! The gRPC server on a unix socket.
 
-use super::{Node, RuntimeDoor};
+use super::{ImageDoor, Node, RuntimeDoor};
+use k8s_cri::v1::image_service_server::ImageServiceServer;
 use k8s_cri::v1::runtime_service_server::RuntimeServiceServer;
 use std::fs::{self, Permissions};
 use std::future::Future;
@@ -74,11 +75,15 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServerError> {
     let path = node.config.daemon.socket.clone();
+    let image = ImageServiceServer::new(ImageDoor::new(Arc::clone(&node)))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
     let runtime = RuntimeServiceServer::new(RuntimeDoor::new(node))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     Server::builder()
         .add_service(runtime)
+        .add_service(image)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .map_err(|source| ServerError::Serve { path, source })

@@ -3,6 +3,7 @@
 
 use crate::agent_client::AgentError;
 use crate::cgroup::CgroupError;
+use crate::image::ImageError;
 use crate::network::NetworkError;
 use crate::sandbox::SandboxError;
 use tonic::{Code, Status};
@@ -43,5 +44,34 @@ fn code_of_agent(error: &AgentError) -> Code {
         AgentError::Refused { code: code @ (Code::InvalidArgument | Code::FailedPrecondition), .. } => *code,
         AgentError::Refused { .. } => Code::Internal,
         AgentError::Timeout { .. } | AgentError::Unreachable { .. } => Code::Unavailable,
+    }
+}
+
+impl From<ImageError> for Status {
+    fn from(error: ImageError) -> Self {
+        Self::new(code_of_image(&error), error.to_string())
+    }
+}
+
+fn code_of_image(error: &ImageError) -> Code {
+    match error {
+        ImageError::BadReference { .. } | ImageError::BadCredentials { .. } | ImageError::Ambiguous(_) => {
+            Code::InvalidArgument
+        }
+        ImageError::NotPresent(_) | ImageError::NotFound { .. } => Code::NotFound,
+        ImageError::Unauthorized { .. } => Code::Unauthenticated,
+        // kubelet strips this code alone from the text, and then knows the text by its beginning
+        ImageError::Unavailable { .. } => Code::Unknown,
+        ImageError::WrongPlatform { .. } | ImageError::Unsupported { .. } | ImageError::BadLayer { .. } => {
+            Code::FailedPrecondition
+        }
+        ImageError::TooLarge { .. } | ImageError::DiskFull { .. } => Code::ResourceExhausted,
+        ImageError::BadAnswer { .. } | ImageError::Corrupt { .. } => Code::DataLoss,
+        ImageError::Interrupted(_) => Code::Aborted,
+        ImageError::BadConfiguration { .. }
+        | ImageError::Converter { .. }
+        | ImageError::Io { .. }
+        | ImageError::Record(_)
+        | ImageError::Injected(_) => Code::Internal,
     }
 }

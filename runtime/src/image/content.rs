@@ -1,0 +1,286 @@
+//! Content on disk, by digest, below one directory:
+//!
+//! ```text
+//! blobs/HEX          manifests, indexes and configurations, as the registry sent them
+//! layers/HEX.erofs   layers as EROFS images, by the digest of the uncompressed layer
+//! incoming/          what is being written or removed; emptied at the start
+//! jail/              empty: where the layer converter's root is mounted, each in its own mount namespace
+//! ```
+//!
+//! A file in `blobs` or `layers` is whole and on disk, or not there: it is written in `incoming` and renamed. What
+//! refers to it is `records`' and `mod`'s business.
+
+use super::digest::Digest;
+use super::error::ImageError;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The store of content.
+#[derive(Debug)]
+pub struct Content {
+    root: PathBuf,
+    next: AtomicU64,
+}
+
+/// A file that is being written.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Open for reading and writing.
+    pub file: File,
+}
+
+/// What the store takes of its file system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Allocated bytes.
+    pub bytes: u64,
+    /// Files and directories.
+    pub inodes: u64,
+}
+
+impl Content {
+    /// Opens the store, makes it where it is missing, and removes what a killed daemon left half done.
+    ///
+    /// # Errors
+    /// A directory that cannot be made or emptied.
+    pub fn open(root: &Path) -> Result<Self, ImageError> {
+        for name in ["blobs", "layers", "incoming", "jail"] {
+            let path = root.join(name);
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(|error| ImageError::io(&path, error))?;
+        }
+        let content = Self { root: root.to_owned(), next: AtomicU64::new(0) };
+        let incoming = root.join("incoming");
+        for path in files(&incoming)? {
+            remove(&path)?;
+        }
+        Ok(content)
+    }
+
+    /// The directory of all this.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// An empty directory that never holds anything.
+    pub fn empty_directory(&self) -> PathBuf {
+        self.root.join("jail")
+    }
+
+    /// Path of a layer, whether it is there or not.
+    pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
+        self.root.join("layers").join(format!("{}.erofs", diff_id.hex()))
+    }
+
+    /// Size in bytes of a layer's file; `None` where it is not there.
+    ///
+    /// # Errors
+    /// A file that cannot be looked at.
+    pub fn layer_size(&self, diff_id: &Digest) -> Result<Option<u64>, ImageError> {
+        let path = self.layer_path(diff_id);
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ImageError::io(&path, error)),
+        }
+    }
+
+    /// Reads a blob and checks it: it may have been altered since.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] where it is not there, [`ImageError::Corrupt`] where it is not what its name says.
+    pub fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>, ImageError> {
+        let path = self.blob_path(digest);
+        let bytes = fs::read(&path).map_err(|error| ImageError::io(&path, error))?;
+        match Digest::of(&bytes) {
+            got if got == *digest => Ok(bytes),
+            got => Err(ImageError::Corrupt { what: path.display().to_string(), expected: *digest, got }),
+        }
+    }
+
+    /// Writes a blob.
+    ///
+    /// # Errors
+    /// Nothing is left of it after any of them.
+    pub fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), ImageError> {
+        let path = self.blob_path(digest);
+        if path.exists() {
+            return Ok(());
+        }
+        let mut incoming = self.incoming()?;
+        let written = incoming.file.write_all(bytes).map_err(|error| ImageError::io(&incoming.path, error));
+        let placed = written.and_then(|()| place(&incoming, &path));
+        if placed.is_err() {
+            remove(&incoming.path)?;
+        }
+        placed
+    }
+
+    /// A new file to write content to.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn incoming(&self) -> Result<Incoming, ImageError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.root.join("incoming").join(number.to_string());
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let file = file.map_err(|error| ImageError::io(&path, error))?;
+        Ok(Incoming { path, file })
+    }
+
+    /// Makes a written file the layer `diff_id`: from here on it is read-only, root's, and survives a crash of the machine.
+    ///
+    /// # Errors
+    /// The file stays incoming.
+    pub fn adopt_layer(&self, incoming: &Incoming, diff_id: &Digest) -> Result<(), ImageError> {
+        let failed = |error| ImageError::io(&incoming.path, error);
+        if nix::unistd::geteuid().is_root() {
+            chown(&incoming.path, Some(0), Some(0)).map_err(failed)?;
+        }
+        incoming.file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed)?;
+        place(incoming, &self.layer_path(diff_id))
+    }
+
+    /// Takes away everything that is not `live`. The files are out of sight when this returns; the paths given back are
+    /// to be removed by the caller, who may hold a lock now and not then.
+    ///
+    /// # Errors
+    /// A directory that cannot be read or a file that cannot be moved.
+    pub fn condemn(&self, live: impl Fn(&Digest) -> bool) -> Result<Vec<PathBuf>, ImageError> {
+        let mut condemned = Vec::new();
+        for name in ["blobs", "layers"] {
+            for path in files(&self.root.join(name))? {
+                let digest = path.file_stem().and_then(|stem| Digest::from_hex(stem.to_str()?));
+                if digest.is_some_and(|digest| live(&digest)) {
+                    continue;
+                }
+                let number = self.next.fetch_add(1, Ordering::Relaxed);
+                let away = self.root.join("incoming").join(number.to_string());
+                fs::rename(&path, &away).map_err(|error| ImageError::io(&path, error))?;
+                condemned.push(away);
+            }
+        }
+        Ok(condemned)
+    }
+
+    /// What is taken of the file system.
+    ///
+    /// # Errors
+    /// A directory that cannot be read.
+    pub fn usage(&self) -> Result<Usage, ImageError> {
+        fn add(directory: &Path, usage: &mut Usage) -> io::Result<()> {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                let metadata = match entry.metadata() {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    metadata => metadata?,
+                };
+                usage.bytes += metadata.blocks() * 512;
+                usage.inodes += 1;
+                if metadata.is_dir() {
+                    add(&entry.path(), usage)?;
+                }
+            }
+            Ok(())
+        }
+        let mut usage = Usage { bytes: 0, inodes: 1 };
+        add(&self.root, &mut usage).map_err(|error| ImageError::io(&self.root, error))?;
+        Ok(usage)
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs").join(digest.hex())
+    }
+}
+
+/// Removes a file. One that is not there is no error.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove(path: &Path) -> Result<(), ImageError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io(path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Puts a written file in its place so that it is there, whole, after a crash of the machine too.
+fn place(incoming: &Incoming, path: &Path) -> Result<(), ImageError> {
+    let failed = |error| ImageError::io(path, error);
+    incoming.file.sync_all().map_err(failed)?;
+    fs::rename(&incoming.path, path).map_err(failed)?;
+    let directory = path.parent().expect("every place is a file in a directory of the store");
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+}
+
+fn files(directory: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let failed = |error| ImageError::io(directory, error);
+    let entries = fs::read_dir(directory).map_err(failed)?;
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Content) {
+        let directory = tempfile::tempdir().unwrap();
+        let content = Content::open(&directory.path().join("images")).unwrap();
+        (directory, content)
+    }
+
+    fn layer(content: &Content, bytes: &[u8]) -> Digest {
+        let mut incoming = content.incoming().unwrap();
+        incoming.file.write_all(bytes).unwrap();
+        content.adopt_layer(&incoming, &Digest::of(bytes)).unwrap();
+        Digest::of(bytes)
+    }
+
+    #[test]
+    fn half_written_files_are_gone_after_a_restart_and_whole_ones_stay() {
+        let (_directory, content) = store();
+        let kept = layer(&content, b"layer");
+        let half = content.incoming().unwrap();
+        let content = Content::open(content.root()).unwrap();
+        assert!(!half.path.exists());
+        assert_eq!(content.layer_size(&kept).unwrap(), Some(5));
+        assert_eq!(content.layer_size(&Digest::of(b"other")).unwrap(), None);
+    }
+
+    #[test]
+    fn altered_blob_is_found_out() {
+        let (_directory, content) = store();
+        let digest = Digest::of(b"manifest");
+        content.put_blob(&digest, b"manifest").unwrap();
+        assert_eq!(content.read_blob(&digest).unwrap(), b"manifest");
+        fs::write(content.blob_path(&digest), b"munifest").unwrap();
+        assert!(matches!(content.read_blob(&digest), Err(ImageError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn condemned_files_are_out_of_sight_and_open_ones_stay_readable() {
+        let (_directory, content) = store();
+        let (dead, alive) = (layer(&content, b"dead"), layer(&content, b"alive"));
+        let open = File::open(content.layer_path(&dead)).unwrap();
+        let condemned = content.condemn(|digest| *digest == alive).unwrap();
+        assert_eq!((condemned.len(), content.layer_size(&dead).unwrap()), (1, None));
+        condemned.iter().for_each(|path| remove(path).unwrap());
+        assert_eq!(open.metadata().unwrap().len(), 4);
+        assert_eq!(content.layer_size(&alive).unwrap(), Some(5));
+    }
+
+    #[test]
+    fn usage_counts_what_is_allocated() {
+        let (_directory, content) = store();
+        let empty = content.usage().unwrap();
+        layer(&content, &[1; 100_000]);
+        let full = content.usage().unwrap();
+        assert!(full.bytes >= empty.bytes + 100_000, "{full:?}");
+        assert_eq!(full.inodes, empty.inodes + 1);
+    }
+}

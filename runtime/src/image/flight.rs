@@ -1,0 +1,257 @@
+//! One flight per layer: however many pulls need a layer, it is fetched and converted once, and all wait for the one.
+//!
+//! ```text
+//! board ---> no flight yet: the work starts, as a task of its own ---> outcome, for every passenger
+//!    \-----> in the air: one passenger more
+//! leave (outcome known, or the pull was cancelled) ---> the last one out aborts the work
+//! ```
+//!
+//! Used by `pull`. It must not know what the work is.
+
+use super::digest::Digest;
+use super::error::ImageError;
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+type Outcome = Result<(), ImageError>;
+
+/// All flights in the air.
+#[derive(Clone, Default)]
+pub struct Flights(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    flights: HashMap<Digest, Flight>,
+    numbers: u64,
+}
+
+struct Flight {
+    /// Tells it from an earlier flight for the same layer, whose passengers may still be leaving.
+    number: u64,
+    passengers: usize,
+    work: AbortHandle,
+    outcome: watch::Receiver<Option<Outcome>>,
+}
+
+/// How a flight ended for one passenger.
+#[derive(Debug)]
+pub struct Landed {
+    /// What came of the work.
+    pub outcome: Outcome,
+    /// Whether it was this passenger's own work, and not what somebody else had begun.
+    pub own: bool,
+}
+
+/// A seat. Giving it up, for whatever reason, may end the work.
+struct Seat {
+    flights: Flights,
+    layer: Digest,
+    number: u64,
+}
+
+impl Flights {
+    /// Waits for the flight that fetches `layer`, beginning `work` where there is none.
+    pub async fn board<F>(&self, layer: Digest, work: impl FnOnce() -> F) -> Landed
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
+        let (seat, mut outcome, own) = self.take_seat(layer, work);
+        let known = outcome.wait_for(Option::is_some).await.map(|known| known.clone());
+        let outcome = match known {
+            Ok(Some(outcome)) => outcome,
+            // the task panicked: nobody aborts it while this seat is taken
+            Ok(None) | Err(_) => Err(ImageError::Interrupted(format!("layer {layer}"))),
+        };
+        drop(seat);
+        Landed { outcome, own }
+    }
+
+    fn take_seat<F>(
+        &self,
+        layer: Digest,
+        work: impl FnOnce() -> F,
+    ) -> (Seat, watch::Receiver<Option<Outcome>>, bool)
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
+        let mut table = self.table();
+        if let Some(flight) = table.flights.get_mut(&layer) {
+            flight.passengers += 1;
+            let seat = Seat { flights: self.clone(), layer, number: flight.number };
+            return (seat, flight.outcome.clone(), false);
+        }
+        table.numbers += 1;
+        let number = table.numbers;
+        let (tell, outcome) = watch::channel(None);
+        let (work, flights) = (work(), self.clone());
+        let task = tokio::spawn(async move {
+            let outcome = work.await;
+            flights.close(&layer, number);
+            tell.send_replace(Some(outcome));
+        });
+        let flight = Flight { number, passengers: 1, work: task.abort_handle(), outcome: outcome.clone() };
+        table.flights.insert(layer, flight);
+        (Seat { flights: self.clone(), layer, number }, outcome, true)
+    }
+
+    /// No more passengers: the work is done.
+    fn close(&self, layer: &Digest, number: u64) {
+        let mut table = self.table();
+        if table.flights.get(layer).is_some_and(|flight| flight.number == number) {
+            table.flights.remove(layer);
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut table = self.flights.table();
+        let Some(flight) = table.flights.get_mut(&self.layer).filter(|flight| flight.number == self.number)
+        else {
+            return;
+        };
+        flight.passengers -= 1;
+        if flight.passengers == 0 {
+            flight.work.abort();
+            table.flights.remove(&self.layer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+    use tokio::sync::oneshot;
+
+    /// Counts how often the work was begun and how often it was dropped unfinished.
+    #[derive(Clone, Default)]
+    struct Counts {
+        begun: Arc<AtomicUsize>,
+        aborted: Arc<AtomicUsize>,
+    }
+
+    struct Unfinished(Arc<AtomicUsize>);
+
+    impl Drop for Unfinished {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Counts {
+        fn work(
+            &self,
+            end: oneshot::Receiver<Outcome>,
+        ) -> impl FnOnce() -> std::pin::Pin<Box<dyn Future<Output = Outcome> + Send>> + use<> {
+            let counts = self.clone();
+            move || {
+                counts.begun.fetch_add(1, Ordering::SeqCst);
+                Box::pin(async move {
+                    let unfinished = Unfinished(counts.aborted);
+                    let outcome = end.await.unwrap();
+                    std::mem::forget(unfinished);
+                    outcome
+                })
+            }
+        }
+
+        fn seen(&self) -> (usize, usize) {
+            (self.begun.load(Ordering::SeqCst), self.aborted.load(Ordering::SeqCst))
+        }
+    }
+
+    async fn settle() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    fn layer() -> Digest {
+        Digest::of(b"layer")
+    }
+
+    #[tokio::test]
+    async fn concurrent_pulls_share_one_flight() {
+        let (flights, counts) = (Flights::default(), Counts::default());
+        let (end, ended) = oneshot::channel();
+        let (_unused, never) = oneshot::channel();
+        let first = tokio::spawn({
+            let (f, w) = (flights.clone(), counts.work(ended));
+            async move { f.board(layer(), w).await }
+        });
+        settle().await;
+        let second = tokio::spawn({
+            let (f, w) = (flights.clone(), counts.work(never));
+            async move { f.board(layer(), w).await }
+        });
+        settle().await;
+        end.send(Ok(())).unwrap();
+        let (first, second) = (first.await.unwrap(), second.await.unwrap());
+        assert!(first.outcome.is_ok() && second.outcome.is_ok());
+        assert!(first.own && !second.own);
+        assert_eq!(counts.seen(), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_when_its_beginner_is_cancelled() {
+        let (flights, counts) = (Flights::default(), Counts::default());
+        let (end, ended) = oneshot::channel();
+        let (_unused, never) = oneshot::channel();
+        let first = tokio::spawn({
+            let (f, w) = (flights.clone(), counts.work(ended));
+            async move { f.board(layer(), w).await }
+        });
+        settle().await;
+        let second = tokio::spawn({
+            let (f, w) = (flights.clone(), counts.work(never));
+            async move { f.board(layer(), w).await }
+        });
+        settle().await;
+        first.abort();
+        settle().await;
+        end.send(Ok(())).unwrap();
+        assert!(second.await.unwrap().outcome.is_ok());
+        assert_eq!(counts.seen(), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn work_is_aborted_when_the_last_passenger_leaves() {
+        let (flights, counts) = (Flights::default(), Counts::default());
+        let (_end, ended) = oneshot::channel();
+        let only = tokio::spawn({
+            let (f, w) = (flights.clone(), counts.work(ended));
+            async move { f.board(layer(), w).await }
+        });
+        settle().await;
+        only.abort();
+        settle().await;
+        assert_eq!(counts.seen(), (1, 1));
+        assert!(flights.table().flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn next_flight_starts_anew_after_a_failure() {
+        let (flights, counts) = (Flights::default(), Counts::default());
+        let (end, ended) = oneshot::channel();
+        end.send(Err(ImageError::Interrupted("x".to_owned()))).unwrap();
+        assert!(flights.board(layer(), counts.work(ended)).await.outcome.is_err());
+        let (end, ended) = oneshot::channel();
+        end.send(Ok(())).unwrap();
+        assert!(flights.board(layer(), counts.work(ended)).await.outcome.is_ok());
+        assert_eq!(counts.seen(), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn panic_in_the_work_is_an_error_for_its_passengers() {
+        let flights = Flights::default();
+        let landed = flights.board(layer(), || async { panic!("on purpose") }).await;
+        assert!(matches!(landed.outcome, Err(ImageError::Interrupted(_))));
+    }
+}

@@ -1,0 +1,278 @@
+//! Images on this node: pulled from registries, kept as one EROFS file per layer, resolved for containers.
+//!
+//! ```text
+//! cri/pull_image -> pull -> registry, session, auth, manifest        what is it, and who may have it
+//!                        -> flight -> layer -> download, pump, archive, jail   each layer once
+//!                        -> content, records                          kept by digest, found by name
+//! container      -> Images::resolve
+//! ```
+//!
+//! Doors call [`Images`]; nothing below is for them. README.md beside this file tells what is where on disk.
+
+mod archive;
+mod auth;
+mod content;
+mod digest;
+mod download;
+mod error;
+mod flight;
+pub mod jail;
+mod layer;
+mod manifest;
+mod pull;
+mod pump;
+mod records;
+mod reference;
+mod registry;
+mod remove;
+mod session;
+#[cfg(test)]
+mod test_registry;
+
+pub use auth::SentCredentials;
+pub use content::Usage;
+pub use digest::Digest;
+pub use error::ImageError;
+
+use crate::config::{ImageConfig, RegistryConfig};
+use crate::store::{Collection, Durability};
+use content::Content;
+use flight::Flights;
+use layer::Converter;
+use oci_spec::image::ImageConfiguration;
+use records::{Record, Records};
+use reference::Query;
+use registry::{Patience, Registry};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// An image that can be run.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Digest of the configuration: the id in all of the CRI.
+    pub id: Digest,
+    /// Full names with tags.
+    pub repo_tags: Vec<String>,
+    /// Full names with digests.
+    pub repo_digests: Vec<String>,
+    /// Bytes it takes on disk, shared layers included.
+    pub size: u64,
+    /// User that its processes run as unless told otherwise.
+    pub user: ImageUser,
+    /// Entry point, environment and the rest of what its builder set.
+    pub config: Arc<ImageConfiguration>,
+    /// Its layers, the lowest first.
+    pub layers: Vec<Layer>,
+}
+
+/// The user in an image's configuration, without the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageUser {
+    /// None is set: root.
+    Unset,
+    /// A number.
+    Id(i64),
+    /// A name in the image's `/etc/passwd`.
+    Name(String),
+}
+
+/// A layer on disk: an EROFS file. It may be removed while it is open; what is open stays readable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// The file.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// What images take of their file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FsInfo {
+    /// A directory on that file system.
+    pub directory: PathBuf,
+    /// What is taken.
+    pub usage: Usage,
+}
+
+/// The image service. Clones are the same service.
+#[derive(Clone)]
+pub struct Images(Arc<Shared>);
+
+struct Shared {
+    content: Arc<Content>,
+    documents: Collection<Record>,
+    state: Mutex<State>,
+    /// Held while records are changed on disk and in memory, so that both change in one order.
+    writing: tokio::sync::Mutex<()>,
+    flights: Flights,
+    registry: Registry,
+    converter: Arc<Converter>,
+}
+
+#[derive(Default)]
+struct State {
+    records: Records,
+    configurations: BTreeMap<Digest, Arc<ImageConfiguration>>,
+    /// Content that a pull needs and no record names yet, with the number of such pulls: it is not garbage.
+    pins: BTreeMap<Digest, usize>,
+}
+
+impl Images {
+    /// Opens the store below `directory`. Half-done pulls of a killed daemon are removed, and images of which a part is
+    /// missing are dropped, so that kubelet pulls them again.
+    ///
+    /// # Errors
+    /// A directory that cannot be used, or a registry configuration that makes no sense.
+    pub fn open(
+        directory: &Path,
+        config: &ImageConfig,
+        registries: &BTreeMap<String, RegistryConfig>,
+    ) -> Result<Self, ImageError> {
+        let stall = Duration::from_secs(config.stall_timeout_s.into());
+        let patience = Patience { stall, first_pause: Duration::from_millis(300), attempts: 4 };
+        let converter = Converter {
+            program: config.mkfs_erofs.clone(),
+            launcher: PathBuf::from("/proc/self/exe"),
+            uid: config.jail_uid,
+            largest_layer: config.max_layer_mib << 20,
+            patience: Duration::from_secs(180),
+            slots: Semaphore::new(config.parallel_layers),
+        };
+        Self::open_with(directory, converter, Registry::open(registries.clone(), patience)?)
+    }
+
+    fn open_with(directory: &Path, converter: Converter, registry: Registry) -> Result<Self, ImageError> {
+        let content = Content::open(directory)?;
+        let documents = Collection::open(directory.join("records"), Durability::Machine)?;
+        let mut state = State::default();
+        let mut whole = Vec::new();
+        let loaded = documents.load()?;
+        for path in &loaded.corrupt {
+            tracing::error!(path = %path.display(), "image record is corrupt and was set aside: pull the image again");
+        }
+        for (name, record) in loaded.documents {
+            match whole_configuration(&content, &record) {
+                Ok(configuration) => {
+                    state.configurations.insert(record.id, configuration);
+                    whole.push(record);
+                }
+                Err(error) => {
+                    tracing::error!(image = %record.id, tags = ?record.repo_tags, %error, "image is not whole: pull it again");
+                    documents.remove(&name)?;
+                }
+            }
+        }
+        let (records, changed) = Records::load(whole);
+        for record in records.all().filter(|record| changed.contains(&record.id)) {
+            documents.put(&record.id.hex(), record)?;
+        }
+        state.records = records;
+        let images = Self(Arc::new(Shared {
+            content: Arc::new(content),
+            documents,
+            state: Mutex::new(state),
+            writing: tokio::sync::Mutex::default(),
+            flights: Flights::default(),
+            registry,
+            converter: Arc::new(converter),
+        }));
+        images.collect_garbage()?;
+        Ok(images)
+    }
+
+    /// The image of a name, a digest or an id, for running it.
+    ///
+    /// # Errors
+    /// [`ImageError::NotPresent`] where it has not been pulled.
+    pub fn resolve(&self, reference: &str) -> Result<Image, ImageError> {
+        self.status(reference)?.ok_or_else(|| ImageError::NotPresent(reference.chars().take(300).collect()))
+    }
+
+    /// The image of a name, a digest or an id; `None` where it is not on this node.
+    ///
+    /// # Errors
+    /// A name that is none; the beginning of several ids.
+    pub fn status(&self, reference: &str) -> Result<Option<Image>, ImageError> {
+        let query = Query::parse(reference)?;
+        let state = self.state();
+        Ok(state.records.find(&query)?.and_then(|record| self.image(&state, record)))
+    }
+
+    /// All images, or only that of `reference`.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn list(&self, reference: Option<&str>) -> Result<Vec<Image>, ImageError> {
+        if let Some(reference) = reference {
+            return Ok(self.status(reference)?.into_iter().collect());
+        }
+        let state = self.state();
+        Ok(state.records.all().filter_map(|record| self.image(&state, record)).collect())
+    }
+
+    /// What images take of their file system.
+    ///
+    /// # Errors
+    /// A directory that cannot be read.
+    pub async fn fs_info(&self) -> Result<FsInfo, ImageError> {
+        let content = Arc::clone(&self.0.content);
+        blocking(move || Ok(FsInfo { directory: content.root().to_owned(), usage: content.usage()? })).await
+    }
+
+    fn image(&self, state: &State, record: &Record) -> Option<Image> {
+        let config = Arc::clone(state.configurations.get(&record.id)?);
+        let layers = record.layers.iter().map(|layer| Layer {
+            diff_id: layer.diff_id,
+            path: self.0.content.layer_path(&layer.diff_id),
+            size: layer.size,
+        });
+        Some(Image {
+            id: record.id,
+            repo_tags: record.repo_tags.iter().cloned().collect(),
+            repo_digests: record.repo_digests.iter().cloned().collect(),
+            size: record.size,
+            user: user(&config),
+            layers: layers.collect(),
+            config,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs file work off the threads that serve calls.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| ImageError::Interrupted("the image store".to_owned()))?
+}
+
+/// The image's configuration, once all of the image is known to be there.
+fn whole_configuration(content: &Content, record: &Record) -> Result<Arc<ImageConfiguration>, ImageError> {
+    content.read_blob(&record.manifest)?;
+    for layer in &record.layers {
+        if content.layer_size(&layer.diff_id)? != Some(layer.size) {
+            return Err(ImageError::NotPresent(format!("layer {}", layer.diff_id)));
+        }
+    }
+    pull::parse_configuration(&content.read_blob(&record.id)?, &record.id.to_string()).map(Arc::new)
+}
+
+fn user(config: &ImageConfiguration) -> ImageUser {
+    let text = config.config().as_ref().and_then(|config| config.user().as_deref()).unwrap_or_default();
+    match text.split(':').next().unwrap_or_default() {
+        "" => ImageUser::Unset,
+        user => user.parse().map_or_else(|_| ImageUser::Name(user.to_owned()), ImageUser::Id),
+    }
+}
+
+#[cfg(test)]
+mod tests;

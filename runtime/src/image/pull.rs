@@ -1,0 +1,312 @@
+//! PullImage: manifest, configuration, layers, record. Forward only; each thing taken pushes its undo.
+//!
+//! Called by `cri/pull_image`. Dropping the future abandons the pull: layers that nobody else waits for are aborted.
+
+use super::auth::SentCredentials;
+use super::content::remove;
+use super::digest::Digest;
+use super::download::Download;
+use super::error::ImageError;
+use super::manifest::{
+    Descriptor, LARGEST_CONFIG, LARGEST_MANIFEST, Manifest, check_layer, for_this_machine,
+};
+use super::records::{LayerRecord, Record};
+use super::reference::{Reference, Version};
+use super::session::Session;
+use super::{Images, State, blocking};
+use crate::undo::Undo;
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use oci_spec::image::{Arch, ImageConfiguration, Os};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Deepest nesting of indexes within indexes.
+const DEEPEST_INDEX: usize = 3;
+
+/// What a registry says an image is, all digests checked.
+struct Described {
+    /// Digest of what the name leads to, an index or the manifest.
+    named: Digest,
+    manifest: (Digest, Bytes),
+    config: (Digest, Vec<u8>),
+    configuration: ImageConfiguration,
+    /// Each layer with the digest of its uncompressed form.
+    layers: Vec<(Descriptor, Digest)>,
+}
+
+impl Images {
+    /// Pulls an image, whatever of it is not here yet, and gives its id.
+    ///
+    /// # Errors
+    /// Nothing is left of an image that was not here before.
+    pub async fn pull(&self, reference: &str, credentials: &SentCredentials) -> Result<Digest, ImageError> {
+        let reference = Reference::parse(reference)?;
+        let mut undo = Undo::new("PullImage");
+        match self.pull_steps(&reference, credentials, &mut undo).await {
+            Ok(id) => {
+                tracing::info!(image = %reference, %id, "pulled");
+                undo.keep();
+                Ok(id)
+            }
+            Err(error) => {
+                // what could not be released is logged there, and collected at the next removal or start
+                let _ = undo.run().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn pull_steps(
+        &self,
+        reference: &Reference,
+        credentials: &SentCredentials,
+        undo: &mut Undo,
+    ) -> Result<Digest, ImageError> {
+        let session = Arc::new(self.0.registry.session(reference, credentials)?);
+        let described = describe(&session).await?;
+
+        self.pin_until_undone(undo, "manifest", described.manifest.0)?;
+        self.pin_until_undone(undo, "configuration", described.config.0)?;
+        for (_, diff_id) in &described.layers {
+            self.pin_until_undone(undo, "layer", *diff_id)?;
+        }
+        self.put_documents(&described).await?;
+        let fetches =
+            described.layers.iter().map(|(layer, diff_id)| self.have_layer(&session, layer, *diff_id));
+        let sizes = try_join_all(fetches).await?;
+
+        let pinned = described.content();
+        let id = self.commit(reference, described, sizes).await?;
+        self.unpin(&pinned);
+        Ok(id)
+    }
+
+    /// Keeps content from being collected while this pull lasts.
+    fn pin_until_undone(&self, undo: &mut Undo, what: &str, digest: Digest) -> Result<(), ImageError> {
+        *self.state().pins.entry(digest).or_default() += 1;
+        let images = self.clone();
+        let release = move || async move {
+            images.unpin(&[digest]);
+            images.collect_in_background().await
+        };
+        Ok(undo.push(format!("{what} {digest}"), release)?)
+    }
+
+    async fn put_documents(&self, described: &Described) -> Result<(), ImageError> {
+        let content = Arc::clone(&self.0.content);
+        let (manifest, config) = (described.manifest.clone(), described.config.clone());
+        blocking(move || {
+            content.put_blob(&manifest.0, &manifest.1)?;
+            content.put_blob(&config.0, &config.1)
+        })
+        .await
+    }
+
+    /// Waits until the layer is on disk, fetching it where nobody else does, and gives its size there.
+    async fn have_layer(
+        &self,
+        session: &Arc<Session>,
+        layer: &Descriptor,
+        diff_id: Digest,
+    ) -> Result<u64, ImageError> {
+        loop {
+            if let Some(size) = self.0.content.layer_size(&diff_id)? {
+                return Ok(size);
+            }
+            let fetch = || {
+                let (converter, content) = (Arc::clone(&self.0.converter), Arc::clone(&self.0.content));
+                converter.fetch(content, Arc::clone(session), layer.clone(), diff_id)
+            };
+            let landed = self.0.flights.board(diff_id, fetch).await;
+            match landed.outcome {
+                Ok(()) => {}
+                // it failed with another pull's credentials or name: this one may have more luck
+                Err(error) if !landed.own && error.depends_on_who_asks() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes the record: from here on the image is there, even if the client has gone away.
+    async fn commit(
+        &self,
+        reference: &Reference,
+        described: Described,
+        sizes: Vec<u64>,
+    ) -> Result<Digest, ImageError> {
+        let record = described.record(reference, &sizes);
+        let id = record.id;
+        let images = self.clone();
+        let pinned = described.content();
+        self.pin(&pinned);
+        let committing = tokio::spawn(async move {
+            let written = images.write_record(record, Arc::new(described.configuration)).await;
+            images.unpin(&pinned);
+            written
+        });
+        committing.await.map_err(|_| ImageError::Interrupted(format!("image {reference}")))??;
+        // an image that lost its last name with this pull is kubelet's to remove, as it is with other runtimes
+        Ok(id)
+    }
+
+    async fn write_record(
+        &self,
+        record: Record,
+        configuration: Arc<ImageConfiguration>,
+    ) -> Result<(), ImageError> {
+        let _writing = self.0.writing.lock().await;
+        let id = record.id;
+        let changed = self.state().records.changes(record);
+        let (images, written) = (self.clone(), changed.clone());
+        blocking(move || {
+            written.iter().try_for_each(|record| Ok(images.0.documents.put(&record.id.hex(), record)?))
+        })
+        .await?;
+        let mut state = self.state();
+        state.configurations.insert(id, configuration);
+        state.records.replace(changed);
+        Ok(())
+    }
+
+    fn pin(&self, content: &[Digest]) {
+        let mut state = self.state();
+        for digest in content {
+            *state.pins.entry(*digest).or_default() += 1;
+        }
+    }
+
+    fn unpin(&self, content: &[Digest]) {
+        let mut state = self.state();
+        for digest in content {
+            if let Some(count) = state.pins.get_mut(digest) {
+                *count -= 1;
+            }
+        }
+        state.pins.retain(|_, count| *count > 0);
+    }
+
+    /// Removes content that neither an image nor a pull needs.
+    pub(super) async fn collect_in_background(&self) -> Result<(), ImageError> {
+        let images = self.clone();
+        blocking(move || images.collect_garbage()).await
+    }
+
+    /// As [`Self::collect_in_background`], blocking.
+    pub(super) fn collect_garbage(&self) -> Result<(), ImageError> {
+        let condemned = {
+            let state = self.state();
+            let live: BTreeSet<_> = state.live().collect();
+            self.0.content.condemn(|digest| live.contains(digest))?
+        };
+        condemned.iter().try_for_each(|path| remove(path))
+    }
+}
+
+impl State {
+    fn live(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.records.all().flat_map(Record::content).chain(self.pins.keys().copied())
+    }
+}
+
+impl Described {
+    fn content(&self) -> Vec<Digest> {
+        let documents = [self.manifest.0, self.config.0];
+        documents.into_iter().chain(self.layers.iter().map(|(_, diff_id)| *diff_id)).collect()
+    }
+
+    fn record(&self, reference: &Reference, sizes: &[u64]) -> Record {
+        let tag = match reference.version() {
+            Version::Tag(_) => Some(reference.to_string()),
+            Version::Digest(_) => None,
+        };
+        let layers = self.layers.iter().zip(sizes);
+        let documents = (self.manifest.1.len() + self.config.1.len()) as u64;
+        Record {
+            id: self.config.0,
+            manifest: self.manifest.0,
+            repo_tags: tag.into_iter().collect(),
+            repo_digests: [reference.with_digest(self.named).to_string()].into(),
+            layers: layers
+                .map(|((_, diff_id), size)| LayerRecord { diff_id: *diff_id, size: *size })
+                .collect(),
+            size: documents + sizes.iter().sum::<u64>(),
+            pulled_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos(),
+        }
+    }
+}
+
+/// Asks the registry what the image is, through indexes to the manifest for this machine, and checks it.
+async fn describe(session: &Session) -> Result<Described, ImageError> {
+    let what = format!("image {}", session.reference());
+    let mut version = session.reference().version().clone();
+    let mut named = None;
+    for _ in 0..DEEPEST_INDEX {
+        let (bytes, digest) = session.manifest(&version).await?;
+        let named = *named.get_or_insert(digest);
+        match Manifest::parse(&bytes, &what)? {
+            Manifest::Index(entries) => {
+                let entry = for_this_machine(&entries, &session.reference().to_string())?;
+                version = Version::Digest(entry.digest);
+            }
+            Manifest::Image { config, layers } => {
+                let download = Download::new(session, &config, format!("configuration of {what}"), 0);
+                let document = download.whole(LARGEST_CONFIG, "a fixed limit").await?;
+                let configuration = parse_configuration(&document, &what)?;
+                let layers = pair_layers(layers, &configuration, &what)?;
+                let manifest = (digest, bytes);
+                return Ok(Described {
+                    named,
+                    manifest,
+                    config: (config.digest, document),
+                    configuration,
+                    layers,
+                });
+            }
+        }
+    }
+    Err(ImageError::Unsupported { what, reason: format!("nests indexes deeper than {DEEPEST_INDEX}") })
+}
+
+/// Reads an image configuration and checks that it is for this machine.
+///
+/// # Errors
+/// [`ImageError::Unsupported`], [`ImageError::WrongPlatform`].
+pub(super) fn parse_configuration(document: &[u8], what: &str) -> Result<ImageConfiguration, ImageError> {
+    debug_assert!(document.len() as u64 <= LARGEST_CONFIG.max(LARGEST_MANIFEST));
+    let configuration: ImageConfiguration =
+        serde_json::from_slice(document).map_err(|error| ImageError::Unsupported {
+            what: what.to_owned(),
+            reason: format!("has no usable configuration: {error}"),
+        })?;
+    let (os, architecture) = (configuration.os().to_string(), configuration.architecture().to_string());
+    // some builders leave both out; what says it is for another machine cannot run here
+    let fits = (os.is_empty() || *configuration.os() == Os::Linux)
+        && (architecture.is_empty() || *configuration.architecture() == Arch::Amd64);
+    if fits {
+        Ok(configuration)
+    } else {
+        Err(ImageError::WrongPlatform { image: what.to_owned(), available: format!("{os}/{architecture}") })
+    }
+}
+
+/// Joins the layers of the manifest with the digests of their uncompressed forms.
+fn pair_layers(
+    layers: Vec<Descriptor>,
+    configuration: &ImageConfiguration,
+    what: &str,
+) -> Result<Vec<(Descriptor, Digest)>, ImageError> {
+    let unsupported = |reason: String| ImageError::Unsupported { what: what.to_owned(), reason };
+    let diff_ids = configuration.rootfs().diff_ids();
+    if diff_ids.len() != layers.len() {
+        let (have, want) = (layers.len(), diff_ids.len());
+        return Err(unsupported(format!("has {have} layers, but its configuration lists {want}")));
+    }
+    let pair = |(layer, diff_id): (Descriptor, &String)| {
+        check_layer(&layer)?;
+        let diff_id = diff_id.parse().map_err(|error| unsupported(format!("{error}")))?;
+        Ok((layer, diff_id))
+    };
+    layers.into_iter().zip(diff_ids).map(pair).collect()
+}

@@ -1,0 +1,197 @@
+//! Which images there are and what they are called: one record per image id, and the rule that a tag names one image.
+//!
+//! Used by `mod`, `pull` and `remove` under the service's lock. It must not touch files: what has to be written is given
+//! back to the caller.
+
+use super::digest::Digest;
+use super::error::ImageError;
+use super::reference::{Query, Reference, Version};
+use crate::id::{Mismatch, resolve};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// An image as it is kept on disk, in `records/HEX.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Digest of the configuration: the image's id in all of the CRI.
+    pub id: Digest,
+    /// Digest of the manifest for this machine's platform.
+    pub manifest: Digest,
+    /// Full names with tags.
+    pub repo_tags: BTreeSet<String>,
+    /// Full names with digests of manifests or indexes.
+    pub repo_digests: BTreeSet<String>,
+    /// Layers, the lowest first.
+    pub layers: Vec<LayerRecord>,
+    /// Bytes of all its files.
+    pub size: u64,
+    /// When it was pulled last, in nanoseconds since 1970: of two records that claim a tag, the later one has it.
+    pub pulled_at: u128,
+}
+
+/// A layer of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Digest of the uncompressed layer: the layer's name on disk.
+    pub diff_id: Digest,
+    /// Bytes of its EROFS image.
+    pub size: u64,
+}
+
+/// All images, by id.
+#[derive(Debug, Default)]
+pub struct Records(BTreeMap<Digest, Record>);
+
+impl Record {
+    /// Everything on disk that this image needs.
+    pub fn content(&self) -> impl Iterator<Item = Digest> + '_ {
+        [self.id, self.manifest].into_iter().chain(self.layers.iter().map(|layer| layer.diff_id))
+    }
+}
+
+impl Records {
+    /// Takes what was on disk. A daemon that was killed between two writes left a tag with two images: the later one keeps
+    /// it. Gives back the ids of records that differ from their files now.
+    pub fn load(records: impl IntoIterator<Item = Record>) -> (Self, Vec<Digest>) {
+        let mut by_time: Vec<_> = records.into_iter().collect();
+        by_time.sort_by_key(|record| record.pulled_at);
+        let (mut all, mut changed) = (Self::default(), BTreeSet::new());
+        for record in by_time {
+            changed.extend(all.insert(record).into_iter().map(|record| record.id));
+        }
+        (all, changed.into_iter().collect())
+    }
+
+    /// What an insertion of `record` would write: the record with the names that its image has already, then every other
+    /// image that loses a tag by it.
+    pub fn changes(&self, mut record: Record) -> Vec<Record> {
+        if let Some(old) = self.0.get(&record.id) {
+            record.repo_tags.extend(old.repo_tags.iter().cloned());
+            record.repo_digests.extend(old.repo_digests.iter().cloned());
+        }
+        let others = self.0.values().filter(|other| other.id != record.id);
+        let losing = others.filter(|other| !other.repo_tags.is_disjoint(&record.repo_tags)).cloned();
+        let losing = losing.map(|mut other| {
+            other.repo_tags.retain(|tag| !record.repo_tags.contains(tag));
+            other
+        });
+        let losing: Vec<_> = losing.collect();
+        std::iter::once(record).chain(losing).collect()
+    }
+
+    /// Puts records in place of older ones of the same ids.
+    pub fn replace(&mut self, changed: Vec<Record>) {
+        self.0.extend(changed.into_iter().map(|record| (record.id, record)));
+    }
+
+    fn insert(&mut self, record: Record) -> Vec<Record> {
+        let changed = self.changes(record);
+        self.replace(changed.clone());
+        changed.into_iter().skip(1).collect()
+    }
+
+    /// Forgets an image.
+    pub fn remove(&mut self, id: &Digest) {
+        self.0.remove(id);
+    }
+
+    /// Finds an image by id, by any of its names, or by the beginning of its id.
+    ///
+    /// # Errors
+    /// [`ImageError::Ambiguous`] for a beginning of several ids.
+    pub fn find(&self, query: &Query) -> Result<Option<&Record>, ImageError> {
+        let (reference, beginning) = match query {
+            Query::Id(id) => return Ok(self.0.get(id)),
+            Query::Name(reference, beginning) => (reference, beginning),
+        };
+        if let Some(record) = self.named(reference) {
+            return Ok(Some(record));
+        }
+        let Some(beginning) = beginning else { return Ok(None) };
+        let ids: Vec<String> = self.0.keys().map(Digest::hex).collect();
+        match resolve(beginning, ids.iter().map(String::as_str)) {
+            Ok(hex) => Ok(Digest::from_hex(hex).and_then(|id| self.0.get(&id))),
+            Err(Mismatch::None) => Ok(None),
+            Err(Mismatch::Ambiguous) => Err(ImageError::Ambiguous(beginning.clone())),
+        }
+    }
+
+    fn named(&self, reference: &Reference) -> Option<&Record> {
+        let name = reference.to_string();
+        self.0.values().find(|record| match reference.version() {
+            Version::Tag(_) => record.repo_tags.contains(&name),
+            Version::Digest(_) => record.repo_digests.contains(&name),
+        })
+    }
+
+    /// All images, by id.
+    pub fn all(&self) -> impl Iterator<Item = &Record> {
+        self.0.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(content: &str, tags: &[&str], pulled_at: u128) -> Record {
+        let id = Digest::of(content.as_bytes());
+        Record {
+            id,
+            manifest: Digest::of(format!("manifest of {content}").as_bytes()),
+            repo_tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+            repo_digests: [format!("docker.io/library/a@{id}")].into(),
+            layers: Vec::new(),
+            size: 1,
+            pulled_at,
+        }
+    }
+
+    const TAG: &str = "docker.io/library/a:1";
+    const OTHER: &str = "docker.io/library/a:2";
+
+    fn tags(records: &Records, content: &str) -> Vec<String> {
+        records.0[&Digest::of(content.as_bytes())].repo_tags.iter().cloned().collect()
+    }
+
+    #[test]
+    fn moved_tag_leaves_the_old_image_with_its_other_names() {
+        let (mut records, changed) = Records::load([record("old", &[TAG, OTHER], 1)]);
+        assert!(changed.is_empty());
+        let changed = records.changes(record("new", &[TAG], 2));
+        assert_eq!(changed.len(), 2);
+        records.replace(changed);
+        assert_eq!(
+            (tags(&records, "old"), tags(&records, "new")),
+            (vec![OTHER.to_owned()], vec![TAG.to_owned()])
+        );
+    }
+
+    #[test]
+    fn second_tag_of_one_image_joins_its_record() {
+        let (mut records, _) = Records::load([record("a", &[TAG], 1)]);
+        records.replace(records.changes(record("a", &[OTHER], 2)));
+        assert_eq!(tags(&records, "a"), [TAG, OTHER]);
+        assert_eq!(records.all().count(), 1);
+    }
+
+    #[test]
+    fn tag_with_two_images_after_a_crash_is_the_later_ones() {
+        let (records, changed) = Records::load([record("late", &[TAG], 2), record("early", &[TAG], 1)]);
+        assert_eq!((tags(&records, "late"), tags(&records, "early")), (vec![TAG.to_owned()], vec![]));
+        assert_eq!(changed, [Digest::of(b"early")]);
+    }
+
+    #[test]
+    fn image_is_found_by_id_name_digest_and_beginning_of_id() {
+        let (records, _) = Records::load([record("a", &[TAG], 1), record("b", &[], 1)]);
+        let id = Digest::of(b"a");
+        let queries =
+            [id.to_string(), id.hex(), id.hex()[..12].to_owned(), "a:1".to_owned(), format!("a@{id}")];
+        for query in queries {
+            let found = records.find(&Query::parse(&query).unwrap()).unwrap();
+            assert_eq!(found.map(|record| record.id), Some(id), "{query}");
+        }
+        assert_eq!(records.find(&Query::parse("a:3").unwrap()).unwrap(), None);
+    }
+}

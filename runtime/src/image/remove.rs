@@ -1,0 +1,38 @@
+//! RemoveImage: the image with all its names is gone at once, then whatever of its content nothing else needs.
+//!
+//! Called by `cri/remove_image`. Containers that run the image keep their open layers.
+
+use super::error::ImageError;
+use super::reference::Query;
+use super::{Digest, Images};
+
+impl Images {
+    /// Removes the image of a name, a digest or an id, with all its names. One that is not there is no error.
+    ///
+    /// # Errors
+    /// A name that is none; a record or a file that cannot be removed, after which the call can be made again.
+    pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
+        let query = Query::parse(reference)?;
+        let images = self.clone();
+        // as a task: a client that goes away leaves nothing half removed
+        let removing = tokio::spawn(async move { images.remove_steps(&query).await });
+        removing.await.map_err(|_| ImageError::Interrupted(format!("image {reference}")))?
+    }
+
+    async fn remove_steps(&self, query: &Query) -> Result<(), ImageError> {
+        {
+            let _writing = self.0.writing.lock().await;
+            let Some(id) = self.find_id(query)? else { return Ok(()) };
+            self.0.documents.remove(&id.hex())?;
+            let mut state = self.state();
+            state.records.remove(&id);
+            state.configurations.remove(&id);
+            tracing::info!(image = %id, "removed");
+        }
+        self.collect_in_background().await
+    }
+
+    fn find_id(&self, query: &Query) -> Result<Option<Digest>, ImageError> {
+        Ok(self.state().records.find(query)?.map(|record| record.id))
+    }
+}
