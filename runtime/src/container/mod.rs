@@ -3,6 +3,13 @@
 //! Called by `cri`. How they hang on sandboxes is told in [`crate::sandbox`]. So far there are none: CreateContainer
 //! answers Unimplemented, and the two calls below, by which sandboxes are taken down, find nothing to do.
 
+pub mod log;
+pub mod resources;
+mod seccomp;
+pub mod security;
+pub mod spec;
+pub mod stdio;
+
 use crate::sandbox::{Sandbox, SandboxEvent};
 use std::sync::Arc;
 use tokio::sync::mpsc;

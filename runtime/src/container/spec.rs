@@ -1,0 +1,261 @@
+//! From what the CRI and the image say to the OCI runtime spec that the agent applies.
+//!
+//! Called by `container::create`. It must not touch the guest or the host, but for reading a seccomp profile. What a VM
+//! pod cannot have is refused here, with the reason.
+//!
+//! Source: OCI runtime specification 1.2, CRI v1.
+
+use super::resources::linux_resources;
+use super::security;
+use isopod_protocols::guest;
+use k8s_cri::v1::{
+    ContainerConfig, LinuxContainerSecurityContext, Mount as CriMount, MountPropagation, PodSandboxConfig,
+};
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{
+    Linux, LinuxNamespace, LinuxNamespaceType, Mount, Process, Root, Spec, get_default_readonly_paths,
+};
+use std::path::PathBuf;
+
+/// `PATH` where neither image nor pod sets one.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Why a container cannot be described.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Neither pod nor image name a command.
+    #[error("container {0:?} has no command: set one in the pod, or an entrypoint in the image")]
+    NoCommand(String),
+    /// A field of the request is wrong.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// The field, as the CRI names it.
+        field: &'static str,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+    /// A VM pod cannot have it, ever.
+    #[error("{what} cannot be had in a pod of its own VM: {instead}")]
+    Impossible {
+        /// The wish.
+        what: String,
+        /// What to do instead.
+        instead: &'static str,
+    },
+    /// Not built yet.
+    #[error("{what} is not supported yet: {instead}")]
+    NotYet {
+        /// The wish.
+        what: String,
+        /// What to do instead.
+        instead: &'static str,
+    },
+}
+
+/// What a spec is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// The container's configuration.
+    pub container: &'a ContainerConfig,
+    /// The configuration of its sandbox.
+    pub sandbox: &'a PodSandboxConfig,
+    /// The configuration of its image.
+    pub image: &'a ImageConfiguration,
+}
+
+/// The spec of a container. The agent adds root path, resolved user and the pid namespace's path.
+///
+/// # Errors
+/// Names the field, and what to do.
+pub fn build(parts: Parts<'_>) -> Result<Spec, SpecError> {
+    let default = LinuxContainerSecurityContext::default();
+    let context = security_context(parts.container).unwrap_or(&default);
+    security::refuse_impossible(context)?;
+    if let Some(device) = parts.container.devices.first() {
+        return Err(SpecError::Impossible {
+            what: format!("host device {:?}", device.host_path),
+            instead: "remove it, or use a runtime class that shares the host's kernel",
+        });
+    }
+
+    let mut root = Root::default();
+    root.set_path(PathBuf::from("rootfs")).set_readonly(Some(context.readonly_rootfs));
+
+    let mut spec = Spec::default();
+    spec.set_version("1.2.0".to_owned())
+        .set_root(Some(root))
+        .set_hostname(None)
+        .set_mounts(Some(mounts(parts, context)?))
+        .set_process(Some(process(parts, context)?))
+        .set_linux(Some(linux(parts, context)?));
+    Ok(spec)
+}
+
+/// The security context of a container, where it has one.
+pub fn security_context(container: &ContainerConfig) -> Option<&LinuxContainerSecurityContext> {
+    container.linux.as_ref()?.security_context.as_ref()
+}
+
+fn process(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Process, SpecError> {
+    let image = parts.image.config().as_ref();
+    let image_dir = image.and_then(|c| c.working_dir().clone()).filter(|dir| !dir.is_empty());
+    let own_dir = Some(parts.container.working_dir.clone()).filter(|dir| !dir.is_empty());
+    let directory = PathBuf::from(own_dir.or(image_dir).unwrap_or_else(|| "/".to_owned()));
+    if !directory.is_absolute() {
+        let reason = format!("{} is not an absolute path", directory.display());
+        return Err(SpecError::Invalid { field: "working_dir", reason });
+    }
+    let resources = parts.container.linux.as_ref().and_then(|l| l.resources.as_ref());
+    let score = resources.map(|r| i32::try_from(r.oom_score_adj).unwrap_or(1000).clamp(-1000, 1000));
+
+    let mut process = Process::default();
+    process
+        .set_terminal(Some(parts.container.tty))
+        .set_args(Some(arguments(parts)?))
+        .set_env(Some(environment(parts)))
+        .set_cwd(directory)
+        .set_capabilities(Some(security::capabilities(context)?))
+        .set_no_new_privileges(Some(context.no_new_privs))
+        .set_rlimits(None)
+        .set_oom_score_adj(score);
+    Ok(process)
+}
+
+/// The CRI's `command` replaces the image's entrypoint and its `args` the image's command; a command of the pod's also
+/// does away with the image's arguments.
+fn arguments(parts: Parts<'_>) -> Result<Vec<String>, SpecError> {
+    let image = parts.image.config().as_ref();
+    let list = |of: Option<&Option<Vec<String>>>| of.and_then(Clone::clone).unwrap_or_default();
+    let (mut command, mut args) = (parts.container.command.clone(), parts.container.args.clone());
+    if command.is_empty() {
+        command = list(image.map(|c| c.entrypoint()));
+        if args.is_empty() {
+            args = list(image.map(|c| c.cmd()));
+        }
+    }
+    command.append(&mut args);
+    match command.first() {
+        Some(program) if !program.is_empty() => Ok(command),
+        _ => {
+            let name = parts.container.metadata.as_ref().map(|m| m.name.clone()).unwrap_or_default();
+            Err(SpecError::NoCommand(name))
+        }
+    }
+}
+
+/// The image's variables, then the pod's: the last value of a name wins, in the place of the first.
+fn environment(parts: Parts<'_>) -> Vec<String> {
+    let mut variables = vec![DEFAULT_PATH.to_owned()];
+    if parts.container.tty {
+        variables.push("TERM=xterm".to_owned());
+    }
+    if !parts.sandbox.hostname.is_empty() {
+        variables.push(format!("HOSTNAME={}", parts.sandbox.hostname));
+    }
+    let image = parts.image.config().as_ref().and_then(|c| c.env().clone()).unwrap_or_default();
+    let pod = parts.container.envs.iter().map(|e| format!("{}={}", e.key, e.value));
+    for variable in image.into_iter().chain(pod) {
+        let name = variable.split('=').next().unwrap_or_default();
+        match variables.iter_mut().find(|v| v.split('=').next() == Some(name)) {
+            Some(earlier) => *earlier = variable,
+            None => variables.push(variable),
+        }
+    }
+    variables
+}
+
+fn linux(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Linux, SpecError> {
+    let namespaces = [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid, LinuxNamespaceType::Cgroup];
+    let namespaces = namespaces.map(|kind| {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(kind).set_path(None);
+        namespace
+    });
+    let resources = parts.container.linux.as_ref().and_then(|l| l.resources.as_ref());
+    let (masked, readonly) = if context.privileged {
+        (Vec::new(), Vec::new())
+    } else if context.masked_paths.is_empty() && context.readonly_paths.is_empty() {
+        // crictl leaves them empty; kubelet always fills them unless the pod asked for an unmasked /proc.
+        (security::masked_paths(), get_default_readonly_paths())
+    } else {
+        (context.masked_paths.clone(), context.readonly_paths.clone())
+    };
+
+    let mut linux = Linux::default();
+    linux
+        .set_namespaces(Some(namespaces.to_vec()))
+        .set_cgroups_path(Some(PathBuf::from(format!("/isopod/{}", parts.id))))
+        .set_resources(resources.map(linux_resources).transpose()?)
+        .set_devices(None)
+        .set_masked_paths(Some(masked))
+        .set_readonly_paths(Some(readonly))
+        .set_sysctl(None)
+        .set_seccomp(security::seccomp(context)?);
+    Ok(linux)
+}
+
+fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(PathBuf::from(destination))
+        .set_typ(Some(kind.to_owned()))
+        .set_source(Some(PathBuf::from(source)))
+        .set_options(Some(options.iter().map(|&o| o.to_owned()).collect()));
+    mount
+}
+
+fn mounts(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Vec<Mount>, SpecError> {
+    // Every privilege over the guest's kernel is the pod's own affair: it has no other tenants.
+    let kernel = if context.privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/dev/shm", "bind", guest::SHM, &["rbind", "rw"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", kernel]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", kernel]),
+    ];
+    let root = if context.readonly_rootfs { "ro" } else { "rw" };
+    for (destination, source) in [
+        ("/etc/hostname", guest::HOSTNAME),
+        ("/etc/hosts", guest::HOSTS),
+        ("/etc/resolv.conf", guest::RESOLV_CONF),
+    ] {
+        if !parts.container.mounts.iter().any(|m| m.container_path == destination) {
+            mounts.push(mount(destination, "bind", source, &["rbind", "rprivate", root]));
+        }
+    }
+    parts.container.mounts.iter().try_for_each(refuse_mount)?;
+    Ok(mounts)
+}
+
+/// No wish for a mount of the host's can be granted yet; what can never be is told apart from what will be.
+fn refuse_mount(mount: &CriMount) -> Result<(), SpecError> {
+    if mount.propagation() == MountPropagation::PropagationBidirectional {
+        return Err(SpecError::Impossible {
+            what: format!("bidirectional propagation of {:?}", mount.host_path),
+            instead: "the guest has a kernel of its own; use None or HostToContainer",
+        });
+    }
+    if mount.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
+        return Err(SpecError::NotYet {
+            what: format!("an image volume at {:?}", mount.container_path),
+            instead: "copy what is needed into the container's own image",
+        });
+    }
+    Err(SpecError::NotYet {
+        what: format!("mounting the host's {:?} at {:?}", mount.host_path, mount.container_path),
+        instead: "remove the volume, or use a runtime class that shares the host's kernel",
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! Cases of `spec`.
+
+use super::*;
+use k8s_cri::v1::{ContainerMetadata, Device, KeyValue, LinuxContainerConfig};
+use proptest::prelude::*;
+use serde_json::json;
+
+fn image(config: serde_json::Value) -> ImageConfiguration {
+    let rootfs = json!({"type": "layers", "diff_ids": []});
+    let document = json!({"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs});
+    serde_json::from_value(document).unwrap()
+}
+
+fn container() -> ContainerConfig {
+    let metadata = Some(ContainerMetadata { name: "c".into(), attempt: 0 });
+    ContainerConfig { metadata, command: vec!["sleep".into(), "1".into()], ..ContainerConfig::default() }
+}
+
+fn build_with(container: &ContainerConfig, image: &ImageConfiguration) -> Result<Spec, SpecError> {
+    build(Parts { id: "c1", container, sandbox: &PodSandboxConfig::default(), image })
+}
+
+fn args(container: &ContainerConfig, config: serde_json::Value) -> Vec<String> {
+    let spec = build_with(container, &image(config)).unwrap();
+    spec.process().as_ref().unwrap().args().clone().unwrap()
+}
+
+#[test]
+fn image_gives_command_unless_the_pod_does() {
+    let both = json!({"Entrypoint": ["/entry"], "Cmd": ["a", "b"]});
+    let mut c = ContainerConfig { command: vec![], ..container() };
+    assert_eq!(args(&c, both.clone()), ["/entry", "a", "b"]);
+    c.args = vec!["x".into()];
+    assert_eq!(args(&c, both.clone()), ["/entry", "x"]);
+    c.command = vec!["/own".into()];
+    assert_eq!(args(&c, both.clone()), ["/own", "x"]);
+    c.args.clear();
+    assert_eq!(args(&c, both), ["/own"]);
+}
+
+#[test]
+fn no_command_anywhere_names_the_container() {
+    let c = ContainerConfig { command: vec![], ..container() };
+    let error = build_with(&c, &image(json!({}))).unwrap_err();
+    assert!(error.to_string().contains("\"c\" has no command"), "{error}");
+}
+
+#[test]
+fn pod_variables_win_over_the_images() {
+    let env = |key: &str, value: &str| KeyValue { key: key.into(), value: value.into() };
+    let c = ContainerConfig { envs: vec![env("A", "pod"), env("B", "1"), env("B", "2")], ..container() };
+    let spec = build_with(&c, &image(json!({"Env": ["A=image", "PATH=/bin"]}))).unwrap();
+    assert_eq!(spec.process().as_ref().unwrap().env().clone().unwrap(), ["PATH=/bin", "A=pod", "B=2"]);
+}
+
+#[test]
+fn relative_working_directory_is_refused() {
+    let c = ContainerConfig { working_dir: "work".into(), ..container() };
+    assert!(matches!(
+        build_with(&c, &image(json!({}))),
+        Err(SpecError::Invalid { field: "working_dir", .. })
+    ));
+}
+
+#[test]
+fn host_paths_devices_and_bidirectional_mounts_say_what_to_do() {
+    let mount = CriMount { host_path: "/data".into(), container_path: "/x".into(), ..CriMount::default() };
+    let bidirectional =
+        CriMount { propagation: MountPropagation::PropagationBidirectional.into(), ..mount.clone() };
+    let device = Device { host_path: "/dev/fuse".into(), ..Device::default() };
+    let cases = [
+        (ContainerConfig { mounts: vec![mount], ..container() }, "\"/data\" at \"/x\" is not supported yet"),
+        (ContainerConfig { mounts: vec![bidirectional], ..container() }, "bidirectional propagation"),
+        (ContainerConfig { devices: vec![device], ..container() }, "host device \"/dev/fuse\" cannot be had"),
+    ];
+    for (config, expected) in cases {
+        let error = build_with(&config, &image(json!({}))).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn privileged_container_sees_all_of_its_guest() {
+    let security =
+        LinuxContainerSecurityContext { privileged: true, ..LinuxContainerSecurityContext::default() };
+    let linux = LinuxContainerConfig { security_context: Some(security), ..LinuxContainerConfig::default() };
+    let c = ContainerConfig { linux: Some(linux), ..container() };
+    let spec = build_with(&c, &image(json!({}))).unwrap();
+    let linux = spec.linux().as_ref().unwrap();
+    assert_eq!(linux.masked_paths().as_ref().unwrap().len(), 0);
+    assert!(linux.seccomp().is_none());
+    let sys = spec.mounts().as_ref().unwrap().iter().find(|m| m.destination().ends_with("sys")).unwrap();
+    assert!(sys.options().as_ref().unwrap().contains(&"rw".to_owned()));
+}
+
+proptest! {
+    #[test]
+    fn every_variable_appears_once(keys in proptest::collection::vec("[A-C]", 0..8)) {
+        let envs = keys.iter().map(|k| KeyValue { key: k.clone(), value: String::new() }).collect();
+        let spec = build_with(&ContainerConfig { envs, ..container() }, &image(json!({}))).unwrap();
+        let env = spec.process().as_ref().unwrap().env().clone().unwrap();
+        let mut names: Vec<_> = env.iter().map(|v| v.split('=').next().unwrap()).collect();
+        names.sort_unstable();
+        let before = names.len();
+        names.dedup();
+        prop_assert_eq!(names.len(), before);
+    }
+}
