@@ -3,7 +3,7 @@
 use crate::cgroup;
 use crate::check;
 use crate::config::Config;
-use crate::container::Containers;
+use crate::container::{ContainerError, Containers};
 use crate::cri::Node;
 use crate::cri::server::{self, ServerError};
 use crate::hypervisor::LocalHypervisor;
@@ -34,6 +34,9 @@ pub enum ServeError {
     /// The images.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The containers.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
     /// The networks.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -76,8 +79,9 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     // The socket first: it tells whether another daemon owns the state.
     let listener = server::bind(&config.daemon.socket).await?;
     let (sandboxes, events) = Sandboxes::new(Arc::clone(&config), host(&config)?)?;
-    let containers = Containers::new(events);
+    let containers = Containers::open(&config.daemon.state_dir, Arc::clone(&sandboxes), events)?;
     sandboxes.restore().await?;
+    containers.restore()?;
     let images = Images::open(&config.daemon.root_dir.join("images"), &config.image, &config.registry)?;
     let node = Arc::new(Node { config, sandboxes, containers, images });
     tracing::info!(socket = %node.config.daemon.socket.display(), "serving");

@@ -66,7 +66,10 @@ fn container_goes_from_created_to_exited() -> Result<()> {
     cri.start(&container)?;
     let status = cri.wait_exited(&container)?;
     ensure!((status.exit_code, status.reason.as_str()) == (7, "Error"), "{status:?}");
-    ensure!(status.created_at <= status.started_at && status.started_at <= status.finished_at, "times {status:?}");
+    ensure!(
+        status.created_at <= status.started_at && status.started_at <= status.finished_at,
+        "times {status:?}"
+    );
     let again = cri.start(&container).expect_err("a container starts once");
     ensure!(again.code() == Code::FailedPrecondition, "{again:?}");
     cri.clean()
@@ -87,7 +90,10 @@ fn exec_gives_output_and_exit_code() -> Result<()> {
     let cri = cri()?;
     let (_, container) = cri.run_sleeper("exec")?;
     let ran = cri.exec(&container, &["sh", "-c", "echo out; echo err >&2; exit 3"])?;
-    ensure!((ran.stdout.as_slice(), ran.stderr.as_slice(), ran.exit_code) == (b"out\n", b"err\n", 3), "{ran:?}");
+    ensure!(
+        (ran.stdout.as_slice(), ran.stderr.as_slice(), ran.exit_code) == (b"out\n", b"err\n", 3),
+        "{ran:?}"
+    );
     let large = cri.exec(&container, &["sh", "-c", "head -c 3000000 /dev/zero"])?;
     ensure!(large.stdout.len() == 3_000_000, "{} of 3000000 bytes came", large.stdout.len());
     let missing = cri.exec(&container, &["/no/such/program"]).expect_err("there is no such program");
@@ -98,7 +104,8 @@ fn exec_gives_output_and_exit_code() -> Result<()> {
 fn exec_past_its_limit_is_killed_with_its_children() -> Result<()> {
     let cri = cri()?;
     let (_, container) = cri.run_sleeper("limit")?;
-    let late = cri.exec_for(&container, &["sh", "-c", "sleep 4242 & sleep 4242"], 1).expect_err("it takes too long");
+    let late =
+        cri.exec_for(&container, &["sh", "-c", "sleep 4242 & sleep 4242"], 1).expect_err("it takes too long");
     ensure!(late.code() == Code::DeadlineExceeded, "{late:?}");
     ensure!(cri.exec(&container, &["pgrep", "-f", "sleep 4242"])?.exit_code == 1, "a child is left");
     ensure!(cri.status(&container)?.state() == ContainerState::ContainerRunning, "the container was hit too");
@@ -111,7 +118,8 @@ fn log_has_every_line_with_its_stream() -> Result<()> {
     let script = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; echo oops >&2; printf tail";
     let container = cri.run_container(&pod, container_config("c", "busybox", &["sh", "-c", script]))?;
     cri.wait_exited(&container)?;
-    let log = wait_for("the log's last line", || Ok(Some(cri.log(&container)?).filter(|l| l.contains(" tail"))))?;
+    let log =
+        wait_for("the log's last line", || Ok(Some(cri.log(&container)?).filter(|l| l.contains(" tail"))))?;
     let of_stdout = log.lines().filter(|l| l.contains(" stdout F line ")).count();
     ensure!(of_stdout == 2000, "{of_stdout} of 2000 lines");
     ensure!(log.lines().any(|l| l.ends_with(" stderr F oops")), "no line of stderr");
@@ -125,11 +133,15 @@ fn log_is_reopened_after_rotation() -> Result<()> {
     let script = "while true; do echo tick; sleep 0.2; done";
     let container = cri.run_container(&pod, container_config("c", "busybox", &["sh", "-c", script]))?;
     let path = cri.status(&container)?.log_path;
-    wait_for("a first line", || Ok(Some(()).filter(|()| cri.log(&container).is_ok_and(|l| l.contains("tick")))))?;
+    wait_for("a first line", || {
+        Ok(Some(()).filter(|()| cri.log(&container).is_ok_and(|l| l.contains("tick"))))
+    })?;
     std::fs::rename(&path, format!("{path}.1"))?;
     let request = v1::ReopenContainerLogRequest { container_id: container.clone() };
     cri.wait(cri.service().reopen_container_log(request))?;
-    wait_for("a line in the new file", || Ok(Some(()).filter(|()| cri.log(&container).is_ok_and(|l| l.contains("tick")))))?;
+    wait_for("a line in the new file", || {
+        Ok(Some(()).filter(|()| cri.log(&container).is_ok_and(|l| l.contains("tick"))))
+    })?;
     cri.clean()
 }
 
@@ -212,7 +224,8 @@ fn limits_hold_and_can_be_changed() -> Result<()> {
 fn oom_kill_is_told_as_such() -> Result<()> {
     let cri = cri()?;
     let pod = cri.run_pod("oom")?;
-    let mut config = container_config("c", "busybox", &["sh", "-c", "dd if=/dev/zero of=/dev/null bs=40M count=1"]);
+    let mut config =
+        container_config("c", "busybox", &["sh", "-c", "dd if=/dev/zero of=/dev/null bs=40M count=1"]);
     let limit = v1::LinuxContainerResources { memory_limit_in_bytes: 15 << 20, ..Default::default() };
     config.linux = Some(v1::LinuxContainerConfig { resources: Some(limit), ..Default::default() });
     let container = cri.run_container(&pod, config)?;
@@ -246,10 +259,14 @@ fn user_of_the_image_runs_its_process() -> Result<()> {
     let user = cri.status(&container)?.user.and_then(|u| u.linux).unwrap_or_default();
     ensure!((user.uid, user.gid) == (1500, 1600), "{user:?}");
     let mut nobody = container_config("nobody", "busybox", &["sleep", "1"]);
-    let context = v1::LinuxContainerSecurityContext { run_as_username: "no-such-user".into(), ..Default::default() };
+    let context =
+        v1::LinuxContainerSecurityContext { run_as_username: "no-such-user".into(), ..Default::default() };
     nobody.linux = Some(v1::LinuxContainerConfig { security_context: Some(context), ..Default::default() });
     let refused = cri.create(&pod, nobody).expect_err("there is no such user");
-    ensure!(refused.code() == Code::InvalidArgument && refused.message().contains("no-such-user"), "{refused:?}");
+    ensure!(
+        refused.code() == Code::InvalidArgument && refused.message().contains("no-such-user"),
+        "{refused:?}"
+    );
     cri.clean()
 }
 
@@ -264,8 +281,10 @@ fn wishes_a_vm_cannot_grant_are_refused_with_a_remedy() -> Result<()> {
         let mut config = isopod_tests::cri::pod_config(name);
         let mut options = v1::NamespaceOption::default();
         set(&mut options);
-        let context = v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
-        config.linux = Some(v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() });
+        let context =
+            v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        config.linux =
+            Some(v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() });
         let refused = cri.run_pod_with(config).expect_err("a VM has no namespaces of the host");
         ensure!(refused.code() == Code::InvalidArgument, "{name}: {refused:?}");
     }
@@ -278,7 +297,8 @@ fn wishes_a_vm_cannot_grant_are_refused_with_a_remedy() -> Result<()> {
 
     let pod = cri.run_pod("mounts")?;
     let mount = v1::Mount { host_path: "/etc".into(), container_path: "/x".into(), ..Default::default() };
-    let bidirectional = v1::Mount { propagation: v1::MountPropagation::PropagationBidirectional.into(), ..mount.clone() };
+    let bidirectional =
+        v1::Mount { propagation: v1::MountPropagation::PropagationBidirectional.into(), ..mount.clone() };
     for (mount, code) in [(mount, Code::Unimplemented), (bidirectional, Code::InvalidArgument)] {
         let mut config = container_config("c", "busybox", &["true"]);
         config.mounts = vec![mount];
@@ -288,7 +308,8 @@ fn wishes_a_vm_cannot_grant_are_refused_with_a_remedy() -> Result<()> {
     let mut config = container_config("c", "busybox", &["true"]);
     config.devices = vec![v1::Device { host_path: "/dev/null".into(), ..Default::default() }];
     ensure!(cri.create(&pod, config).expect_err("devices").code() == Code::InvalidArgument, "devices");
-    let missing = cri.create(&pod, container_config("c", "never-pulled", &["true"])).expect_err("no such image");
+    let missing =
+        cri.create(&pod, container_config("c", "never-pulled", &["true"])).expect_err("no such image");
     ensure!(missing.code() == Code::NotFound, "{missing:?}");
     let twice = cri.run_pod_with(pod.config.clone()).expect_err("the name is taken");
     ensure!(twice.code() == Code::AlreadyExists, "{twice:?}");

@@ -59,7 +59,11 @@ fn nothing_left(before: &BTreeSet<String>, when: &str) -> Result<()> {
 }
 
 /// Fails an operation after its first step, its second, and so on, until it gets through; looks each time.
-fn fail_at_each_step<T>(operation: &str, before: &BTreeSet<String>, mut run: impl FnMut() -> Result<T, Status>) -> Result<T> {
+fn fail_at_each_step<T>(
+    operation: &str,
+    before: &BTreeSet<String>,
+    mut run: impl FnMut() -> Result<T, Status>,
+) -> Result<T> {
     for step in 1..MOST_STEPS {
         daemon::order_fault(Some(&format!("{operation} {step}")))?;
         let outcome = run();
@@ -121,8 +125,10 @@ fn pull_image_failing_at_any_step_leaves_nothing() -> Result<()> {
             ensure!(step > 1, "PullImage has no steps");
             return Ok(remove(&image).map(drop)?);
         }
-        wait_for("files of the failed pull to go", || Ok(Some(()).filter(|()| files().is_ok_and(|now| now == before))))
-            .with_context(|| format!("step {step}"))?;
+        wait_for("files of the failed pull to go", || {
+            Ok(Some(()).filter(|()| files().is_ok_and(|now| now == before)))
+        })
+        .with_context(|| format!("step {step}"))?;
         nothing_left(&held_before, &format!("after PullImage failed at step {step}"))?;
     }
     anyhow::bail!("PullImage has {MOST_STEPS} steps or more")
@@ -154,14 +160,17 @@ fn daemon_killed_at_rest_keeps_pods_logs_and_lists() -> Result<()> {
     let pod = cri.run_pod("survivor")?;
     let script = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.02; done; sleep 1000";
     let container = cri.run_container(&pod, container_config("c", "busybox", &["sh", "-c", script]))?;
-    wait_for("some output", || Ok(Some(()).filter(|()| cri.log(&container).is_ok_and(|l| l.contains("line 20")))))?;
+    wait_for("some output", || {
+        Ok(Some(()).filter(|()| cri.log(&container).is_ok_and(|l| l.contains("line 20"))))
+    })?;
     let (pods, containers) = (cri.pods()?, cri.containers()?);
     daemon::kill()?;
     std::thread::sleep(Duration::from_secs(1));
     daemon::start()?;
     ensure!(cri.pods()? == pods && cri.containers()? == containers, "the lists are others after the restart");
     ensure!(cri.pod_status(&pod.id)?.state() == PodSandboxState::SandboxReady, "the pod is not ready");
-    let log = wait_for("the last line", || Ok(Some(cri.log(&container)?).filter(|l| l.contains("line 299"))))?;
+    let log =
+        wait_for("the last line", || Ok(Some(cri.log(&container)?).filter(|l| l.contains("line 299"))))?;
     for i in 0..300 {
         ensure!(log.lines().any(|l| l.ends_with(&format!("F line {i}"))), "line {i} is lost");
     }
@@ -193,7 +202,10 @@ fn vmm_killed_makes_the_pod_not_ready_and_leaves_others_alone() -> Result<()> {
     kill(vmm_of(&victim)?, Signal::SIGKILL)?;
     let status = cri.wait_exited(&container)?;
     ensure!((status.exit_code, status.reason.as_str()) == (255, "Unknown"), "{status:?}");
-    ensure!(cri.pod_status(&victim.id)?.state() == PodSandboxState::SandboxNotready, "the pod is still ready");
+    ensure!(
+        cri.pod_status(&victim.id)?.state() == PodSandboxState::SandboxNotready,
+        "the pod is still ready"
+    );
     let refused = cri.exec(&container, &["true"]).expect_err("it is gone");
     ensure!(refused.code() == Code::FailedPrecondition, "{refused:?}");
     ensure!(cri.shell(&other, "echo fine")? == "fine", "the other pod was hit");
@@ -266,7 +278,8 @@ fn corrupt_kernel_is_named() -> Result<()> {
 }
 
 fn guest_that_never_answers_is_told_with_its_console() -> Result<()> {
-    let text = "[vm]\nboot_timeout_s = 8\nkernel_args = [\"init=/no/such/init\", \"panic=0\", \"loglevel=7\"]\n";
+    let text =
+        "[vm]\nboot_timeout_s = 8\nkernel_args = [\"init=/no/such/init\", \"panic=0\", \"loglevel=7\"]\n";
     with_configuration(text, |cri| {
         let before = held::by_pods()?;
         let refused = cri.run_pod("mute").expect_err("its agent never runs");

@@ -75,7 +75,8 @@ fn large_transfer_arrives_whole() -> Result<()> {
 fn host_port_leads_to_the_pod() -> Result<()> {
     let cri = cri()?;
     let mut config = pod_config("port");
-    config.port_mappings = vec![v1::PortMapping { host_port: 12080, container_port: 80, ..Default::default() }];
+    config.port_mappings =
+        vec![v1::PortMapping { host_port: 12080, container_port: 80, ..Default::default() }];
     let pod = cri.run_pod_with(config)?;
     cri.run_container(&pod, container_config("web", "web", &[]))?;
     let gateway = "wget -q -T 5 -O - http://10.88.0.1:12080/";
@@ -104,7 +105,10 @@ fn names_come_from_the_pods_dns_config() -> Result<()> {
     lines.sort_unstable();
     seen_lines.sort_unstable();
     ensure!(lines == seen_lines, "{seen}");
-    ensure!(cri.shell(&container, "cat /etc/hosts")?.contains("dns"), "the pod's own name is not in /etc/hosts");
+    ensure!(
+        cri.shell(&container, "cat /etc/hosts")?.contains("dns"),
+        "the pod's own name is not in /etc/hosts"
+    );
     cri.clean()
 }
 

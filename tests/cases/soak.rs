@@ -88,7 +88,8 @@ impl Usage {
         std::thread::sleep(Duration::from_secs(2));
         let pid = *daemon::pids()?.first().ok_or_else(|| anyhow::anyhow!("there is no daemon"))?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let resident = status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+        let resident =
+            status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
         Ok(Self {
             descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
             threads: fs::read_dir(format!("/proc/{pid}/task"))?.count(),

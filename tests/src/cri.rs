@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use k8s_cri::v1::{self, ContainerConfig, ContainerMetadata, ImageSpec, PodSandboxConfig, PodSandboxMetadata};
+use k8s_cri::v1::{
+    self, ContainerConfig, ContainerMetadata, ImageSpec, PodSandboxConfig, PodSandboxMetadata,
+};
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -44,7 +46,8 @@ pub struct Pod {
 pub fn pod_config(name: &str) -> PodSandboxConfig {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let uid = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let metadata = PodSandboxMetadata { name: name.into(), namespace: "cases".into(), uid: uid.clone(), attempt: 0 };
+    let metadata =
+        PodSandboxMetadata { name: name.into(), namespace: "cases".into(), uid: uid.clone(), attempt: 0 };
     PodSandboxConfig {
         metadata: Some(metadata),
         hostname: name.into(),
@@ -87,7 +90,8 @@ impl Cri {
         });
         let _context = runtime.enter();
         let channel = Endpoint::from_static("http://cri").connect_with_connector_lazy(connect);
-        let runtime_service = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let runtime_service =
+            RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         let image_service = ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         drop(_context);
         Ok(Self { runtime, runtime_service, image_service })
@@ -104,7 +108,10 @@ impl Cri {
     }
 
     /// Waits for a call.
-    pub fn wait<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
+    pub fn wait<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Status> {
         self.runtime.block_on(call).map(tonic::Response::into_inner)
     }
 
@@ -127,7 +134,8 @@ impl Cri {
 
     /// Runs a pod of that configuration.
     pub fn run_pod_with(&self, config: PodSandboxConfig) -> Result<Pod, Status> {
-        let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request =
+            v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         let answer = self.wait(self.service().run_pod_sandbox(request))?;
         Ok(Pod { id: answer.pod_sandbox_id, config })
     }
@@ -158,7 +166,8 @@ impl Cri {
     /// A pod with one container that sleeps.
     pub fn run_sleeper(&self, name: &str) -> Result<(Pod, String), Status> {
         let pod = self.run_pod(name)?;
-        let container = self.run_container(&pod, container_config("sleeper", "busybox", &["sleep", "100000"]))?;
+        let container =
+            self.run_container(&pod, container_config("sleeper", "busybox", &["sleep", "100000"]))?;
         Ok((pod, container))
     }
 
@@ -192,7 +201,12 @@ impl Cri {
     }
 
     /// Runs a command in a container, with a limit in seconds.
-    pub fn exec_for(&self, container: &str, command: &[&str], timeout: i64) -> Result<v1::ExecSyncResponse, Status> {
+    pub fn exec_for(
+        &self,
+        container: &str,
+        command: &[&str],
+        timeout: i64,
+    ) -> Result<v1::ExecSyncResponse, Status> {
         let cmd = command.iter().map(|&word| word.to_owned()).collect();
         let request = v1::ExecSyncRequest { container_id: container.into(), cmd, timeout };
         self.wait(self.service().exec_sync(request))
@@ -224,7 +238,8 @@ impl Cri {
 
     /// All pods.
     pub fn pods(&self) -> Result<Vec<v1::PodSandbox>, Status> {
-        self.wait(self.service().list_pod_sandbox(v1::ListPodSandboxRequest::default())).map(|answer| answer.items)
+        self.wait(self.service().list_pod_sandbox(v1::ListPodSandboxRequest::default()))
+            .map(|answer| answer.items)
     }
 
     /// All containers.

@@ -51,8 +51,14 @@ pub fn start() -> Result<()> {
         if served {
             return Ok(());
         }
-        let log = || fs::read_to_string(LOG).unwrap_or_default().lines().rev().take(10).collect::<Vec<_>>().join("\n");
-        ensure!(begin.elapsed() < Duration::from_secs(30), "the daemon does not serve; its log, last line first:\n{}", log());
+        let log = || {
+            fs::read_to_string(LOG).unwrap_or_default().lines().rev().take(10).collect::<Vec<_>>().join("\n")
+        };
+        ensure!(
+            begin.elapsed() < Duration::from_secs(30),
+            "the daemon does not serve; its log, last line first:\n{}",
+            log()
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -78,10 +84,13 @@ pub fn pids() -> Result<Vec<i32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
-        let Some(pid) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()) else { continue };
+        let Some(pid) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()) else {
+            continue;
+        };
         let Ok(command) = fs::read(path.join("cmdline")) else { continue };
         let words: Vec<_> = command.split(|&b| b == 0).collect();
-        if words.first().is_some_and(|w| w.ends_with(b"isopod")) && words.get(1) == Some(&b"serve".as_slice()) {
+        if words.first().is_some_and(|w| w.ends_with(b"isopod")) && words.get(1) == Some(&b"serve".as_slice())
+        {
             found.push(pid);
         }
     }

@@ -29,7 +29,9 @@ pub fn by_pods() -> Result<BTreeSet<String>> {
             held.insert(format!("cgroup {}", path.display()));
         }
     });
-    for directory in ["/run/isopod/sandboxes", "/run/isopod/containers", "/run/isopod/streams", "/run/isopod/network"] {
+    for directory in
+        ["/run/isopod/sandboxes", "/run/isopod/containers", "/run/isopod/streams", "/run/isopod/network"]
+    {
         walk(Path::new(directory), &mut |path| {
             held.insert(format!("state {}", path.display()));
         });

@@ -123,6 +123,11 @@ impl Lines {
         log
     }
 
+    /// Forgets what was held back: it comes again.
+    pub fn clear(&mut self) {
+        self.pending.clear();
+    }
+
     /// Bytes that are held back for the end of their line.
     pub fn pending(&self) -> usize {
         self.pending.len()

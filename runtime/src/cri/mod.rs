@@ -8,21 +8,31 @@ mod status;
 
 pub mod server;
 
+mod container_stats;
+mod container_status;
+mod create_container;
+mod exec_sync;
 mod image_door;
 mod image_fs_info;
 mod image_status;
+mod list_containers;
 mod list_images;
 mod list_pod_sandbox;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
 mod pull_image;
+mod remove_container;
 mod remove_image;
 mod remove_pod_sandbox;
+mod reopen_container_log;
 mod run_pod_sandbox;
 mod runtime_config;
 mod runtime_status;
 mod selection;
+mod start_container;
+mod stop_container;
 mod stop_pod_sandbox;
+mod update_container_resources;
 mod update_runtime_config;
 mod version;
 
@@ -115,62 +125,62 @@ impl RuntimeService for RuntimeDoor {
 
     async fn create_container(
         &self,
-        _: Request<v1::CreateContainerRequest>,
+        request: Request<v1::CreateContainerRequest>,
     ) -> Answer<v1::CreateContainerResponse> {
-        absent("CreateContainer", "containers are not served yet")
+        create_container::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn start_container(
         &self,
-        _: Request<v1::StartContainerRequest>,
+        request: Request<v1::StartContainerRequest>,
     ) -> Answer<v1::StartContainerResponse> {
-        absent("StartContainer", "containers are not served yet")
+        start_container::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn stop_container(
         &self,
-        _: Request<v1::StopContainerRequest>,
+        request: Request<v1::StopContainerRequest>,
     ) -> Answer<v1::StopContainerResponse> {
-        absent("StopContainer", "containers are not served yet")
+        stop_container::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn remove_container(
         &self,
-        _: Request<v1::RemoveContainerRequest>,
+        request: Request<v1::RemoveContainerRequest>,
     ) -> Answer<v1::RemoveContainerResponse> {
-        absent("RemoveContainer", "containers are not served yet")
+        remove_container::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_containers(
         &self,
-        _: Request<v1::ListContainersRequest>,
+        request: Request<v1::ListContainersRequest>,
     ) -> Answer<v1::ListContainersResponse> {
-        Ok(Response::new(v1::ListContainersResponse::default()))
+        list_containers::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn container_status(
         &self,
-        _: Request<v1::ContainerStatusRequest>,
+        request: Request<v1::ContainerStatusRequest>,
     ) -> Answer<v1::ContainerStatusResponse> {
-        absent("ContainerStatus", "containers are not served yet")
+        container_status::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn update_container_resources(
         &self,
-        _: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
-        absent("UpdateContainerResources", "containers are not served yet")
+        update_container_resources::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn reopen_container_log(
         &self,
-        _: Request<v1::ReopenContainerLogRequest>,
+        request: Request<v1::ReopenContainerLogRequest>,
     ) -> Answer<v1::ReopenContainerLogResponse> {
-        absent("ReopenContainerLog", "containers are not served yet")
+        reopen_container_log::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn exec_sync(&self, _: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
-        absent("ExecSync", "containers are not served yet")
+    async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        exec_sync::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
@@ -187,16 +197,16 @@ impl RuntimeService for RuntimeDoor {
 
     async fn container_stats(
         &self,
-        _: Request<v1::ContainerStatsRequest>,
+        request: Request<v1::ContainerStatsRequest>,
     ) -> Answer<v1::ContainerStatsResponse> {
-        absent("ContainerStats", "containers are not served yet")
+        container_stats::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<v1::ListContainerStatsRequest>,
+        request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        absent("ListContainerStats", "containers are not served yet")
+        container_stats::list(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn pod_sandbox_stats(

@@ -3,6 +3,7 @@
 
 use crate::agent_client::AgentError;
 use crate::cgroup::CgroupError;
+use crate::container::{ContainerError, SpecError};
 use crate::image::ImageError;
 use crate::network::NetworkError;
 use crate::sandbox::SandboxError;
@@ -11,6 +12,41 @@ use tonic::{Code, Status};
 impl From<SandboxError> for Status {
     fn from(error: SandboxError) -> Self {
         Self::new(code_of_sandbox(&error), error.to_string())
+    }
+}
+
+impl From<ContainerError> for Status {
+    fn from(error: ContainerError) -> Self {
+        Self::new(code_of_container(&error), error.to_string())
+    }
+}
+
+fn code_of_container(error: &ContainerError) -> Code {
+    match error {
+        ContainerError::NotFound(_) => Code::NotFound,
+        ContainerError::NameTaken { .. } => Code::AlreadyExists,
+        ContainerError::WrongState { .. } | ContainerError::NoLog(_) => Code::FailedPrecondition,
+        ContainerError::Ambiguous(_)
+        | ContainerError::NoName
+        | ContainerError::GroupWithoutUser
+        | ContainerError::BadId { .. }
+        | ContainerError::HostNamespace(_)
+        | ContainerError::BadLogPath(_)
+        | ContainerError::NoExecCommand
+        | ContainerError::Command { .. } => Code::InvalidArgument,
+        ContainerError::Spec(SpecError::NotYet { .. }) => Code::Unimplemented,
+        ContainerError::Spec(_) => Code::InvalidArgument,
+        ContainerError::ExecTimeout { .. } | ContainerError::StillRunning { .. } => Code::DeadlineExceeded,
+        ContainerError::Agent(error) => code_of_agent(error),
+        ContainerError::Sandbox(error) => code_of_sandbox(error),
+        ContainerError::Undo { cause, .. } => code_of_container(cause),
+        ContainerError::Encode(_)
+        | ContainerError::Hypervisor(_)
+        | ContainerError::Stdio(_)
+        | ContainerError::Log(_)
+        | ContainerError::Store(_)
+        | ContainerError::File { .. }
+        | ContainerError::Injected(_) => Code::Internal,
     }
 }
 

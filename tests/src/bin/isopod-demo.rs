@@ -31,7 +31,9 @@ fn in_node() -> Result<u8> {
         timeout: Duration::from_secs(900),
         ..Settings::default()
     };
-    println!("Starting the node: a VM with this machine's files and real KVM, in which everything below happens.");
+    println!(
+        "Starting the node: a VM with this machine's files and real KVM, in which everything below happens."
+    );
     let command = vec![std::env::current_exe()?.into_os_string()];
     Node::start(settings, &Job { command, terminal: false })?.wait()
 }
@@ -49,11 +51,14 @@ fn story() -> Result<()> {
     chapter("Two pods");
     let left_before = held_by_pods()?;
     let first = start_pod("first", &[("server", &web, &[]), ("sleeper", &busybox, &["sleep", "3600"])])?;
-    let second = start_pod("second", &[("client", &busybox, &["sh", "-c", "echo hello from $HOSTNAME; sleep 3600"])])?;
+    let second =
+        start_pod("second", &[("client", &busybox, &["sh", "-c", "echo hello from $HOSTNAME; sleep 3600"])])?;
     look_at(&first, &second)?;
 
     chapter("Each has a kernel of its own");
-    let kernel = |container: &str| shell(&format!("crictl exec -s {container} sh -c 'uname -r; cat /proc/sys/kernel/random/boot_id'"));
+    let kernel = |container: &str| {
+        shell(&format!("crictl exec -s {container} sh -c 'uname -r; cat /proc/sys/kernel/random/boot_id'"))
+    };
     let node = shell("uname -r; cat /proc/sys/kernel/random/boot_id")?;
     let (one, two) = (kernel(first.container("sleeper"))?, kernel(second.container("client"))?);
     ensure!(one != two && one != node && two != node, "kernels or boot ids are shared");
@@ -79,14 +84,18 @@ fn story() -> Result<()> {
         shell(&format!("crictl stopp {0} && crictl rmp {0}", pod.id))?;
     }
     shell("crictl pods -q; crictl ps -aq")?;
-    println!("\nLeft of them in the node (processes, taps, namespaces, mounts, cgroups, leases, directories):");
+    println!(
+        "\nLeft of them in the node (processes, taps, namespaces, mounts, cgroups, leases, directories):"
+    );
     let left = held_by_pods()?;
     println!("{}", if left == left_before { "nothing" } else { &left });
     ensure!(left == left_before, "something is left");
 
     chapter("Where the time of the last pod start went");
     shell("isopod phases")?;
-    println!("\n(Under emulation all of this is some ten times slower than on a processor with virtualization.)");
+    println!(
+        "\n(Under emulation all of this is some ten times slower than on a processor with virtualization.)"
+    );
     Ok(())
 }
 
@@ -105,9 +114,12 @@ impl Pod {
 /// A pod with containers: name, image, command.
 fn start_pod(name: &str, containers: &[(&str, &str, &[&str])]) -> Result<Pod> {
     let metadata = json!({"name": name, "namespace": "demo", "uid": format!("uid-{name}"), "attempt": 0});
-    let pod_file = write(&format!("{name}.json"), &json!({
-        "metadata": metadata, "hostname": name, "log_directory": format!("/tmp/logs/{name}"), "linux": {},
-    }))?;
+    let pod_file = write(
+        &format!("{name}.json"),
+        &json!({
+            "metadata": metadata, "hostname": name, "log_directory": format!("/tmp/logs/{name}"), "linux": {},
+        }),
+    )?;
     let id = shell(&format!("crictl runp {pod_file}"))?.trim().to_owned();
     let mut made = Vec::new();
     for (container, image, command) in containers {
@@ -136,7 +148,8 @@ fn look_at(first: &Pod, second: &Pod) -> Result<()> {
 }
 
 fn address_of(pod: &Pod) -> Result<String> {
-    let status = shell(&format!("crictl inspectp -o go-template --template '{{{{.status.network.ip}}}}' {}", pod.id))?;
+    let status =
+        shell(&format!("crictl inspectp -o go-template --template '{{{{.status.network.ip}}}}' {}", pod.id))?;
     Ok(status.trim().to_owned())
 }
 

@@ -1,0 +1,201 @@
+//! CreateContainer, as a story: check, reserve the name, map the layers, let the agent make it, keep the record.
+//!
+//! Called by `cri`. Nothing of the container's own runs yet.
+
+use super::log::LogFile;
+use super::record::{ImageNames, MappedLayer, Record, State};
+use super::spec::{self, Parts, security_context};
+use super::{Container, ContainerError, Containers, now_ns};
+use crate::id::new_id;
+use crate::image::Image;
+use crate::sandbox::{Machine, Sandbox};
+use crate::undo::Undo;
+use isopod_protocols::agent::{CreateContainerRequest, Extent, PidNamespace, RemoveContainerRequest, User};
+use k8s_cri::v1::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, SupplementalGroupsPolicy};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+impl Containers {
+    /// Makes a container; answers it in state Created.
+    ///
+    /// # Errors
+    /// See [`ContainerError`]. Nothing is left of it then.
+    #[tracing::instrument(name = "CreateContainer", skip_all, fields(sandbox = sandbox.id))]
+    pub async fn create(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        config: ContainerConfig,
+        image: &Image,
+    ) -> Result<Arc<Container>, ContainerError> {
+        let entered = sandbox.enter().await?;
+        let mut undo = Undo::new("CreateContainer");
+        match self.make(sandbox, &entered.machine, config, image, &mut undo).await {
+            Ok(container) => {
+                undo.keep();
+                Ok(container)
+            }
+            Err(cause) => match undo.run().await {
+                Ok(()) => Err(cause),
+                Err(leftovers) => Err(ContainerError::Undo { cause: Box::new(cause), leftovers }),
+            },
+        }
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        machine: &Machine,
+        config: ContainerConfig,
+        image: &Image,
+        undo: &mut Undo,
+    ) -> Result<Arc<Container>, ContainerError> {
+        let id = new_id().map_err(|source| ContainerError::File {
+            what: "random device",
+            path: PathBuf::from("/dev/urandom"),
+            source,
+        })?;
+        let log_path = log_path(sandbox, &config)?;
+        let mut request = describe(&id, sandbox, &config, image)?;
+
+        let name = name_of(sandbox, &config)?;
+        self.reserve(&name, &id)?;
+        let (containers, reserved) = (Arc::clone(self), name.clone());
+        undo.push("name", move || async move {
+            containers.release(&reserved);
+            Ok::<_, ContainerError>(())
+        })?;
+
+        // One at a time per pod, so that a layer is mapped once and not unmapped in between.
+        let _pod = self.pod_lock(&sandbox.id).await;
+        let layers = self.attach_layers(&sandbox.id, &machine.vm, &image.layers, undo).await?;
+        request.layers = layers.iter().map(extent).collect();
+
+        let (agent, removal) = (machine.agent.clone(), RemoveContainerRequest { container_id: id.clone() });
+        undo.push("container in the guest", move || async move { agent.remove_container(removal).await })?;
+        let made = machine.agent.create_container(request).await?;
+
+        let log = log_path.as_deref().map(open_log).transpose()?.map(Arc::new);
+        let resources = config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
+        let record = Record {
+            sandbox_id: sandbox.id.clone(),
+            image: names(&config, image),
+            created_at_ns: now_ns(),
+            log_path,
+            layers,
+            user: made.user.unwrap_or_default().into(),
+            resources,
+            state: State::Created,
+            config,
+        };
+        let container = Arc::new(Container::new(id.clone(), name, record, log));
+        self.insert(&container)?;
+        let containers = Arc::clone(self);
+        undo.push("record", move || async move { containers.forget(&id) })?;
+        Ok(container)
+    }
+}
+
+/// What the agent is to make; layers are added when they are mapped.
+fn describe(
+    id: &str,
+    sandbox: &Sandbox,
+    config: &ContainerConfig,
+    image: &Image,
+) -> Result<CreateContainerRequest, ContainerError> {
+    let spec = spec::build(Parts { id, container: config, sandbox: &sandbox.config, image: &image.config })?;
+    let spec = serde_json::to_vec(&spec).map_err(ContainerError::Encode)?;
+    let default = LinuxContainerSecurityContext::default();
+    let context = security_context(config).unwrap_or(&default);
+    let namespaces = context.namespace_options.clone().unwrap_or_default();
+    let (pid_namespace, pid_target) = match namespaces.pid() {
+        NamespaceMode::Pod => (PidNamespace::Pod, String::new()),
+        NamespaceMode::Target => (PidNamespace::Target, namespaces.target_id),
+        NamespaceMode::Container => (PidNamespace::Container, String::new()),
+        NamespaceMode::Node => return Err(ContainerError::HostNamespace("hostPID")),
+    };
+    Ok(CreateContainerRequest {
+        container_id: id.to_owned(),
+        spec,
+        layers: Vec::new(),
+        user: Some(user(context, image)?),
+        pid_namespace: pid_namespace.into(),
+        pid_target,
+        stdin: config.stdin,
+        terminal: config.tty,
+        stdin_once: config.stdin_once,
+    })
+}
+
+/// The user that the first process runs as: the pod's word, else the image's. Names are resolved in the guest, where the
+/// image's files are.
+fn user(context: &LinuxContainerSecurityContext, image: &Image) -> Result<User, ContainerError> {
+    let own = match (&context.run_as_user, context.run_as_username.as_str()) {
+        (Some(uid), _) => Some(id("run_as_user", uid.value)?.to_string()),
+        (None, "") => None,
+        (None, name) => Some(name.to_owned()),
+    };
+    let gid = context.run_as_group.as_ref().map(|gid| id("run_as_group", gid.value)).transpose()?;
+    if gid.is_some() && own.is_none() {
+        return Err(ContainerError::GroupWithoutUser);
+    }
+    let of_image = image.config.config().as_ref().and_then(|c| c.user().clone());
+    Ok(User {
+        user: own.or(of_image).unwrap_or_default(),
+        gid,
+        supplemental_groups: context
+            .supplemental_groups
+            .iter()
+            .map(|gid| id("supplemental_groups", *gid))
+            .collect::<Result<_, _>>()?,
+        strict_groups: context.supplemental_groups_policy() == SupplementalGroupsPolicy::Strict,
+    })
+}
+
+fn id(field: &'static str, value: i64) -> Result<u32, ContainerError> {
+    u32::try_from(value).map_err(|_| ContainerError::BadId { field, value })
+}
+
+fn extent(layer: &MappedLayer) -> Extent {
+    Extent { offset: layer.offset, length: layer.length }
+}
+
+fn names(config: &ContainerConfig, image: &Image) -> ImageNames {
+    let spec = config.image.clone().unwrap_or_default();
+    let asked = [spec.user_specified_image, spec.image].into_iter().find(|name| !name.is_empty());
+    let id = image.id.to_string();
+    ImageNames {
+        asked: asked.unwrap_or_else(|| id.clone()),
+        reference: image.repo_digests.first().cloned().unwrap_or_else(|| id.clone()),
+        id,
+        stop_signal: image.config.config().as_ref().and_then(|c| c.stop_signal().clone()),
+    }
+}
+
+/// Container names are unique within a pod and attempt.
+fn name_of(sandbox: &Sandbox, config: &ContainerConfig) -> Result<String, ContainerError> {
+    let metadata = config.metadata.as_ref().filter(|m| !m.name.is_empty()).ok_or(ContainerError::NoName)?;
+    Ok(format!("{}/{}/{}", sandbox.id, metadata.name, metadata.attempt))
+}
+
+/// The log's place below the pod's log directory, and nowhere else.
+fn log_path(sandbox: &Sandbox, config: &ContainerConfig) -> Result<Option<PathBuf>, ContainerError> {
+    let (Some(directory), false) = (sandbox.log_directory(), config.log_path.is_empty()) else {
+        return Ok(None);
+    };
+    let path = Path::new(&config.log_path);
+    if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(ContainerError::BadLogPath(config.log_path.clone()));
+    }
+    Ok(Some(directory.join(path)))
+}
+
+fn open_log(path: &Path) -> Result<LogFile, ContainerError> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|source| ContainerError::File {
+            what: "log directory",
+            path: parent.to_owned(),
+            source,
+        })?;
+    }
+    Ok(LogFile::open(path)?)
+}

@@ -1,0 +1,204 @@
+//! ExecSync: another process in a running container, its output, and its exit code.
+
+use super::stdio::{self, Address, Sink, StdioError};
+use super::{Container, ContainerError, Containers};
+use crate::id::new_id;
+use crate::sandbox::{Machine, Sandbox};
+use isopod_protocols::agent::{
+    RemoveExecRequest, SignalProcessRequest, StartExecRequest, Stream, WaitProcessRequest,
+};
+use isopod_protocols::vsock::STDIO_PORT;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Bytes kept of each output stream; the rest is read and dropped. Both fit into one gRPC answer of 16 MiB.
+pub const MAX_OUTPUT: usize = 7 * 1024 * 1024;
+
+/// Time that output has to arrive after the process has ended: its children may hold the pipe for ever.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Limit of an exec without one: longer than any pod lives, short enough to add to a clock.
+const UNLIMITED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// What an exec came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// At most [`MAX_OUTPUT`] bytes.
+    pub stdout: Vec<u8>,
+    /// At most [`MAX_OUTPUT`] bytes.
+    pub stderr: Vec<u8>,
+    /// Exit code, or 128 and the signal.
+    pub code: i32,
+}
+
+impl Containers {
+    /// Runs a command in a container, and waits for its end. At `limit` its whole process tree is killed.
+    ///
+    /// # Errors
+    /// [`ContainerError::ExecTimeout`] at the limit; a code other than 0 is no error.
+    pub async fn exec_sync(
+        &self,
+        sandbox: &Sandbox,
+        container: &Container,
+        command: Vec<String>,
+        limit: Option<Duration>,
+    ) -> Result<Outcome, ContainerError> {
+        if command.first().is_none_or(String::is_empty) {
+            return Err(ContainerError::NoExecCommand);
+        }
+        if !container.is_running() {
+            return Err(ContainerError::WrongState {
+                id: container.id.clone(),
+                wanted: "running",
+                state: container.state(),
+            });
+        }
+        let machine = sandbox.machine()?;
+        let process_id = new_id().map_err(|source| ContainerError::File {
+            what: "random device",
+            path: PathBuf::from("/dev/urandom"),
+            source,
+        })?;
+        let mut exec = Exec { machine, container_id: container.id.clone(), process_id, ended: false };
+        exec.start(command).await?;
+        let outcome = tokio::time::timeout(limit.unwrap_or(UNLIMITED), exec.run()).await;
+        let outcome = outcome.unwrap_or_else(|_| {
+            let seconds = limit.unwrap_or(UNLIMITED).as_secs();
+            Err(ContainerError::ExecTimeout { id: container.id.clone(), seconds })
+        });
+        exec.end().await;
+        outcome
+    }
+}
+
+/// An exec in a guest. Dropped in the middle, as when its client goes, it is killed in the background.
+struct Exec {
+    machine: Machine,
+    container_id: String,
+    process_id: String,
+    ended: bool,
+}
+
+impl Drop for Exec {
+    fn drop(&mut self) {
+        if !self.ended {
+            let (machine, container, process) =
+                (self.machine.clone(), self.container_id.clone(), self.process_id.clone());
+            tokio::spawn(async move { end(&machine, &container, &process).await });
+        }
+    }
+}
+
+impl Exec {
+    async fn start(&self, args: Vec<String>) -> Result<(), ContainerError> {
+        let request = StartExecRequest {
+            container_id: self.container_id.clone(),
+            process_id: self.process_id.clone(),
+            args,
+            ..StartExecRequest::default()
+        };
+        self.machine.agent.start_exec(request).await?;
+        Ok(())
+    }
+
+    async fn run(&self) -> Result<Outcome, ContainerError> {
+        let (mut stdout, mut stderr) = (Collected::default(), Collected::default());
+        let code = {
+            let streams = async {
+                let out = self.collect(Stream::Stdout, &mut stdout);
+                let err = self.collect(Stream::Stderr, &mut stderr);
+                futures_util::future::try_join(out, err).await
+            };
+            let mut streams = std::pin::pin!(streams);
+            let mut wait = std::pin::pin!(self.wait());
+            tokio::select! {
+                code = &mut wait => {
+                    let code = code?;
+                    if let Ok(read) = tokio::time::timeout(DRAIN, streams).await {
+                        read?;
+                    }
+                    code
+                }
+                read = &mut streams => {
+                    read?;
+                    wait.await?
+                }
+            }
+        };
+        Ok(Outcome { stdout: stdout.kept, stderr: stderr.kept, code })
+    }
+
+    async fn wait(&self) -> Result<i32, ContainerError> {
+        let request = WaitProcessRequest {
+            container_id: self.container_id.clone(),
+            process_id: self.process_id.clone(),
+        };
+        let answer = self.machine.agent.wait_process(request, UNLIMITED).await?;
+        Ok(answer.exit.unwrap_or_default().code)
+    }
+
+    async fn collect(&self, stream: Stream, sink: &mut Collected) -> Result<(), ContainerError> {
+        let address =
+            Address { container_id: self.container_id.clone(), process_id: self.process_id.clone(), stream };
+        let mut connection = self.machine.vm.connect_vsock(STDIO_PORT).await?;
+        stdio::open(&mut connection, &address, None).await?;
+        let broken = |source| StdioError::Io { container: self.container_id.clone(), source };
+        Ok(stdio::pump(&mut connection, sink).await.map_err(broken)?)
+    }
+
+    /// Kills what is left of its tree, and lets the agent forget it.
+    async fn end(&mut self) {
+        self.ended = true;
+        end(&self.machine, &self.container_id, &self.process_id).await;
+    }
+}
+
+async fn end(machine: &Machine, container_id: &str, process_id: &str) {
+    let (container_id, process_id) = (container_id.to_owned(), process_id.to_owned());
+    let kill = SignalProcessRequest {
+        container_id: container_id.clone(),
+        process_id: process_id.clone(),
+        signal: libc::SIGKILL.cast_unsigned(),
+        whole_tree: true,
+    };
+    let forget = RemoveExecRequest { container_id: container_id.clone(), process_id };
+    let outcome = async {
+        machine.agent.signal_process(kill).await?;
+        machine.agent.remove_exec(forget).await
+    };
+    if let Err(error) = outcome.await {
+        tracing::debug!(container = container_id, %error, "exec not forgotten by the agent");
+    }
+}
+
+/// Keeps the first bytes of a stream and drops the rest.
+#[derive(Default)]
+struct Collected {
+    kept: Vec<u8>,
+    seen: u64,
+}
+
+impl Sink for Collected {
+    fn take(&mut self, bytes: &[u8]) -> io::Result<u64> {
+        let room = MAX_OUTPUT - self.kept.len();
+        self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.seen += bytes.len() as u64;
+        Ok(self.seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endless_output_is_acknowledged_and_cut() {
+        let mut sink = Collected::default();
+        let chunk = vec![1; 1024 * 1024];
+        for n in 1..=8 {
+            assert_eq!(sink.take(&chunk).unwrap(), n * 1024 * 1024);
+        }
+        assert_eq!(sink.kept.len(), MAX_OUTPUT);
+    }
+}

@@ -1,0 +1,179 @@
+//! What is kept of a container on disk, one document each, and its states.
+
+use super::resources;
+use isopod_protocols::agent::{ProcessExit, ResolvedUser};
+use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Exit code of a container whose end nobody saw.
+const UNKNOWN_CODE: i32 = 255;
+
+/// Exit code of a container that could not be started.
+const START_ERROR_CODE: i32 = 128;
+
+/// State of a container, see [`super`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// Made; nothing of it has run.
+    Created,
+    /// Its first process runs.
+    Running {
+        /// Nanoseconds since the epoch.
+        started_at_ns: i64,
+    },
+    /// Its first process has ended, or never began.
+    Exited(Exit),
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Nanoseconds since the epoch; 0 where it never began.
+    pub started_at_ns: i64,
+    /// Nanoseconds since the epoch.
+    pub finished_at_ns: i64,
+    /// Exit code, or 128 and the signal.
+    pub code: i32,
+    /// The CRI's word for it.
+    pub reason: Reason,
+    /// More about it, for people.
+    pub message: String,
+}
+
+/// The CRI's words for the end of a container: kubelet shows them, and tells OOMKilled from the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// Exit code 0.
+    Completed,
+    /// Any other.
+    Error,
+    /// The kernel killed it for want of memory.
+    OOMKilled,
+    /// It could not be started.
+    StartError,
+    /// The VM ended, and took the answer with it.
+    Unknown,
+}
+
+impl Exit {
+    /// As the agent tells it.
+    pub fn told(started_at_ns: i64, exit: &ProcessExit) -> Self {
+        let reason = match exit.code {
+            _ if exit.oom_killed => Reason::OOMKilled,
+            0 => Reason::Completed,
+            _ => Reason::Error,
+        };
+        let finished_at_ns = exit.exited_at_ns.max(started_at_ns);
+        Self { started_at_ns, finished_at_ns, code: exit.code, reason, message: String::new() }
+    }
+
+    /// The VM is gone: whatever it was, it is over.
+    pub fn lost(started_at_ns: i64, now_ns: i64) -> Self {
+        let message = "the pod's virtual machine ended".to_owned();
+        Self { started_at_ns, finished_at_ns: now_ns, code: UNKNOWN_CODE, reason: Reason::Unknown, message }
+    }
+
+    /// It could not be started.
+    pub fn never_started(now_ns: i64, message: String) -> Self {
+        Self {
+            started_at_ns: 0,
+            finished_at_ns: now_ns,
+            code: START_ERROR_CODE,
+            reason: Reason::StartError,
+            message,
+        }
+    }
+}
+
+/// The image a container was made from, by all its names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageNames {
+    /// As the pod named it.
+    pub asked: String,
+    /// By digest where it has one, else its id.
+    pub reference: String,
+    /// Digest of its configuration.
+    pub id: String,
+    /// Signal that its author wants for a stop, if any.
+    pub stop_signal: Option<String>,
+}
+
+/// A layer of a container's root, mapped into the pod's disk. Containers of a pod share layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedLayer {
+    /// Digest of the uncompressed layer.
+    pub diff_id: String,
+    /// First byte on the pod's disk.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// First process's user, resolved against the image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// More groups.
+    pub supplemental_groups: Vec<u32>,
+}
+
+impl From<ResolvedUser> for User {
+    fn from(user: ResolvedUser) -> Self {
+        Self { uid: user.uid, gid: user.gid, supplemental_groups: user.supplemental_groups }
+    }
+}
+
+/// The document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its sandbox.
+    pub sandbox_id: String,
+    /// What kubelet asked for, as it asked.
+    pub config: ContainerConfig,
+    /// Its image.
+    pub image: ImageNames,
+    /// Nanoseconds since the epoch.
+    pub created_at_ns: i64,
+    /// Its log on the host, if it has one.
+    pub log_path: Option<PathBuf>,
+    /// Its root's layers, the lowest first.
+    pub layers: Vec<MappedLayer>,
+    /// Its first process's user.
+    pub user: User,
+    /// Its limits now.
+    pub resources: LinuxContainerResources,
+    /// Its state.
+    pub state: State,
+}
+
+impl Record {
+    /// Takes the limits of an update; what it leaves open stays.
+    pub fn updated(&self, update: &LinuxContainerResources) -> LinuxContainerResources {
+        resources::merge(&self.resources, update)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_follows_code_and_oom() {
+        let told =
+            |code, oom_killed| Exit::told(5, &ProcessExit { code, exited_at_ns: 9, oom_killed }).reason;
+        assert_eq!(told(0, false), Reason::Completed);
+        assert_eq!(told(3, false), Reason::Error);
+        assert_eq!(told(137, true), Reason::OOMKilled);
+    }
+
+    #[test]
+    fn end_is_never_before_the_begin() {
+        let exit = ProcessExit { code: 0, exited_at_ns: 3, oom_killed: false };
+        assert_eq!(Exit::told(5, &exit).finished_at_ns, 5);
+    }
+}

@@ -1,0 +1,57 @@
+//! StartContainer: its output gets its way to the log, then its first process runs.
+
+use super::record::{Exit, State};
+use super::{Container, ContainerError, Containers, now_ns, output};
+use crate::agent_client::AgentError;
+use crate::sandbox::Sandbox;
+use isopod_protocols::agent::{StartContainerRequest, Stream};
+use std::sync::Arc;
+use tonic::Code;
+
+impl Containers {
+    /// Lets a container run.
+    ///
+    /// # Errors
+    /// [`ContainerError::WrongState`] unless it is Created. A command that cannot be run leaves it Exited.
+    #[tracing::instrument(name = "StartContainer", skip_all, fields(sandbox = sandbox.id, container = container.id))]
+    pub async fn start(&self, sandbox: &Sandbox, container: &Arc<Container>) -> Result<(), ContainerError> {
+        let _operation = container.operation.lock().await;
+        container.expect_created()?;
+        let entered = sandbox.enter().await?;
+        self.carry_output(container, entered.machine.vm.clone())?;
+        let request = StartContainerRequest { container_id: container.id.clone() };
+        match entered.machine.agent.start_container(request).await {
+            Ok(_) => {
+                // The agent may have told already that it runs, or even that it has ended.
+                self.advance(container, State::Running { started_at_ns: now_ns() });
+                Ok(())
+            }
+            Err(AgentError::Refused { code: Code::InvalidArgument, message, .. }) => {
+                self.advance(container, State::Exited(Exit::never_started(now_ns(), message.clone())));
+                Err(ContainerError::Command { id: container.id.clone(), message })
+            }
+            Err(error) => {
+                self.advance(container, State::Exited(Exit::never_started(now_ns(), error.to_string())));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Starts the tasks that carry a container's output to its log.
+    pub(super) fn carry_output(
+        &self,
+        container: &Container,
+        vm: crate::hypervisor::VmHandle,
+    ) -> Result<(), ContainerError> {
+        // A terminal has one stream.
+        let terminal = container.config().tty;
+        let streams: &[Stream] = if terminal { &[Stream::Stdout] } else { &[Stream::Stdout, Stream::Stderr] };
+        for stream in streams {
+            let position = output::position_path(&self.streams, &container.id, *stream);
+            let task = output::carry(vm.clone(), &container.id, *stream, container.log.clone(), &position)
+                .map_err(|source| ContainerError::File { what: "stream position", path: position, source })?;
+            container.add_output(task);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,35 @@
+//! UpdateContainerResources: new limits, in the guest first and then in the record.
+
+use super::record::State;
+use super::resources::linux_resources;
+use super::{Container, ContainerError, Containers};
+use crate::sandbox::Sandbox;
+use isopod_protocols::agent::UpdateContainerRequest;
+use k8s_cri::v1::LinuxContainerResources;
+
+impl Containers {
+    /// Sets new limits on a container that is created or runs. What the update leaves open stays.
+    ///
+    /// # Errors
+    /// The limits are as they were then.
+    pub async fn update(
+        &self,
+        sandbox: &Sandbox,
+        container: &Container,
+        update: &LinuxContainerResources,
+    ) -> Result<(), ContainerError> {
+        if let state @ State::Exited(_) = container.state() {
+            return Err(ContainerError::WrongState {
+                id: container.id.clone(),
+                wanted: "created or running",
+                state,
+            });
+        }
+        let _operation = container.operation.lock().await;
+        let merged = container.record().updated(update);
+        let resources = serde_json::to_vec(&linux_resources(&merged)?).map_err(ContainerError::Encode)?;
+        let request = UpdateContainerRequest { container_id: container.id.clone(), resources };
+        sandbox.enter().await?.machine.agent.update_container(request).await?;
+        self.save_resources(container, merged)
+    }
+}

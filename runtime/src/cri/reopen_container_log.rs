@@ -1,0 +1,13 @@
+//! ReopenContainerLog: after kubelet has renamed the file.
+
+use super::Node;
+use k8s_cri::v1::{ReopenContainerLogRequest, ReopenContainerLogResponse};
+use tonic::Status;
+
+pub async fn serve(
+    node: &Node,
+    request: ReopenContainerLogRequest,
+) -> Result<ReopenContainerLogResponse, Status> {
+    node.containers.get(&request.container_id)?.reopen_log()?;
+    Ok(ReopenContainerLogResponse {})
+}
