@@ -10,9 +10,11 @@ use crate::{
     layout::DeviceSlot,
     virtio::{
         Counter, EventLoop, GuestMemory, Poller, VirtioDevice,
+        balloon::Balloon,
         block::{Disk, ExtentError, Extents},
         console::Console,
         mmio::{MMIO_LENGTH, MmioTransport, OnFailure, Surroundings},
+        net::Net,
         rng::Rng,
         vsock::Vsock,
     },
@@ -48,6 +50,14 @@ pub struct Devices {
     pub vsock: Arc<MmioTransport<Vsock>>,
     /// Open connections.
     pub vsock_connections: Counter,
+    /// The network card, which waits for its tap.
+    pub net: Arc<MmioTransport<Net>>,
+    /// Bytes the card received.
+    pub net_received: Counter,
+    /// Bytes the card sent.
+    pub net_sent: Counter,
+    /// Bytes of memory that the guest gave back.
+    pub reclaimed: Counter,
 }
 
 const SECTOR: u64 = 512;
@@ -103,7 +113,26 @@ impl Machinery<'_> {
         let output = Arc::new(move |bytes: &[u8]| record.append(bytes));
         self.place(&mut bus, DeviceSlot::Console, |_| Ok(Console::new(output)))?;
         self.place(&mut bus, DeviceSlot::Rng, |_| Ok(Rng::new()))?;
-        Ok((bus, Devices { extents, disk_read, disk_written, vsock, vsock_connections }))
+
+        let net = self.place(&mut bus, DeviceSlot::Net, |poller| Ok(Net::new(poller.clone())))?;
+        let (net_received, net_sent) = net.with(|net| (net.received_bytes(), net.sent_bytes()));
+
+        let balloon = Balloon::new();
+        let reclaimed = balloon.reclaimed_bytes();
+        self.place(&mut bus, DeviceSlot::Balloon, |_| Ok(balloon))?;
+
+        let devices = Devices {
+            extents,
+            disk_read,
+            disk_written,
+            vsock,
+            vsock_connections,
+            net,
+            net_received,
+            net_sent,
+            reclaimed,
+        };
+        Ok((bus, devices))
     }
 
     /// Makes one device and wires it.

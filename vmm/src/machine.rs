@@ -34,39 +34,38 @@ pub struct Machine {
 impl Machine {
     /// Does what a client asks for.
     pub fn handle(&self, request: Request, fds: Vec<OwnedFd>) -> Response {
+        self.serve(request, fds).unwrap_or_else(|refusal| refusal)
+    }
+
+    fn serve(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Response, Response> {
+        let devices = &self.devices;
         match request {
-            Request::Boot(_) => error(ErrorKind::State, "the vm runs already: a vmm boots once"),
-            Request::Stats {} => Response::Stats(self.stats()),
-            Request::Console {} => Response::Console { text: self.console.tail() },
-            Request::Stop {} => {
-                self.ending.end(VmExit::Stopped);
-                Response::Done {}
-            }
+            Request::Boot(_) => return Err(error(ErrorKind::State, "the vm runs already: a vmm boots once")),
             Request::AttachExtent { length, read_only } => {
-                one(fds).and_then(|file| self.attach_extent(file, length, read_only)).unwrap_or_else(|e| e)
+                let attached = devices.extents.attach(one(fds)?, length, read_only);
+                return Ok(Response::Extent { offset: attached.map_err(extent_refused)? });
             }
             Request::DetachExtent { offset: 0 } => {
-                error(ErrorKind::Invalid, "the extent at offset 0 is the guest's own root and stays")
+                return Err(error(
+                    ErrorKind::Invalid,
+                    "the extent at offset 0 is the guest's own root and stays",
+                ));
             }
-            Request::DetachExtent { offset } => match self.devices.extents.detach(offset) {
-                Ok(_) => Response::Done {},
-                Err(refusal) => extent_refused(refusal),
-            },
+            Request::DetachExtent { offset } => devices.extents.detach(offset).map_err(extent_refused)?,
+            Request::AttachTap {} => {
+                let tap = one(fds)?;
+                devices.net.with(|net| net.attach(tap)).map_err(|e| error(ErrorKind::Invalid, e))?;
+            }
             Request::ListenVsock { port } => {
-                one(fds).and_then(|acceptor| self.listen_vsock(port, acceptor)).unwrap_or_else(|e| e)
+                let acceptor = one(fds)?;
+                let listening = devices.vsock.with(|vsock| vsock.listen(port, acceptor));
+                listening.map_err(|e| error(ErrorKind::State, e))?;
             }
-            Request::AttachTap {} => error(ErrorKind::State, "no such device yet"),
+            Request::Stats {} => return Ok(Response::Stats(self.stats())),
+            Request::Console {} => return Ok(Response::Console { text: self.console.tail() }),
+            Request::Stop {} => self.ending.end(VmExit::Stopped),
         }
-    }
-
-    fn listen_vsock(&self, port: u32, acceptor: OwnedFd) -> Result<Response, Response> {
-        let listening = self.devices.vsock.with(|vsock| vsock.listen(port, acceptor));
-        listening.map(|()| Response::Done {}).map_err(|refusal| error(ErrorKind::State, refusal))
-    }
-
-    fn attach_extent(&self, file: OwnedFd, length: u64, read_only: bool) -> Result<Response, Response> {
-        let offset = self.devices.extents.attach(file, length, read_only).map_err(extent_refused)?;
-        Ok(Response::Extent { offset })
+        Ok(Response::Done {})
     }
 
     /// Brings the processors back from the guest: from here on nothing of the guest runs.
@@ -75,13 +74,15 @@ impl Machine {
     }
 
     fn stats(&self) -> Stats {
-        let exits = self.vcpus.lock().expect("nobody panics with this lock").exits();
+        let devices = &self.devices;
         Stats {
-            exits,
-            disk_read_bytes: self.devices.disk_read.get(),
-            disk_write_bytes: self.devices.disk_written.get(),
-            vsock_connections: self.devices.vsock_connections.get(),
-            ..Default::default()
+            exits: self.vcpus.lock().expect("nobody panics with this lock").exits(),
+            disk_read_bytes: devices.disk_read.get(),
+            disk_write_bytes: devices.disk_written.get(),
+            net_rx_bytes: devices.net_received.get(),
+            net_tx_bytes: devices.net_sent.get(),
+            vsock_connections: devices.vsock_connections.get(),
+            reclaimed_bytes: devices.reclaimed.get(),
         }
     }
 }
