@@ -1,6 +1,10 @@
 //! The one place where the agent's errors become gRPC codes.
 
 use crate::container::ContainerError;
+use crate::container::cgroup::CgroupError;
+use crate::container::child::message::Fault;
+use crate::container::launch::LaunchError;
+use crate::container::state::StateError;
 use crate::id::IdError;
 use crate::identity::IdentityError;
 use crate::network::netlink::NetworkError;
@@ -101,13 +105,50 @@ fn stats_code(error: &StatsError) -> Code {
 
 fn container_code(error: &ContainerError) -> Code {
     match error {
-        ContainerError::NotYet => Code::Unimplemented,
+        ContainerError::State(error) => state_code(error),
+        ContainerError::Spec(_) => Code::InvalidArgument,
+        ContainerError::Cgroup(error) => cgroup_code(error),
+        ContainerError::Launch { source, .. } => launch_code(source),
+        ContainerError::PidTarget { .. } => Code::FailedPrecondition,
+        ContainerError::System { .. } | ContainerError::Immortal(_) => Code::Internal,
     }
 }
 
 fn process_code(error: &ProcessError) -> Code {
     match error {
-        ProcessError::NotYet => Code::Unimplemented,
+        ProcessError::Unknown { .. } => Code::NotFound,
+        ProcessError::Exists { .. } => Code::AlreadyExists,
+        ProcessError::Request { .. } | ProcessError::Command(_) => Code::InvalidArgument,
+        ProcessError::State(error) => state_code(error),
+        ProcessError::Launch { source, .. } => launch_code(source),
+        ProcessError::Cgroup(error) => cgroup_code(error),
+        ProcessError::System { .. } => Code::Internal,
+    }
+}
+
+fn state_code(error: &StateError) -> Code {
+    match error {
+        StateError::Unknown(_) => Code::NotFound,
+        StateError::Exists(_) => Code::AlreadyExists,
+        StateError::NotCreated { .. } | StateError::NotRunning { .. } => Code::FailedPrecondition,
+    }
+}
+
+fn cgroup_code(error: &CgroupError) -> Code {
+    match error {
+        CgroupError::Limits(_) | CgroupError::Refused { .. } => Code::InvalidArgument,
+        CgroupError::File { .. } | CgroupError::NotEmpty(_) => Code::Internal,
+    }
+}
+
+fn launch_code(error: &LaunchError) -> Code {
+    match error {
+        LaunchError::Failed(failure) => match failure.fault {
+            Fault::Command | Fault::Request => Code::InvalidArgument,
+            Fault::Guest => Code::Internal,
+        },
+        LaunchError::Child { .. } => Code::Internal,
+        LaunchError::Late { .. } => Code::DeadlineExceeded,
     }
 }
 

@@ -1,7 +1,7 @@
 //! One binary, two programs.
 //!
 //! Started by the kernel as PID 1 it is the agent: [`init`] makes the guest fit to live in, [`server`] answers the runtime.
-//! Started by the agent itself with `container-init` it is the one-shot, single-threaded child that makes a container
+//! Started by the agent itself with `container-child` it is the one-shot, single-threaded child that makes a container
 //! ([`container::child`]), because the container library changes the process that calls it. Which of the two is decided
 //! here, before any runtime or thread exists.
 
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
-        Some(container::child::COMMAND) => container::child::run(&arguments[1..]),
+        Some(container::child::COMMAND) => container::child::run(),
         _ => {
             eprintln!("isopod-agent is the init of an Isopod guest and does nothing when started by hand");
             ExitCode::from(2)

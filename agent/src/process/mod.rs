@@ -1,42 +1,205 @@
-//! Processes of containers: execs, waits, signals, terminals.
+//! Processes of containers: the first one of each, and execs.
+//!
+//! ```text
+//!  made --(command executes)--> running --(collected by the reaper)--> ended --(removed)--> gone
+//! ```
+//!
+//! An exit and what was written stay readable until the process is removed. See [`crate::container`] for who makes the
+//! first process of a container, and [`exec`] for the others.
 
+mod exec;
+pub mod sys;
+
+pub use exec::{remove_exec, start_exec};
+
+use crate::container::cgroup::{Cgroup, CgroupError};
+use crate::container::launch::LaunchError;
+use crate::container::spec::SpecError;
+use crate::container::state::StateError;
 use crate::error::AgentError;
+use crate::id::Id;
+use crate::reaper::Child;
 use crate::sandbox::Sandbox;
+use crate::stdio::Streams;
 use isopod_protocols::agent::*;
 use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Largest signal number of Linux.
+const MAX_SIGNAL: u32 = 64;
 
 /// Why a process call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// Comes with the next change.
-    #[error("processes are not implemented yet")]
-    NotYet,
+    /// No such process.
+    #[error("container {container} has no process {process:?}")]
+    Unknown {
+        /// The container.
+        container: Id,
+        /// The exec; empty for the container's first process.
+        process: String,
+    },
+    /// The id is taken.
+    #[error("container {container} has a process {process} already: remove it or use another id")]
+    Exists {
+        /// The container.
+        container: Id,
+        /// The exec.
+        process: Id,
+    },
+    /// A request that makes no sense.
+    #[error("{field} {rule}")]
+    Request {
+        /// Field of the request.
+        field: &'static str,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// The container is not in a state for this.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Command or environment cannot be used.
+    #[error(transparent)]
+    Command(#[from] SpecError),
+    /// The process could not be made, or could not execute its command.
+    #[error("process {process} in container {container}")]
+    Launch {
+        /// The container.
+        container: Id,
+        /// The exec.
+        process: Id,
+        /// Why.
+        source: LaunchError,
+    },
+    /// The process's cgroup could not be made, killed or removed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A system call on the process or its streams.
+    #[error("process {process:?} in container {container} cannot be {action}")]
+    System {
+        /// The container.
+        container: Id,
+        /// The exec; empty for the container's first process.
+        process: String,
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
 }
 
-/// Answers `StartExec`.
-pub async fn start_exec(_: &Arc<Sandbox>, _: StartExecRequest) -> Result<StartExecResponse, AgentError> {
-    Err(ProcessError::NotYet.into())
+/// A process that was made.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    streams: Streams,
+    cgroup: Cgroup,
+    exit: watch::Sender<Option<ProcessExit>>,
+}
+
+impl Process {
+    /// A process in its cgroup, written down in the reaper's book.
+    pub fn new(child: Child, streams: Streams, cgroup: Cgroup) -> Process {
+        Process { child, streams, cgroup, exit: watch::Sender::new(None) }
+    }
+
+    /// The process itself.
+    pub fn child(&self) -> &Child {
+        &self.child
+    }
+
+    /// Its streams.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    /// Its cgroup: the container's, or the exec's own.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Waits for its end; at once if it has ended.
+    pub async fn exit(&self) -> ProcessExit {
+        let mut exit = self.exit.subscribe();
+        let exit = exit.wait_for(Option::is_some).await.map(|exit| *exit);
+        // The sender is ours, so it cannot be gone, and the condition is that there is a value.
+        exit.ok().flatten().expect("an exit was waited for")
+    }
+
+    /// Makes the exit known to all who wait for it.
+    pub fn set_exit(&self, exit: ProcessExit) {
+        self.streams.close_stdin();
+        self.exit.send_replace(Some(exit));
+    }
 }
 
 /// Answers `WaitProcess`.
-pub async fn wait(_: &Arc<Sandbox>, _: WaitProcessRequest) -> Result<WaitProcessResponse, AgentError> {
-    Err(ProcessError::NotYet.into())
-}
-
-/// Answers `RemoveExec`.
-pub async fn remove_exec(_: &Arc<Sandbox>, _: RemoveExecRequest) -> Result<RemoveExecResponse, AgentError> {
-    Err(ProcessError::NotYet.into())
+pub async fn wait(
+    sandbox: &Arc<Sandbox>,
+    request: WaitProcessRequest,
+) -> Result<WaitProcessResponse, AgentError> {
+    let process = find(sandbox, &request.container_id, &request.process_id)?;
+    Ok(WaitProcessResponse { exit: Some(process.exit().await) })
 }
 
 /// Answers `SignalProcess`.
-pub async fn signal(_: &Arc<Sandbox>, _: SignalProcessRequest) -> Result<SignalProcessResponse, AgentError> {
-    Err(ProcessError::NotYet.into())
+pub async fn signal(
+    sandbox: &Arc<Sandbox>,
+    request: SignalProcessRequest,
+) -> Result<SignalProcessResponse, AgentError> {
+    let process = find(sandbox, &request.container_id, &request.process_id)?;
+    if !(1..=MAX_SIGNAL).contains(&request.signal) {
+        return Err(ProcessError::Request { field: "signal", rule: "must be 1 to 64" }.into());
+    }
+    if request.whole_tree {
+        if request.signal != libc::SIGKILL as u32 {
+            let rule = "goes to a whole tree only when it is SIGKILL (9): the kernel offers no other";
+            return Err(ProcessError::Request { field: "signal", rule }.into());
+        }
+        process.cgroup.kill().map_err(ProcessError::from)?;
+    } else {
+        process.child.signal(request.signal as i32).map_err(|source| ProcessError::System {
+            container: Id::parse("container_id", &request.container_id)
+                .expect("it named a container that was found"),
+            process: request.process_id,
+            action: "signalled",
+            source,
+        })?;
+    }
+    Ok(SignalProcessResponse {})
 }
 
 /// Answers `ResizeTerminal`.
 pub async fn resize_terminal(
-    _: &Arc<Sandbox>,
-    _: ResizeTerminalRequest,
+    sandbox: &Arc<Sandbox>,
+    request: ResizeTerminalRequest,
 ) -> Result<ResizeTerminalResponse, AgentError> {
-    Err(ProcessError::NotYet.into())
+    let process = find(sandbox, &request.container_id, &request.process_id)?;
+    let rule = "must be 65535 characters at most";
+    let columns = u16::try_from(request.width).map_err(|_| ProcessError::Request { field: "width", rule })?;
+    let rows = u16::try_from(request.height).map_err(|_| ProcessError::Request { field: "height", rule })?;
+    if !process.streams.has_terminal() {
+        return Err(ProcessError::Request { field: "process", rule: "has no terminal" }.into());
+    }
+    // A terminal whose last process has gone takes no size; nobody would see it.
+    let _ = process.streams.resize(columns, rows);
+    Ok(ResizeTerminalResponse {})
+}
+
+fn find(sandbox: &Sandbox, container: &str, process: &str) -> Result<Arc<Process>, AgentError> {
+    let container = Id::parse("container_id", container)?;
+    let process = match process {
+        "" => None,
+        id => Some(Id::parse("process_id", id)?),
+    };
+    let found = sandbox.containers.process(&container, process.as_ref());
+    found.ok_or_else(|| unknown(&container, process.as_ref()).into())
+}
+
+/// Tells an unknown process in a known container from an unknown container.
+fn unknown(container: &Id, process: Option<&Id>) -> ProcessError {
+    ProcessError::Unknown {
+        container: container.clone(),
+        process: process.map(|id| id.as_str().to_owned()).unwrap_or_default(),
+    }
 }

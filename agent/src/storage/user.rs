@@ -43,6 +43,19 @@ pub fn resolve(root: &Path, user: &User) -> Result<ResolvedUser, UserError> {
     resolve_in(&passwd, &group, user)
 }
 
+/// Home directory of a user by number, for `HOME`; `/` where the image does not say.
+pub fn home(root: &Path, uid: u32) -> Result<String, UserError> {
+    Ok(home_in(&read_in_root(root, "/etc/passwd")?, uid))
+}
+
+fn home_in(passwd: &str, uid: u32) -> String {
+    let home = passwd.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        (fields.len() > 5 && id(fields[2]) == Some(uid)).then(|| fields[5].to_owned())
+    });
+    home.filter(|home| home.starts_with('/')).unwrap_or_else(|| "/".to_owned())
+}
+
 /// Ids of `user` by the texts of the two files.
 fn resolve_in(passwd: &str, group: &str, user: &User) -> Result<ResolvedUser, UserError> {
     let (user_part, group_part) = match user.user.split_once(':') {
@@ -247,5 +260,11 @@ mod tests {
         fn arbitrary_files_never_panic(passwd: String, group: String, text: String) {
             let _ = resolve_in(&passwd, &group, &user(&text));
         }
+    }
+
+    #[test]
+    fn home_is_the_images_or_the_root_directory() {
+        let passwd = "broken\nroot:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:var/www:/bin/false\n";
+        assert_eq!([0, 33, 1000].map(|uid| home_in(passwd, uid)), ["/root", "/", "/"]);
     }
 }

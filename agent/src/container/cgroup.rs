@@ -1,0 +1,245 @@
+//! One container's cgroup: made and limited before its process exists, killed and removed after it.
+//!
+//! An exec lives in a group of its own below (`exec-<process id>`), in which no controller is enabled: the container's
+//! limits hold for it, and the whole tree of that exec can be killed alone.
+
+use super::limits::{Limit, LimitsError, limits};
+use crate::cgroup;
+use crate::id::Id;
+use oci_spec::runtime::LinuxResources;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a killed group may take to become empty. Processes in an uninterruptible wait are what takes long.
+const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Pause between two looks at a group that is being emptied.
+const EMPTY_POLL: Duration = Duration::from_millis(2);
+
+/// A cgroup that could not be handled.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// A directory or file of the tree.
+    #[error("cgroup file {path} cannot be {action}")]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel does not take a limit.
+    #[error("limit {file} = {value} is refused by the guest's kernel")]
+    Refused {
+        /// File of the cgroup.
+        file: String,
+        /// Value that was written.
+        value: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Limits that make no sense.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+    /// Killed processes that do not go.
+    #[error("cgroup {} still holds processes {} s after they were killed", .0.display(), EMPTY_DEADLINE.as_secs())]
+    NotEmpty(PathBuf),
+}
+
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> CgroupError {
+    let path = path.to_owned();
+    move |source| CgroupError::File { path, action, source }
+}
+
+/// A cgroup of this container, or of one exec in it.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// The group of a container; it need not exist.
+    pub fn of_container(id: &Id) -> Cgroup {
+        Cgroup { path: cgroup::container(id) }
+    }
+
+    /// The group of an exec in this container; it need not exist.
+    pub fn of_exec(&self, process: &Id) -> Cgroup {
+        Cgroup { path: self.path.join(format!("exec-{process}")) }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the group. One that exists is left from nobody: ids are not used twice at a time.
+    pub fn make(&self) -> Result<(), CgroupError> {
+        match fs::create_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(failed(&self.path, "made")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets limits, all or none: when one is refused, those before it are set back.
+    pub fn limit(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        let cpu_max = fs::read_to_string(self.path.join("cpu.max")).unwrap_or_default();
+        let mut undo: Vec<(PathBuf, String)> = Vec::new();
+        for limit in limits(resources, &cpu_max)? {
+            match self.write(&limit) {
+                Ok(Some(old)) => undo.push(old),
+                Ok(None) => {}
+                Err(error) => {
+                    for (path, old) in undo.iter().rev() {
+                        // A value that was accepted once; if not now, the first error is still the one to tell.
+                        let _ = fs::write(path, old);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one limit; returns the file and its former content, which sets it back.
+    fn write(&self, limit: &Limit) -> Result<Option<(PathBuf, String)>, CgroupError> {
+        let path = self.path.join(&limit.file);
+        let refused =
+            |source| CgroupError::Refused { file: limit.file.clone(), value: limit.value.clone(), source };
+        let old = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && limit.optional => return Ok(None),
+            old => old.map_err(refused)?,
+        };
+        fs::write(&path, &limit.value).map_err(refused)?;
+        // An empty write is none: an emptied cpuset needs its newline.
+        let old = if old.trim().is_empty() { "\n".to_owned() } else { old.trim_end().to_owned() };
+        Ok(Some((path, old)))
+    }
+
+    /// Kills every process in the group and below. A group that is gone succeeds.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        let path = self.path.join("cgroup.kill");
+        absent_is_done(fs::write(&path, "1")).map_err(failed(&path, "written"))
+    }
+
+    /// Kills what is left in the group and removes it with all groups below. A group that is gone succeeds.
+    pub async fn remove(&self) -> Result<(), CgroupError> {
+        let deadline = tokio::time::Instant::now() + EMPTY_DEADLINE;
+        loop {
+            self.kill()?;
+            if !self.populated()? {
+                match remove_tree(&self.path) {
+                    // A process can still be on its way out, or a fork have escaped the kill before this one.
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                    result => return result.map_err(failed(&self.path, "removed")),
+                }
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(CgroupError::NotEmpty(self.path.clone()));
+            }
+            tokio::time::sleep(EMPTY_POLL).await;
+        }
+    }
+
+    fn populated(&self) -> Result<bool, CgroupError> {
+        let path = self.path.join("cgroup.events");
+        match fs::read_to_string(&path) {
+            Err(error) if is_gone(&error) => Ok(false),
+            events => Ok(counter(&events.map_err(failed(&path, "read"))?, "populated") != 0),
+        }
+    }
+
+    /// How many of the group's processes the kernel's OOM killer has ended so far. Counted before the process is killed,
+    /// so after a process has been collected the figure includes it.
+    pub fn oom_kills(&self) -> u64 {
+        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        counter(&events, "oom_kill")
+    }
+}
+
+/// The value of one line of a flat keyed cgroup file; 0 where it is missing.
+fn counter(content: &str, key: &str) -> u64 {
+    let mut lines = content.lines().filter_map(|line| line.split_once(' '));
+    lines.find(|(name, _)| *name == key).and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Groups are removed from the leaves up; files in them vanish with them.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    absent_is_done(fs::remove_dir(path))
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
+fn absent_is_done(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if is_gone(&error) => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(files: &[(&str, &str)]) -> (tempfile::TempDir, Cgroup) {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            fs::write(directory.path().join(name), content).unwrap();
+        }
+        let cgroup = Cgroup { path: directory.path().to_owned() };
+        (directory, cgroup)
+    }
+
+    fn resources(json: &str) -> LinuxResources {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn limits_are_set_back_when_one_is_refused() {
+        // No cpu.weight: the kernel would say that there is no such file.
+        let (_keep, cgroup) = group(&[("memory.max", "max\n"), ("cpu.max", "max 100000\n")]);
+        let asked = resources(r#"{"memory":{"limit":4096},"cpu":{"shares":512}}"#);
+        assert!(
+            matches!(cgroup.limit(&asked), Err(CgroupError::Refused { file, .. }) if file == "cpu.weight")
+        );
+        assert_eq!(fs::read_to_string(cgroup.path.join("memory.max")).unwrap(), "max");
+    }
+
+    #[test]
+    fn swap_limit_needs_no_kernel_with_swap() {
+        let (_keep, cgroup) = group(&[("memory.max", "max\n")]);
+        cgroup.limit(&resources(r#"{"memory":{"limit":4096,"swap":4096}}"#)).unwrap();
+        assert_eq!(fs::read_to_string(cgroup.path.join("memory.max")).unwrap(), "4096");
+    }
+
+    #[test]
+    fn oom_kills_are_counted() {
+        let (_keep, cgroup) = group(&[("memory.events", "low 0\noom 2\noom_kill 1\noom_group_kill 0\n")]);
+        assert_eq!(cgroup.oom_kills(), 1);
+        assert_eq!(group(&[]).1.oom_kills(), 0);
+    }
+
+    #[tokio::test]
+    async fn absent_group_is_removed_already() {
+        let cgroup = Cgroup { path: "/nonexistent/group".into() };
+        cgroup.kill().unwrap();
+        cgroup.remove().await.unwrap();
+    }
+}

@@ -1,0 +1,198 @@
+//! Makes another process in a container that runs.
+//!
+//! Not with the library's own exec: that one leaves out the container's seccomp profile and resource limits, and forks
+//! twice. Its parts (capabilities, ids, seccomp, terminal) are used here in the order in which it uses them for a
+//! container's first process. Namespaces are entered by the first process's pidfd, all at once, and the new process is
+//! born in its cgroup.
+
+use super::create::receive_terminal;
+use super::message::{ExecRequest, Failure};
+use super::{Descriptors, Made, command};
+use crate::process::sys::{self, Forked};
+use libcontainer::config::PersonalityDomain;
+use libcontainer::syscall::Syscall;
+use libcontainer::syscall::syscall::create_syscall;
+use libcontainer::{capabilities, seccomp, tty};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{
+    Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setresgid, setresuid, setsid,
+};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, LinuxSeccomp, Process, Spec};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// Exit code of a process that did not come to execute its command.
+const NOT_MADE: i32 = 255;
+
+/// What the new process's three standard descriptors become.
+enum Stdio {
+    Pipes([OwnedFd; 3]),
+    /// The socket on which the terminal's controlling end is handed over.
+    Terminal(UnixStream),
+}
+
+/// Makes the process. Whether it executes its command is told on the status pipe.
+pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
+    let mut fds = Descriptors::new(fds);
+    let (status, first_process, cgroup) = (fds.next()?, fds.next()?, fds.next()?);
+    let spec = Spec::load(&request.config)
+        .map_err(|error| Failure::guest("the container's spec cannot be read", error))?;
+    let missing = || Failure::request("the container's spec has no process or linux part".to_owned());
+    let process = spec.process().as_ref().ok_or_else(missing)?;
+    let linux = spec.linux().as_ref().ok_or_else(missing)?;
+    let (stdio, console) = if request.terminal {
+        let (ours, theirs) =
+            UnixStream::pair().map_err(|error| Failure::guest("console socket cannot be made", error))?;
+        (Stdio::Terminal(theirs), Some(ours))
+    } else {
+        (Stdio::Pipes([fds.next()?, fds.next()?, fds.next()?]), None)
+    };
+    hide(process)?;
+    // Takes effect for the fork.
+    setns(&first_process, CloneFlags::CLONE_NEWPID).map_err(not_entered)?;
+    match sys::fork(Some(cgroup.as_fd()))
+        .map_err(|error| Failure::guest("process cannot be forked", error))?
+    {
+        Forked::Child => {
+            let mut env = process.env().clone().unwrap_or_default();
+            env.extend(request.env.iter().cloned());
+            match enter(linux, &first_process).and_then(|()| become_member(process, linux, stdio)) {
+                Ok(()) => command::run(status, &request.args, &env),
+                Err(failure) => command::give_up(status, &failure, NOT_MADE),
+            }
+        }
+        Forked::Parent(pid) => {
+            // Ours of both, or their ends would never be told.
+            drop((status, stdio));
+            // Where it does not come, the status pipe says why.
+            let terminal = console.and_then(|socket| receive_terminal(&socket).ok());
+            Ok(Made { pid, terminal })
+        }
+    }
+}
+
+/// What must be done before the container can see the process.
+fn hide(process: &Process) -> Result<(), Failure> {
+    // Inherited by the fork. Written here, as the container's /proc may be masked.
+    if let Some(score) = process.oom_score_adj() {
+        std::fs::write("/proc/self/oom_score_adj", score.to_string())
+            .map_err(|error| Failure::guest("OOM score cannot be set", error))?;
+    }
+    // Until the exec the container could otherwise trace the process and reach what it holds open.
+    prctl::set_dumpable(false).map_err(|error| Failure::guest("process cannot be hidden", error))
+}
+
+/// Enters the container's other namespaces. After the fork: inside the container's cgroup namespace a process could no
+/// longer be born into a cgroup from outside.
+fn enter(linux: &Linux, first_process: &OwnedFd) -> Result<(), Failure> {
+    let types = linux.namespaces().iter().flatten().map(|namespace| namespace.typ());
+    let flags = types.map(flag).fold(CloneFlags::empty(), CloneFlags::union);
+    setns(first_process, flags).map_err(not_entered)
+}
+
+fn not_entered(errno: Errno) -> Failure {
+    match errno {
+        Errno::ESRCH => Failure::request("the container's first process has ended".to_owned()),
+        errno => Failure::guest("namespaces of the container cannot be entered", errno),
+    }
+}
+
+fn flag(namespace: LinuxNamespaceType) -> CloneFlags {
+    match namespace {
+        LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
+        LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+        LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
+        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
+        // Entered already; and refused when the container is created.
+        LinuxNamespaceType::Pid | LinuxNamespaceType::User | LinuxNamespaceType::Time => CloneFlags::empty(),
+    }
+}
+
+/// Takes on the container's user, limits and restrictions.
+fn become_member(process: &Process, linux: &Linux, stdio: Stdio) -> Result<(), Failure> {
+    let syscall = create_syscall();
+    let syscall = syscall.as_ref();
+    setsid().map_err(|error| Failure::guest("session cannot be made", error))?;
+    connect(stdio, syscall)?;
+    for limit in process.rlimits().iter().flatten() {
+        syscall.set_rlimit(limit).map_err(|error| Failure::guest("resource limit cannot be set", error))?;
+    }
+    if let Some(personality) = linux.personality() {
+        let domain = match personality.domain() {
+            LinuxPersonalityDomain::PerLinux => PersonalityDomain::Linux,
+            LinuxPersonalityDomain::PerLinux32 => PersonalityDomain::Linux32,
+        };
+        syscall.personality(domain).map_err(|error| Failure::guest("personality cannot be set", error))?;
+    }
+    if let Some(mask) = process.user().umask() {
+        umask(Mode::from_bits_truncate(mask));
+    }
+    let no_new_privileges = process.no_new_privileges() == Some(true);
+    if no_new_privileges {
+        prctl::set_no_new_privs().map_err(|error| Failure::guest("no_new_privs cannot be set", error))?;
+    }
+    // The agent may enter directories that the user may not, as with the first process; but root on a network file
+    // system may be less than the user.
+    let entered = chdir(process.cwd()).is_ok();
+    become_user(process, syscall)?;
+    sys::close_others_on_exec().map_err(|error| Failure::guest("descriptors cannot be marked", error))?;
+
+    let profile = linux.seccomp().as_ref();
+    // Without no_new_privs loading a filter is a privilege, so it comes before the privileges go; with it, it comes last.
+    if !no_new_privileges {
+        filter(profile)?;
+    }
+    if let Some(kept) = process.capabilities() {
+        capabilities::drop_privileges(kept, syscall)
+            .map_err(|error| Failure::guest("capabilities cannot be dropped", error))?;
+    }
+    if !entered {
+        chdir(process.cwd()).map_err(|errno| {
+            let directory = process.cwd().display();
+            Failure::request(format!("working directory {directory} cannot be entered: {}", errno.desc()))
+        })?;
+    }
+    if no_new_privileges {
+        filter(profile)?;
+    }
+    Ok(())
+}
+
+fn connect(stdio: Stdio, syscall: &dyn Syscall) -> Result<(), Failure> {
+    match stdio {
+        Stdio::Pipes([stdin, stdout, stderr]) => dup2_stdin(stdin)
+            .and_then(|()| dup2_stdout(stdout))
+            .and_then(|()| dup2_stderr(stderr))
+            .map_err(|error| Failure::guest("standard descriptors cannot be set", error)),
+        // Closes the socket. /dev/console is the first process's.
+        Stdio::Terminal(socket) => tty::setup_console(syscall, socket.into_raw_fd(), false)
+            .map_err(|error| Failure::guest("terminal cannot be made", error)),
+    }
+}
+
+/// Takes on the user's ids and keeps all capabilities, as loading the seccomp profile may need them.
+fn become_user(process: &Process, syscall: &dyn Syscall) -> Result<(), Failure> {
+    let user = process.user();
+    let groups: Vec<Gid> =
+        user.additional_gids().iter().flatten().map(|group| Gid::from_raw(*group)).collect();
+    let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    setgroups(&groups)
+        .and_then(|()| prctl::set_keepcaps(true))
+        .and_then(|()| setresgid(gid, gid, gid))
+        .and_then(|()| setresuid(uid, uid, uid))
+        .map_err(|error| Failure::guest("user cannot be set", error))?;
+    capabilities::reset_effective(syscall)
+        .map_err(|error| Failure::guest("capabilities cannot be kept", error))?;
+    prctl::set_keepcaps(false).map_err(|error| Failure::guest("user cannot be set", error))
+}
+
+fn filter(profile: Option<&LinuxSeccomp>) -> Result<(), Failure> {
+    let Some(profile) = profile else { return Ok(()) };
+    seccomp::initialize_seccomp(profile)
+        .map(|_| ())
+        .map_err(|error| Failure::guest("seccomp profile cannot be loaded", error))
+}

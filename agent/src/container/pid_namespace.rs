@@ -1,0 +1,44 @@
+//! The pid namespace that containers of the pod may share, made when the first of them asks for it.
+
+use super::blocking;
+use super::child::message::Request;
+use super::launch::{LaunchError, launch};
+use crate::reaper::Child;
+use crate::sandbox::Sandbox;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+
+/// The namespace, held by a process that does nothing but collect orphans ([`super::child`]). It lives as long as the VM.
+#[derive(Debug, Default)]
+pub struct PodPidNamespace {
+    holder: Mutex<Option<Child>>,
+}
+
+impl PodPidNamespace {
+    /// The namespace as a descriptor. One whose holder was killed has ended with all that lived in it: a new one is made.
+    pub async fn join(&self, sandbox: &Arc<Sandbox>) -> Result<OwnedFd, LaunchError> {
+        let mut holder = self.holder.lock().await;
+        if let Some(namespace) = holder.as_ref().and_then(of) {
+            return Ok(namespace);
+        }
+        let launched = {
+            let sandbox = sandbox.clone();
+            blocking(move || launch(&sandbox.containers.reaper, &Request::PidNamespace, &[])).await?
+        };
+        let namespace = of(&launched.child).ok_or(LaunchError::Child {
+            action: "kept: the holder of the pod's pid namespace has ended",
+            source: std::io::ErrorKind::NotFound.into(),
+        })?;
+        *holder = Some(launched.child);
+        Ok(namespace)
+    }
+}
+
+/// The pid namespace of a process; none when it has ended.
+pub fn of(process: &Child) -> Option<OwnedFd> {
+    let namespace = File::open(format!("/proc/{}/ns/pid", process.pid())).ok()?;
+    // Alive after the look: so it was this process's, and not that of another one with its number.
+    (!process.has_ended()).then(|| namespace.into())
+}

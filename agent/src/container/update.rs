@@ -1,0 +1,26 @@
+//! Sets new limits on a container, all or none.
+
+use super::{ContainerError, to_the_end};
+use crate::error::AgentError;
+use crate::id::Id;
+use crate::sandbox::Sandbox;
+use isopod_protocols::agent::*;
+use oci_spec::runtime::LinuxResources;
+use std::sync::Arc;
+
+/// Answers `UpdateContainer`.
+pub async fn update(
+    sandbox: &Arc<Sandbox>,
+    request: UpdateContainerRequest,
+) -> Result<UpdateContainerResponse, AgentError> {
+    let id = Id::parse("container_id", &request.container_id)?;
+    let resources: LinuxResources = serde_json::from_slice(&request.resources)
+        .map_err(|error| ContainerError::from(super::spec::SpecError::Malformed(error)))?;
+    let sandbox = sandbox.clone();
+    to_the_end(async move {
+        let (container, _step) = sandbox.containers.step(&id).await.map_err(ContainerError::from)?;
+        container.cgroup().limit(&resources).map_err(ContainerError::from)?;
+        Ok(UpdateContainerResponse {})
+    })
+    .await
+}

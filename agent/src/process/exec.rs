@@ -1,0 +1,135 @@
+//! Another process in a running container, in a cgroup of its own so that its whole tree can be killed alone.
+
+use super::{Process, ProcessError};
+use crate::container::child::message::{ExecRequest, Request};
+use crate::container::launch::{LaunchError, Launched, await_exec, launch};
+use crate::container::spec::{check_arguments, check_environment};
+use crate::container::{Container, blocking, to_the_end};
+use crate::error::AgentError;
+use crate::id::Id;
+use crate::sandbox::Sandbox;
+use crate::stdio::{Stdin, Streams};
+use isopod_protocols::agent::*;
+use std::fs::File;
+use std::io::pipe;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// Answers `StartExec`.
+pub async fn start_exec(
+    sandbox: &Arc<Sandbox>,
+    request: StartExecRequest,
+) -> Result<StartExecResponse, AgentError> {
+    let id = Id::parse("container_id", &request.container_id)?;
+    let exec = Id::parse("process_id", &request.process_id)?;
+    check_arguments("args", &request.args).map_err(ProcessError::from)?;
+    check_environment(&request.env).map_err(ProcessError::from)?;
+    sandbox.containers.board.require_running(&id).map_err(ProcessError::from)?;
+    let container = sandbox.containers.container(&id).ok_or_else(|| super::unknown(&id, None))?;
+    container.reserve_exec(&exec)?;
+    let sandbox = sandbox.clone();
+    to_the_end(async move {
+        let started = start(&sandbox, &container, &exec, request).await;
+        if started.is_err() {
+            let cgroup = container.cgroup().of_exec(&exec);
+            if let Err(error) = cgroup.remove().await {
+                crate::console::error!("exec {exec} of container {id} left something behind: {error}");
+            }
+            container.forget_exec(&exec);
+        }
+        Ok(StartExecResponse { pid: started?.child().pid() as u32 })
+    })
+    .await
+}
+
+async fn start(
+    sandbox: &Arc<Sandbox>,
+    container: &Arc<Container>,
+    exec: &Id,
+    request: StartExecRequest,
+) -> Result<Arc<Process>, ProcessError> {
+    let system = |action| {
+        let (container, process) = (container.id().clone(), exec.as_str().to_owned());
+        move |source| ProcessError::System { container, process, action, source }
+    };
+    let first = container.first_process().ok_or_else(|| super::unknown(container.id(), None))?;
+    let cgroup = container.cgroup().of_exec(exec);
+    cgroup.make()?;
+    let directory = File::open(cgroup.path()).map_err(system("put into its cgroup"))?;
+    let (status, their_status) = pipe().map_err(system("watched"))?;
+    let stdin = Stdin { open: request.stdin, once: true };
+    let (streams, pipes) = if request.terminal {
+        (None, None)
+    } else {
+        let (streams, pipes) = Streams::pipes(stdin, container.uid()).map_err(system("connected"))?;
+        (Some(streams), Some(pipes))
+    };
+    let ooms = container.cgroup().oom_kills();
+    let command = Request::Exec(ExecRequest {
+        config: container.config(),
+        args: request.args,
+        env: request.env,
+        terminal: request.terminal,
+    });
+    let launched = {
+        let sandbox = sandbox.clone();
+        let first = first.child().clone();
+        blocking(move || {
+            let mut fds = vec![their_status.as_fd(), first.as_fd(), directory.as_fd()];
+            fds.extend(pipes.iter().flatten().map(AsFd::as_fd));
+            let launched = launch(&sandbox.containers.reaper, &command, &fds)?;
+            // Only the new process's own end must keep the pipe open.
+            drop((their_status, pipes));
+            await_exec(OwnedFd::from(status))?;
+            Ok::<_, LaunchError>(launched)
+        })
+        .await
+    };
+    let Launched { child, terminal } = launched.map_err(|source| ProcessError::Launch {
+        container: container.id().clone(),
+        process: exec.clone(),
+        source,
+    })?;
+    let streams = match (streams, terminal) {
+        (Some(streams), _) => streams,
+        (None, Some(terminal)) => Streams::terminal(terminal, stdin).map_err(system("connected"))?,
+        (None, None) => {
+            let missing = std::io::Error::other("its terminal did not arrive");
+            return Err(system("connected")(missing));
+        }
+    };
+    let process = Arc::new(Process::new(child, streams, cgroup));
+    tokio::spawn(await_end(container.clone(), process.clone(), ooms));
+    container.add_exec(exec, process.clone());
+    sandbox.containers.tell_appearance();
+    Ok(process)
+}
+
+/// Makes the exec's end known. The kernel counts OOM kills for the container as a whole.
+async fn await_end(container: Arc<Container>, process: Arc<Process>, ooms_before: u64) {
+    let end = process.child().ended().await;
+    process.set_exit(ProcessExit {
+        code: end.code,
+        exited_at_ns: end.at_ns,
+        oom_killed: container.cgroup().oom_kills() > ooms_before,
+    });
+}
+
+/// Answers `RemoveExec`.
+pub async fn remove_exec(
+    sandbox: &Arc<Sandbox>,
+    request: RemoveExecRequest,
+) -> Result<RemoveExecResponse, AgentError> {
+    let id = Id::parse("container_id", &request.container_id)?;
+    let exec = Id::parse("process_id", &request.process_id)?;
+    let Some(container) = sandbox.containers.container(&id) else { return Ok(RemoveExecResponse {}) };
+    let Some(process) = container.exec(&exec) else { return Ok(RemoveExecResponse {}) };
+    to_the_end(async move {
+        process.cgroup().remove().await.map_err(ProcessError::from)?;
+        process.exit().await;
+        process.streams().close();
+        container.forget_exec(&exec);
+        Ok(RemoveExecResponse {})
+    })
+    .await
+}

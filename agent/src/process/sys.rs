@@ -1,0 +1,167 @@
+//! System calls about processes and file descriptors that no crate of ours offers safely.
+#![allow(unsafe_code)]
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use tokio::io::unix::AsyncFd;
+
+/// File descriptors that one message may carry.
+pub const MAX_FDS: usize = 8;
+
+/// A descriptor that names process `pid` and never another one that is given its number later.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open(2) takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match RawFd::try_from(fd) {
+        // SAFETY: the kernel made this descriptor for us in the call above, so nobody else owns it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sends a signal to the process that `pidfd` names.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let no_info: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: pidfd_send_signal(2) accepts a null siginfo and then reads no memory of ours.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Collects one child that has ended, if there is one.
+pub fn collect_any_child() -> Option<(i32, ExitStatus)> {
+    wait_any(libc::WNOHANG)
+}
+
+/// Waits until a child has ended and collects it; none if there are no children.
+pub fn wait_any_child() -> Option<(i32, ExitStatus)> {
+    wait_any(0)
+}
+
+/// Not nix's `waitpid`: that one fails on real-time signals, after the child is gone.
+fn wait_any(options: i32) -> Option<(i32, ExitStatus)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` lives across the call, which writes one int to it.
+        let pid = unsafe { libc::waitpid(-1, &mut status, options) };
+        if pid > 0 {
+            return Some((pid, ExitStatus::from_raw(status)));
+        }
+        if pid == 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return None;
+        }
+    }
+}
+
+/// Which of the two processes a fork returned in.
+#[derive(Debug)]
+pub enum Forked {
+    /// In the process that called; the new one's id in the caller's pid namespace.
+    Parent(i32),
+    /// In the new process.
+    Child,
+}
+
+/// Forks; with a cgroup directory, the child is born in that cgroup: moving it there later would wait for an RCU grace
+/// period. The caller must be single-threaded, as the child goes on in Rust code.
+pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    let flags = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
+    let mut args = CloneArgs {
+        flags,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
+        ..CloneArgs::default()
+    };
+    // SAFETY: without CLONE_VM the child gets a copy of all memory, like fork(2), and without a stack it keeps the
+    // caller's; `args` lives across the call and its size is told. Callers are the one-shot children, which have one
+    // thread, so no lock can be held by a thread that the child lacks.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
+    match pid {
+        0 => Ok(Forked::Child),
+        pid if pid > 0 => Ok(Forked::Parent(pid as i32)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `CLONE_INTO_CGROUP` of linux/sched.h, a 64-bit flag that only clone3 takes.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `struct clone_args` of linux/sched.h, as of Linux 5.7.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Marks every descriptor but the first three to be closed by the next exec.
+pub fn close_others_on_exec() -> io::Result<()> {
+    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing now; it only sets flags of descriptors.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Gives SIGPIPE its default action again.
+pub fn stop_ignoring_broken_pipes() {
+    // SAFETY: SIG_DFL installs no handler, so no code of ours can run in a signal's context. It cannot fail for SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Closes every descriptor. For a process that will never use one again.
+pub fn close_all() -> io::Result<()> {
+    // SAFETY: the caller's process only computes and waits from here on; descriptors that objects still own are not
+    // reused, as nothing is opened any more.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sends bytes and descriptors in one message. At least one byte must go along.
+pub fn send_with_fds(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let raw: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    Ok(sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?)
+}
+
+/// Receives bytes and the descriptors that came with them, which will be closed by an exec.
+pub fn receive_with_fds(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+    let mut iov = [IoSliceMut::new(bytes)];
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel made these descriptors for us in this call, so nobody else owns them.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, fds))
+}
+
+/// Has the event loop tell when a descriptor, which must not block, can be read or written.
+pub fn watch_readiness(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names the same open descriptor until it is dropped, and the AsyncFd owns it until then.
+    let watched = unsafe { AsyncFd::register(fd) };
+    Ok(watched?)
+}
+
+/// Sets the size of the terminal of which `master` is the controlling end, in characters.
+pub fn set_terminal_size(master: BorrowedFd<'_>, columns: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize, which lives across the call.
+    let result = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,118 @@
+//! A process's standard input: filled from one connection at a time.
+//!
+//! How a connection ends matters. A host that closes only its sending direction says "end of file", and the process reads
+//! it. A connection that is gone as a whole is a break: the process's input stays open for the next one, unless it was
+//! asked to follow its first connection (`stdin_once`). So a host that has sent end of file keeps the connection until
+//! the agent closes it.
+
+use super::{Connection, answer, turn::Turn};
+use crate::process::sys;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::io::AsyncReadExt;
+use tokio::io::unix::AsyncFd;
+
+/// Bytes moved at a time.
+const CHUNK: usize = 16 * 1024;
+
+/// What an input is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A pipe: its end is the end of file.
+    Pipe,
+    /// A terminal: it has no end of file, so closing changes nothing.
+    Terminal,
+}
+
+/// A stream that a process reads.
+#[derive(Debug)]
+pub struct Input {
+    /// Absent when the process has read, or will read, end of file.
+    pipe: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
+    kind: Kind,
+    once: bool,
+    turn: Turn,
+}
+
+impl Input {
+    /// An input that writes to `pipe`, which must not block. With `once` it ends with its first connection.
+    pub fn new(pipe: OwnedFd, kind: Kind, once: bool) -> io::Result<Input> {
+        let pipe = Mutex::new(Some(Arc::new(sys::watch_readiness(pipe)?)));
+        Ok(Input { pipe, kind, once, turn: Turn::default() })
+    }
+
+    /// Nobody will read any more: connections end, and later ones end at once.
+    pub fn close(&self) {
+        self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.turn.retire();
+    }
+
+    fn pipe(&self) -> Option<Arc<AsyncFd<OwnedFd>>> {
+        self.pipe.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Serves the stream on a connection, until the connection ends or another one takes its place.
+    pub async fn serve<C: Connection>(&self, mut connection: C) {
+        let mut turn = self.turn.take();
+        if answer::<_, &str>(&mut connection, Ok(0)).await.is_err() {
+            return;
+        }
+        // Held only while this connection serves, so that a close from elsewhere ends the pipe.
+        let Some(pipe) = self.pipe() else { return };
+        let ended = tokio::select! {
+            end = copy(&mut connection, &pipe) => end,
+            () = turn.lost() => return,
+        };
+        drop(pipe);
+        let end_of_file = match ended {
+            // The process has closed its input.
+            End::Process => true,
+            End::HalfClosed => true,
+            End::Broken => self.once,
+        };
+        if end_of_file && self.kind == Kind::Pipe {
+            self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+}
+
+/// How a connection came to its end.
+enum End {
+    Process,
+    HalfClosed,
+    Broken,
+}
+
+async fn copy<C: Connection>(connection: &mut C, pipe: &AsyncFd<OwnedFd>) -> End {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let count = match connection.read(&mut chunk).await {
+            Ok(0) => return if is_gone(connection) { End::Broken } else { End::HalfClosed },
+            Ok(count) => count,
+            Err(_) => return End::Broken,
+        };
+        if write_all(pipe, &chunk[..count]).await.is_err() {
+            return End::Process;
+        }
+    }
+}
+
+/// Whether the peer has closed both directions, of which `read` shows only one.
+fn is_gone(connection: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(connection.as_fd(), PollFlags::empty())];
+    // Asked for nothing, poll tells only of a hang-up or an error.
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
+async fn write_all(pipe: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let mut ready = pipe.writable().await?;
+        let written = ready.try_io(|pipe| Ok(nix::unistd::write(pipe.as_fd(), bytes)?));
+        if let Ok(count) = written {
+            bytes = &bytes[count?..];
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! Bytes in and out of processes: one vsock connection per stream, as [`isopod_protocols::stdio`] defines it.
+//!
+//! | module | |
+//! |---|---|
+//! | [`ring`] | bytes that the host has yet to keep; pure |
+//! | [`output`] | process -> ring -> connection |
+//! | [`input`] | connection -> process |
+//! | [`turn`] | the latest connection of a stream is the one that counts |
+//! | [`listen`] | accepts connections and finds their streams |
+
+mod input;
+mod listen;
+mod output;
+mod ring;
+mod turn;
+
+pub use listen::serve;
+
+use crate::process::sys;
+use input::{Input, Kind};
+use isopod_protocols::agent::{Stream, StreamOpened};
+use isopod_protocols::stdio::encode_opened;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Uid, fchown, pipe2};
+use output::Output;
+use std::fmt::Display;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+/// What carries a stream: a vsock connection, or a unix one in tests.
+pub trait Connection: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static> Connection for T {}
+
+/// The streams of one process. They outlive it, until they are closed.
+#[derive(Debug)]
+pub struct Streams {
+    stdin: Option<Input>,
+    stdout: Output,
+    stderr: Option<Output>,
+    terminal: Option<OwnedFd>,
+}
+
+/// What a process wants with its standard input.
+#[derive(Debug, Clone, Copy)]
+pub struct Stdin {
+    /// It is to be open at all.
+    pub open: bool,
+    /// It ends with its first connection.
+    pub once: bool,
+}
+
+impl Streams {
+    /// Pipes for a process of user `owner`: our ends as streams, and the process's stdin, stdout and stderr.
+    pub fn pipes(stdin: Stdin, owner: u32) -> io::Result<(Streams, [OwnedFd; 3])> {
+        let (input, their_stdin) = if stdin.open {
+            let (theirs, ours) = pipe(owner)?;
+            let input = Input::new(unblocking(ours)?, Kind::Pipe, stdin.once)?;
+            (Some(input), theirs)
+        } else {
+            (None, OwnedFd::from(File::open("/dev/null")?))
+        };
+        let (our_stdout, their_stdout) = pipe(owner)?;
+        let (our_stderr, their_stderr) = pipe(owner)?;
+        let streams = Streams {
+            stdin: input,
+            stdout: Output::new(unblocking(our_stdout)?)?,
+            stderr: Some(Output::new(unblocking(our_stderr)?)?),
+            terminal: None,
+        };
+        Ok((streams, [their_stdin, their_stdout, their_stderr]))
+    }
+
+    /// The streams of a process on a terminal, of which `controller` is the controlling end.
+    pub fn terminal(controller: OwnedFd, stdin: Stdin) -> io::Result<Streams> {
+        let controller = unblocking(controller)?;
+        let input = if stdin.open {
+            Some(Input::new(controller.try_clone()?, Kind::Terminal, stdin.once)?)
+        } else {
+            None
+        };
+        let stdout = Output::new(controller.try_clone()?)?;
+        Ok(Streams { stdin: input, stdout, stderr: None, terminal: Some(controller) })
+    }
+
+    /// Whether the process has a terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
+    /// Sets the terminal's size, in characters. Without terminal nothing happens.
+    pub fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
+        match &self.terminal {
+            Some(controller) => sys::set_terminal_size(controller.as_fd(), columns, rows),
+            None => Ok(()),
+        }
+    }
+
+    /// The process has ended: nobody reads its input any more.
+    pub fn close_stdin(&self) {
+        if let Some(stdin) = &self.stdin {
+            stdin.close();
+        }
+    }
+
+    /// The process is removed: what the host has not taken is given up, and connections end.
+    pub fn close(&self) {
+        self.close_stdin();
+        self.stdout.close();
+        if let Some(stderr) = &self.stderr {
+            stderr.close();
+        }
+    }
+
+    /// Serves one of the streams on a connection until that ends.
+    async fn serve<C: Connection>(&self, stream: Stream, resume_at: Option<u64>, mut connection: C) {
+        match stream {
+            Stream::Stdin => match &self.stdin {
+                Some(stdin) => stdin.serve(connection).await,
+                None => refuse(&mut connection, "the process was made without stdin").await,
+            },
+            Stream::Stdout => self.stdout.serve(connection, resume_at).await,
+            Stream::Stderr => match &self.stderr {
+                Some(stderr) => stderr.serve(connection, resume_at).await,
+                None => refuse(&mut connection, "a process on a terminal has no stderr of its own").await,
+            },
+        }
+    }
+}
+
+/// Answers an opening message: with the number of the first byte that follows, or with why not.
+async fn answer<C: Connection, E: Display>(connection: &mut C, start: Result<u64, E>) -> io::Result<()> {
+    let opened = match start {
+        Ok(offset) => StreamOpened { error: String::new(), offset },
+        Err(error) => StreamOpened { error: error.to_string(), offset: 0 },
+    };
+    connection.write_all(&encode_opened(&opened)).await
+}
+
+async fn refuse<C: Connection>(connection: &mut C, why: impl Display) {
+    // If the host has gone there is nobody to tell.
+    let _ = answer(connection, Err(why)).await;
+}
+
+/// A pipe (reading end, writing end) that a process of user `owner` may open again through /dev/stdout.
+fn pipe(owner: u32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    fchown(&writer, Some(Uid::from_raw(owner)), None)?;
+    Ok((reader, writer))
+}
+
+/// Each end of a pipe, and each side of a terminal, blocks or not by itself.
+fn unblocking(fd: OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests;
