@@ -136,7 +136,9 @@ fn state_code(error: &StateError) -> Code {
 
 fn cgroup_code(error: &CgroupError) -> Code {
     match error {
-        CgroupError::Limits(_) | CgroupError::Refused { .. } => Code::InvalidArgument,
+        CgroupError::Limits(_) | CgroupError::Devices(_) | CgroupError::Refused { .. } => {
+            Code::InvalidArgument
+        }
         CgroupError::File { .. } | CgroupError::NotEmpty(_) => Code::Internal,
     }
 }

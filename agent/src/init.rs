@@ -130,7 +130,8 @@ fn end_vm_on_panic() {
     }));
 }
 
-fn set_up_guest() -> Result<(), InitError> {
+/// Mounts, settings and limits, before any identity.
+pub fn set_up_guest() -> Result<(), InitError> {
     for mount in &MOUNTS {
         make_mount(mount)?;
     }

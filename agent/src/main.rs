@@ -14,6 +14,8 @@ mod container;
 mod error;
 mod id;
 mod identity;
+#[cfg(test)]
+mod in_guest;
 mod init;
 mod network;
 mod process;

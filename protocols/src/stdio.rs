@@ -18,6 +18,13 @@
 //! where they belong. After a break the host opens the stream again and gets all from the last acknowledged byte on: a
 //! host that dies between writing and acknowledging sees bytes twice, never not at all. A host that kept its own count
 //! names it in [`StreamOpen::resume_at`](crate::agent::StreamOpen) and sees none twice.
+//!
+//! Only a half-close is end of file for stdin: a connection that is gone as a whole is a break, after which the host may open
+//! the stream again (with `stdin_once`, it is end of file too). So a host that has half-closed keeps the connection until the
+//! agent closes it, which it does when the process's pipe is closed.
+//!
+//! A later connection for a stream takes the place of an earlier one. A stream may be opened before the call that makes its
+//! process has been answered.
 
 use crate::agent::{StreamOpen, StreamOpened};
 use prost::Message;

@@ -3,12 +3,15 @@
 //! An exec lives in a group of its own below (`exec-<process id>`), in which no controller is enabled: the container's
 //! limits hold for it, and the whole tree of that exec can be killed alone.
 
+use super::devices::{self, DevicesError};
 use super::limits::{Limit, LimitsError, limits};
 use crate::cgroup;
 use crate::id::Id;
+use crate::process::sys;
 use oci_spec::runtime::LinuxResources;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +47,9 @@ pub enum CgroupError {
     /// Limits that make no sense.
     #[error(transparent)]
     Limits(#[from] LimitsError),
+    /// Device rules that make no sense.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
     /// Killed processes that do not go.
     #[error("cgroup {} still holds processes {} s after they were killed", .0.display(), EMPTY_DEADLINE.as_secs())]
     NotEmpty(PathBuf),
@@ -84,6 +90,16 @@ impl Cgroup {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Restricts which devices its processes may use, for the life of the group.
+    pub fn restrict_devices(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        if let Some(program) = devices::program(resources.devices().as_deref().unwrap_or_default())? {
+            let attached = fs::File::open(&self.path)
+                .and_then(|directory| sys::attach_device_program(directory.as_fd(), &program));
+            attached.map_err(failed(&self.path, "given device rules"))?;
+        }
+        Ok(())
     }
 
     /// Sets limits, all or none: when one is refused, those before it are set back.

@@ -63,7 +63,11 @@ async fn make(
     };
     let Completed { spec, resources } = complete(&request.spec, &facts).map_err(ContainerError::from)?;
     let own_cgroup = container.cgroup();
-    own_cgroup.make().and_then(|()| own_cgroup.limit(&resources)).map_err(ContainerError::from)?;
+    own_cgroup
+        .make()
+        .and_then(|()| own_cgroup.restrict_devices(&resources))
+        .and_then(|()| own_cgroup.limit(&resources))
+        .map_err(ContainerError::from)?;
     write_bundle(container, &spec)?;
 
     let process = make_process(sandbox, container, step, &request, user.uid).await?;

@@ -6,6 +6,7 @@
 //! | [`create`], [`start`], [`update`], [`remove`] | one call each |
 //! | [`spec`] | the runtime's OCI spec, completed and checked; pure |
 //! | [`limits`] | OCI resources as values of cgroup files; pure |
+//! | [`devices`] | OCI device rules as a BPF program; pure |
 //! | [`cgroup`] | a container's cgroup |
 //! | [`pid_namespace`] | the pid namespace that containers of the pod may share |
 //! | [`launch`] | starts the one-shot child and takes over what it makes |
@@ -17,6 +18,7 @@
 pub mod cgroup;
 pub mod child;
 mod create;
+mod devices;
 pub mod launch;
 mod limits;
 mod pid_namespace;

@@ -15,6 +15,8 @@ mod ring;
 mod turn;
 
 pub use listen::serve;
+#[cfg(test)]
+pub use listen::serve_connection;
 
 use crate::process::sys;
 use input::{Input, Kind};

@@ -166,6 +166,8 @@ async fn broken_connection_leaves_stdin_open_for_the_next() {
     let (mut host, _) = open(&streams, Stream::Stdin, None).await.unwrap();
     host.write_all(b"one").await.unwrap();
     drop(host);
+    // A connection that replaces another one cuts off what that one still has on its way.
+    tokio::time::sleep(SOON).await;
     let (mut host, _) = open(&streams, Stream::Stdin, None).await.unwrap();
     tokio::time::sleep(SOON).await;
     host.write_all(b"two").await.unwrap();

@@ -20,6 +20,8 @@ const NOT_EXECUTABLE: i32 = 126;
 
 /// Becomes the command, or reports why not and ends.
 pub fn run(status: OwnedFd, args: &[String], env: &[String]) -> ! {
+    // Rust programs ignore their signal, and exec would hand that on: `yes | head` would never end.
+    sys::stop_ignoring_broken_pipes();
     let (failure, code) = match try_run(args, env) {
         Ok(never) => match never {},
         Err(refusal) => refusal,
@@ -72,8 +74,6 @@ enum Refusal {
 /// Tries files in turn as execvp does: one that is missing or forbidden is passed over, and if none works, forbidden is
 /// told before missing. Unlike execvp it never hands a file without `#!` to a shell.
 fn execute(files: &[CString], args: &[CString], env: &[CString]) -> Refusal {
-    // Rust programs ignore it, and exec would hand that on: `yes | head` would never end.
-    sys::stop_ignoring_broken_pipes();
     let mut told = Refusal::Missing;
     for file in files {
         match nix::unistd::execve(file, args, env) {
