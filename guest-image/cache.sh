@@ -51,6 +51,8 @@ cached() {
 # build_into FINAL KIND FUNCTION [ARG...]
 build_into() (
   final=$1 kind=$2 make=$3
+  # what builds that were killed left behind
+  find "$ISOPOD_CACHE/$kind" -maxdepth 1 -name '.build-*' -mtime +1 -exec rm -rf {} +
   work=$(mktemp -d "$ISOPOD_CACHE/$kind/.build-XXXXXX")
   trap 'rm -rf "$work"' EXIT
   mkdir "$work/out" "$work/tree"

@@ -43,7 +43,7 @@ links() {
 /bin/busybox --install -s /run/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
+# the kernel has mounted /dev already
 
 try "several extents of one disk" mount -t ext4 /dev/dm-1 /mnt
 try "overlayfs over EROFS: write, rename a directory, whiteout" overlay

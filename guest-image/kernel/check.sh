@@ -21,12 +21,14 @@ PATH=$PATH:/usr/sbin:/sbin mkfs.ext4 -q "$work/scratch"
 cat "$work/scratch" >>"$work/disk"
 
 extents="guest-root,,0,ro,0 $sectors linear /dev/vda 0;scratch,,1,rw,0 32768 linear /dev/vda $sectors"
-timeout 120 qemu-system-x86_64 -M microvm,x-option-roms=off -accel tcg -cpu max -m 256 -nodefaults -no-user-config -display none \
+# the emulated clock is the machine's own: without its frequency the guest now and then measures it wrong and waits for ever
+khz=$(awk -F: '/^cpu MHz/ {printf "%d", $2 * 1000; exit}' /proc/cpuinfo)
+timeout 300 qemu-system-x86_64 -M microvm,x-option-roms=off -accel tcg -cpu max -m 256 -nodefaults -no-user-config -display none \
   -serial stdio -no-reboot -global virtio-mmio.force-legacy=false \
   -drive "id=disk,if=none,format=raw,file=$work/disk" -device virtio-blk-device,drive=disk \
   -device virtio-serial-device -device virtconsole,chardev=none -chardev null,id=none \
   -device virtio-rng-device -device virtio-balloon-device,free-page-reporting=on \
-  -kernel "$vmlinux" -append "console=ttyS0 panic=-1 reboot=t no_timer_check tsc_early_khz=1000000 tsc=reliable pci=off \
-    dummy.numdummies=0 dm-mod.create=\"$extents\" root=/dev/dm-0 rootfstype=erofs ro" </dev/null | tr -d '\r' | tee "$work/console" >&2
+  -kernel "$vmlinux" -append "console=ttyS0 panic=-1 reboot=t no_timer_check tsc_early_khz=$khz tsc=reliable pci=off \
+    dummy.numdummies=0 dm-mod.create=\"$extents\" root=/dev/dm-0 rootfstype=erofs ro" </dev/null | sed -u 's/\r//' | tee "$work/console" >&2
 
 grep -q '^all is well$' "$work/console" || die "the guest kernel does not do all that a pod needs"
