@@ -88,8 +88,8 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 
 /// Kernel settings under which containers live unless their pod asks for others.
 const SYSCTLS: [(&str, &str); 6] = [
-    // Or the kernel drops our lines after the tenth in five seconds.
-    ("kernel/printk_devkmsg", "on"),
+    // Or the kernel drops our lines after the tenth in five seconds. It wants the line end.
+    ("kernel/printk_devkmsg", "on\n"),
     // What kubelet wants of a node.
     ("vm/overcommit_memory", "1"),
     // What every distribution sets and the kernel does not.
