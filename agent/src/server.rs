@@ -2,6 +2,8 @@
 
 use crate::sandbox::Sandbox;
 use crate::{container, error::AgentError, process, reaper, sandbox, stats, stdio};
+use futures_util::TryStreamExt;
+use futures_util::future::ready;
 use isopod_protocols::agent::agent_server::{Agent, AgentServer};
 use isopod_protocols::agent::*;
 use isopod_protocols::vsock::{AGENT_PORT, HOST_CID, READY_PORT, STDIO_PORT};
@@ -20,8 +22,14 @@ pub async fn serve(sandbox: Arc<Sandbox>) -> Result<(), ServeError> {
     tokio::spawn(stdio::serve(sandbox.clone(), streams));
     tokio::spawn(announce());
     let service = AgentServer::new(Service { sandbox }).max_decoding_message_size(MAX_REQUEST);
-    tonic::transport::Server::builder().add_service(service).serve_with_incoming(calls.incoming()).await?;
+    let calls = calls.incoming().try_filter(|connection| ready(is_from_host(connection)));
+    tonic::transport::Server::builder().add_service(service).serve_with_incoming(calls).await?;
     Ok(())
+}
+
+/// Containers have vsock sockets too, and the agent does as it is told: only the host may tell it.
+fn is_from_host(connection: &VsockStream) -> bool {
+    connection.peer_addr().is_ok_and(|peer| peer.cid() == HOST_CID)
 }
 
 /// Why the agent cannot serve.
