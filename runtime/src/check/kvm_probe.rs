@@ -69,8 +69,8 @@ fn remedy(error: &ProbeError) -> &'static str {
         }
         ProbeError::Open(_) => "run it as root, outside of containers that hide /dev/kvm",
         _ if Path::new("/sys/module/kvm_pvm").exists() => {
-            "this is a PVM host, where KVM runs without hardware support: it boots only guest kernels made for PVM; run \
-             Isopod on bare metal or with nested virtualization, or set vm.kernel to a PVM guest kernel on such a host"
+            "this is a PVM host, whose KVM runs without hardware support and boots only kernels made for it: use bare \
+             metal, or a machine with nested virtualization"
         }
         _ => {
             "KVM is there and cannot run an unmodified kernel: use a machine with working hardware virtualization"

@@ -52,18 +52,19 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Started> {
     for descriptor in program.descriptors {
         sources.push(duplicate_above_targets(descriptor)?);
     }
-    let (failure, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    let report = duplicate_above_targets(report.as_fd())?;
-    let sources: Vec<RawFd> = sources.iter().map(AsRawFd::as_raw_fd).chain([report.as_raw_fd()]).collect();
+    let (failure, low_report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let report = duplicate_above_targets(low_report.as_fd())?;
+    drop(low_report);
+    let raw: Vec<RawFd> = sources.iter().chain([&report]).map(AsRawFd::as_raw_fd).collect();
 
     let started = clone_into(program.cgroup)?;
     let Some(started) = started else {
         // SAFETY: this is the child of the clone. `argv` and `envp` are arrays of C strings that end with a null
-        // pointer, `sources` are open descriptors; all of them live in this process's own copy of the parent's memory.
-        unsafe { become_program(program.path, &argv, &envp, &sources) };
+        // pointer, `raw` are open descriptors; all of them live in this process's own copy of the parent's memory.
+        unsafe { become_program(program.path, &argv, &envp, &raw) };
     };
-    // The child alone holds the other end now: end of file says that exec closed it.
-    let _ = nix::unistd::close(report);
+    // The child alone holds this end now: end of file says that exec closed it.
+    drop(report);
     let mut errno = Vec::new();
     File::from(failure).read_to_end(&mut errno)?;
     match <[u8; 4]>::try_from(errno) {

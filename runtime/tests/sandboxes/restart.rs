@@ -41,18 +41,15 @@ async fn vm_that_died_meanwhile_makes_the_sandbox_lost() {
 async fn half_made_sandbox_is_undone() {
     let node = FakeNode::new();
     Wishes::set(&node.wishes.slow_identity);
-    // A daemon killed at this moment takes its task with it; here that is a runtime that ends.
-    let killed = {
-        let sandboxes = node.sandboxes.clone();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.spawn(async move { sandboxes.start(pod("web"), "").await });
-            runtime.block_on(tokio::time::sleep(std::time::Duration::from_millis(300)));
-            runtime.shutdown_background();
-        })
-    };
-    node.wishes.asked.notified().await;
-    tokio::task::spawn_blocking(move || killed.join()).await.unwrap().unwrap();
+    // A daemon killed at this moment takes its tasks with it; here that is a runtime that ends.
+    let (sandboxes, wishes) = (node.sandboxes.clone(), node.wishes.clone());
+    let daemon = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.spawn(async move { sandboxes.start(pod("web"), "").await });
+        runtime.block_on(wishes.asked.notified());
+        runtime.shutdown_background();
+    });
+    daemon.await.unwrap();
     assert!(!node.left().is_empty());
 
     let node = node.restarted();
