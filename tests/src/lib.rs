@@ -9,3 +9,4 @@ pub mod cri;
 pub mod daemon;
 pub mod held;
 pub mod node;
+pub mod vmm;

@@ -75,8 +75,8 @@ fn emulation_advice(suberror: u32) -> &'static str {
     if suberror != SUBERROR_EMULATION {
         return "";
     }
-    "; kvm on this host interprets guest code instead of running it, so a stock kernel cannot boot: use a host with \
-     hardware virtualization, or a guest kernel made for this hypervisor"
+    "; it met an instruction that it cannot emulate; if every boot ends so, kvm on this host interprets its guests \
+     instead of running them, and no stock kernel boots: use a host with hardware virtualization"
 }
 
 impl VmExit {
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn interpreting_kvm_is_named_with_what_to_do() {
         let text = VmExit::InternalError { vcpu: 0, suberror: 1 }.to_string();
-        assert!(text.contains("interprets guest code") && text.contains("use a host"), "{text}");
+        assert!(text.contains("interprets its guests") && text.contains("use a host"), "{text}");
         let other = VmExit::InternalError { vcpu: 0, suberror: 3 }.to_string();
         assert_eq!(other, "vcpu 0: kvm internal error, suberror 3");
     }

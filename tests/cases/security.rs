@@ -1,0 +1,125 @@
+//! Cases about the jail of the VMM, seen from the outside while a guest runs in it.
+//!
+//! That a forbidden system call kills is proven where the filters are: `vmm/tests/seccomp.rs`.
+
+use anyhow::{Context, Result, ensure};
+use isopod_tests::cases;
+use isopod_tests::node::{Isopod, Settings};
+use isopod_tests::vmm::{UID, Vmm, small};
+use std::fs;
+use std::process::ExitCode;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    isopod_tests::case::run(
+        Settings { isopod: Isopod::Installed, ..Settings::default() },
+        cases!["security":
+            every_thread_is_unprivileged_and_filtered,
+            vmm_sees_an_empty_read_only_root,
+            vmm_has_its_own_namespaces,
+            vmm_keeps_no_inherited_descriptor,
+            vmm_writes_no_core_file,
+            vmm_refuses_to_be_root,
+        ],
+    )
+}
+
+fn running() -> Result<Vmm> {
+    let vmm = Vmm::start()?;
+    vmm.boot_to_agent(small(&[]))?;
+    Ok(vmm)
+}
+
+/// The value of a field of a `/proc/PID/status` file.
+fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    Ok(line.with_context(|| format!("no {name} in {status}"))?.trim())
+}
+
+fn every_thread_is_unprivileged_and_filtered() -> Result<()> {
+    let vmm = running()?;
+    let mut names = Vec::new();
+    for task in fs::read_dir(format!("/proc/{}/task", vmm.pid()))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let name = field(&status, "Name")?;
+        names.push(name.to_owned());
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            ensure!(field(&status, set)? == "0000000000000000", "{name}: {set} {}", field(&status, set)?);
+        }
+        for ids in ["Uid", "Gid"] {
+            let all = field(&status, ids)?;
+            ensure!(all.split_whitespace().all(|id| id == UID.to_string()), "{name}: {ids} {all}");
+        }
+        ensure!(field(&status, "Groups")?.is_empty(), "{name} is in groups");
+        ensure!(field(&status, "NoNewPrivs")? == "1", "{name} may gain privileges");
+        ensure!(field(&status, "Seccomp")? == "2", "{name} has no filter");
+        // The filter of the boot and that of the thread's own work.
+        ensure!(field(&status, "Seccomp_filters")? == "2", "{name}: {}", field(&status, "Seccomp_filters")?);
+    }
+    names.sort();
+    ensure!(names == ["isopod-vmm", "vcpu0"], "{names:?}");
+    Ok(())
+}
+
+fn vmm_sees_an_empty_read_only_root() -> Result<()> {
+    let vmm = running()?;
+    let root = format!("/proc/{}/root/", vmm.pid());
+    let seen: Vec<_> = fs::read_dir(&root)?.collect();
+    ensure!(seen.is_empty(), "{seen:?}");
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", vmm.pid()))?;
+    let lines: Vec<_> = mounts.lines().collect();
+    ensure!(lines.len() == 1, "{mounts}");
+    let options = lines[0].split(' ').nth(5).unwrap_or_default();
+    ensure!(options.split(',').any(|option| option == "ro"), "{mounts}");
+    let written = fs::write(format!("{root}file"), "");
+    ensure!(written.is_err(), "even root can write to it");
+    Ok(())
+}
+
+fn vmm_has_its_own_namespaces() -> Result<()> {
+    let vmm = running()?;
+    for kind in ["mnt", "net", "ipc", "uts", "cgroup"] {
+        let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/{kind}"));
+        ensure!(of(&vmm.pid().to_string())? != of("self")?, "{kind} namespace is shared");
+    }
+    let interfaces = fs::read_to_string(format!("/proc/{}/net/dev", vmm.pid()))?;
+    let names: Vec<_> = interfaces.lines().skip(2).filter_map(|line| line.split(':').next()).collect();
+    ensure!(names.iter().all(|name| name.trim() == "lo"), "{interfaces}");
+    let routes = fs::read_to_string(format!("/proc/{}/net/route", vmm.pid()))?;
+    ensure!(routes.lines().count() <= 1, "{routes}");
+    Ok(())
+}
+
+fn vmm_keeps_no_inherited_descriptor() -> Result<()> {
+    let vmm = running()?;
+    let root = isopod_tests::vmm::installed("ISOPOD_ROOT_IMAGE")?;
+    for fd in fs::read_dir(format!("/proc/{}/fd", vmm.pid()))? {
+        let target = fs::read_link(fd?.path())?;
+        let allowed = !target.starts_with("/")
+            || target.starts_with("/dev/null")
+            || target.starts_with("/dev/kvm")
+            || target.file_name() == Some("log".as_ref())
+            || target.file_name() == root.file_name();
+        ensure!(allowed, "{} is open", target.display());
+    }
+    Ok(())
+}
+
+fn vmm_writes_no_core_file() -> Result<()> {
+    let vmm = running()?;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", vmm.pid()))?;
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).context("no limit")?;
+    ensure!(core.split_whitespace().filter(|word| *word == "0").count() == 2, "{core}");
+    Ok(())
+}
+
+fn vmm_refuses_to_be_root() -> Result<()> {
+    for arguments in [&["--uid", "0", "--gid", "1"][..], &["--uid", "1", "--gid", "0"], &["--no-jail"], &[]] {
+        // A VMM that has gone refuses the connection, or takes it with it.
+        let Ok(mut vmm) = Vmm::start_with(arguments) else { continue };
+        let status = vmm.ended(Duration::from_secs(20))?;
+        ensure!(status.code() == Some(1), "{arguments:?}: {status}");
+        ensure!(vmm.log()?.contains("end: "), "{arguments:?}: {}", vmm.log()?);
+    }
+    Ok(())
+}
