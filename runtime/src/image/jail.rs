@@ -13,7 +13,7 @@
 //! it becomes `mkfs.erofs` ([`enter_if_asked`], first thing in `main`). When the daemon dies, the archive ends, and with it
 //! the process.
 
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, readlink};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
@@ -98,18 +98,21 @@ impl Jail {
 
     /// New namespaces, and a root that holds the output file and an empty `/tmp`.
     fn shut_out_the_node(&self) -> Result<(), JailError> {
+        // By its path: the descriptor belongs to the namespace that is left here, and Linux 6.1 binds nothing
+        // of another namespace's.
+        let standard_output = step("find the output", readlink("/proc/self/fd/1"))?;
         let namespaces = CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWUTS;
         step("make namespaces", unshare(namespaces))?;
-        step("cut off mount propagation", mount_on("/", None, None, MsFlags::MS_REC | MsFlags::MS_PRIVATE))?;
+        step("cut off mount propagation", make_private())?;
         let root = &self.mount_point;
         let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         step("mount the root", mount(Some("jail"), root, Some("tmpfs"), hardened, Some(ROOT_OPTIONS)))?;
         let output = root.join(OUTPUT.trim_start_matches('/'));
         drop(step("name the output", open(&output, OFlag::O_CREAT | OFlag::O_WRONLY, Mode::empty()))?);
-        step("bind the output", mount_on(&output, Some("/proc/self/fd/1"), None, MsFlags::MS_BIND))?;
+        step("bind the output", bind(Path::new(&standard_output), &output))?;
         // mkfs.erofs falls back to a temporary file where the output cannot be made sparse far beyond its limit; with data
         // written in order the file stays empty
         let temporary = root.join("tmp");
@@ -164,13 +167,12 @@ pub fn enter_if_asked() {
     std::process::exit(NOT_JAILED);
 }
 
-fn mount_on<P: AsRef<Path>>(
-    target: P,
-    source: Option<&str>,
-    kind: Option<&str>,
-    flags: MsFlags,
-) -> Result<(), nix::errno::Errno> {
-    mount(source, target.as_ref(), kind, flags, None::<&str>)
+fn make_private() -> Result<(), nix::errno::Errno> {
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+}
+
+fn bind(source: &Path, target: &Path) -> Result<(), nix::errno::Errno> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }
 
 fn step<T>(name: &str, result: Result<T, nix::errno::Errno>) -> Result<T, JailError> {
