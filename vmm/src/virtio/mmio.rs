@@ -19,6 +19,9 @@
 //! A write that the present state does not allow is ignored, as the specification lets a driver expect nothing from it.
 //! A ring that cannot be is an error that ends the VM.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 

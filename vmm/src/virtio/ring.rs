@@ -62,6 +62,8 @@ pub struct Ring {
     queue: Queue,
     kick: EventFd,
     budget: u16,
+    /// Chains were given back since the driver was last considered for an interrupt.
+    gave_back: bool,
 }
 
 impl Ring {
@@ -74,6 +76,7 @@ impl Ring {
             queue: Queue::new(size).expect("devices have queue sizes that are powers of two"),
             kick: EventFd::new(EFD_NONBLOCK)?,
             budget: BUDGET,
+            gave_back: false,
         })
     }
 
@@ -154,12 +157,13 @@ impl Ring {
     /// Gives a chain back to the driver, with `written` bytes in its writable part.
     pub fn give_back(&mut self, memory: &GuestMemory, head: u16, written: usize) -> Result<(), DeviceError> {
         let written = u32::try_from(written).unwrap_or(u32::MAX);
+        self.gave_back = true;
         self.queue.add_used(memory, head, written).map_err(|error| self.queue_fault(&error))
     }
 
     /// Interrupts the driver if it waits for what was given back since the last call.
     pub(super) fn signal(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), DeviceError> {
-        if !self.queue.ready() {
+        if !std::mem::take(&mut self.gave_back) || !self.queue.ready() {
             return Ok(());
         }
         if self.queue.needs_notification(memory).map_err(|error| self.queue_fault(&error))? {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::event_loop::EventLoop;
-use super::mmio::{MmioTransport, Surroundings};
+use super::mmio::{MmioTransport, RestoreError, SavedDevice, Surroundings};
 use super::{DeviceError, GuestMemory, Poller, VirtioDevice, features};
 use crate::bus::BusDevice;
 
@@ -88,6 +88,30 @@ impl<D: VirtioDevice> Rig<D> {
         let mut rig = Self::cold(make);
         rig.start(u64::MAX);
         rig
+    }
+
+    /// The same guest with its device built anew from the saved state, as after a restore of the VM.
+    ///
+    /// # Errors
+    /// When the state is refused.
+    pub fn restored(
+        self,
+        saved: &SavedDevice<D::State>,
+        make: impl FnOnce(Poller) -> D,
+    ) -> Result<Self, RestoreError> {
+        let mut events = EventLoop::new()?;
+        let poller = events.poller();
+        let failures: Arc<Mutex<Vec<DeviceError>>> = Arc::default();
+        let sink = failures.clone();
+        let around = Surroundings {
+            memory: self.memory.clone(),
+            poller: poller.clone(),
+            on_failure: Arc::new(move |error| sink.lock().expect("no panic").push(error)),
+        };
+        let transport = Arc::new(MmioTransport::restore(make(poller.clone()), saved, around)?);
+        events.subscribe(&poller, transport.clone());
+        transport.kick_all();
+        Ok(Self { transport, events, failures, ..self })
     }
 
     /// Brings the driver up; it accepts the offered features that are in `wanted`.
