@@ -1,0 +1,54 @@
+//! Any descriptors, available entries and bytes behind them, on the ring of a disk with three extents.
+
+#![no_main]
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use isopod_vmm::virtio::block::{Disk, Extents};
+use isopod_vmm::virtio::testing::Rig;
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::fuzz_target;
+
+/// Where the input's bytes lie in guest memory; most descriptors point there.
+const DATA: u64 = 0x20_0000;
+
+#[derive(Debug, Arbitrary)]
+struct Input {
+    descriptors: Vec<(u64, u32, u8, u8)>,
+    heads: Vec<u8>,
+    available: Option<u16>,
+    data: Vec<u8>,
+}
+
+fuzz_target!(|input: Input| {
+    let extents = Arc::new(Extents::new());
+    for read_only in [true, false, false] {
+        let file: OwnedFd = tempfile::tempfile().expect("a file").into();
+        extents.attach(file, 1 << 20, read_only).expect("room for it");
+    }
+    let mut rig = Rig::running(|_| Disk::new(extents));
+    let bytes = &input.data[..input.data.len().min(1 << 16)];
+    for (place, chunk) in (0..).zip(bytes.chunks(16)) {
+        let mut entry = [0; 16];
+        entry[..chunk.len()].copy_from_slice(chunk);
+        let word = |at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
+        let address = u64::from(word(0)) | u64::from(word(4)) << 32;
+        rig.describe_at(DATA + 16 * place, address, word(8), word(12) as u16, (word(12) >> 16) as u16);
+    }
+    for (index, (address, length, flags, next)) in (0..256).zip(&input.descriptors) {
+        let (address, length) = match address % 4 {
+            0 => (*address, *length),
+            _ => (DATA + address % 0x1_0000, length % 0x2000),
+        };
+        rig.describe(0, index, address, length, u16::from(*flags), u16::from(*next));
+    }
+    for head in &input.heads {
+        rig.publish(0, u16::from(*head));
+    }
+    if let Some(index) = input.available {
+        rig.set_available(0, index);
+    }
+    rig.kick(0);
+    assert!(rig.failures.lock().expect("no panic").len() <= 1);
+});
