@@ -76,7 +76,8 @@ impl<W: Write> Archive<W> {
         let whole = match self.state {
             State::End => return Ok(self.sink),
             State::Header { .. } => self.gathered.iter().all(|byte| *byte == 0) && !self.extended,
-            State::Content { .. } | State::Extension { .. } => false,
+            State::Content { padded } => padded == 0,
+            State::Extension { .. } => false,
         };
         if !whole {
             return Err(invalid(ArchiveError::BreaksOff(self.at)));

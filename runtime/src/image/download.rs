@@ -102,11 +102,12 @@ impl<'a> Download<'a> {
                 none.insert(Body { response, skip, begun_at: self.received })
             }
         };
-        let chunk = body.response.chunk().await.map_err(|error| Refusal::unavailable(reason(&error)))?;
-        let Some(mut chunk) = chunk else {
-            let reason = format!("broke off after {} of {} bytes", self.received, self.size);
-            return Err(Refusal::unavailable(reason));
+        let broke_off = |how: String| {
+            Refusal::unavailable(format!("broke off after {} of {} bytes{how}", self.received, self.size))
         };
+        let chunk =
+            body.response.chunk().await.map_err(|error| broke_off(format!(" ({})", reason(&error))))?;
+        let mut chunk = chunk.ok_or_else(|| broke_off(String::new()))?;
         let known = body.skip.min(chunk.len() as u64);
         body.skip -= known;
         let new = chunk.split_off(usize::try_from(known).unwrap_or(chunk.len()));

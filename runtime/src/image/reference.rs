@@ -45,6 +45,9 @@ impl Reference {
             return Err(bad(format!("is longer than {LONGEST} characters")));
         }
         let parsed = Parsed::try_from(text).map_err(|error| bad(error.to_string()))?;
+        if parsed.repository().bytes().any(|c| c.is_ascii_uppercase()) {
+            return Err(bad("a repository has no capital letters".to_owned()));
+        }
         let version = match (parsed.digest(), parsed.tag()) {
             (Some(digest), _) => Version::Digest(
                 digest.parse().map_err(|error: super::digest::NotADigest| bad(error.to_string()))?,

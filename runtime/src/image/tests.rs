@@ -84,8 +84,8 @@ async fn pulled_image_is_listed_under_all_its_names_and_can_be_resolved() {
     let by_digest = registry.name(&format!("app@{}", Digest::of(&image.manifest())));
     for query in [&name, &by_digest, &id.to_string(), &id.hex(), &id.hex()[..10].to_owned()] {
         let found = images.resolve(query).unwrap();
-        assert_eq!((found.id, &found.repo_tags[..]), (id, &[name.clone()][..]), "{query}");
-        assert_eq!(found.repo_digests, [by_digest.clone()]);
+        assert_eq!((found.id, found.repo_tags.concat()), (id, name.clone()), "{query}");
+        assert_eq!(found.repo_digests.concat(), by_digest);
         assert_eq!(found.user, ImageUser::Id(1000));
         assert!(found.size > 0);
     }
