@@ -30,6 +30,10 @@ use tokio::process::Command;
 /// First argument of the daemon's program where it is to become a jailed process.
 const ARGUMENT: &str = "layer-jail";
 
+/// Processes that the jail's user may have: its converters that run side by side are counted together
+/// (`image.parallel_layers` is 64 at most), and execve fails where there are more.
+const MOST_AT_ONCE: u64 = 64;
+
 /// Exit status of a jail that could not be closed: its program did not run.
 pub const NOT_JAILED: i32 = 125;
 
@@ -129,7 +133,7 @@ impl Jail {
         let limits = [
             (Resource::RLIMIT_CORE, 0),
             (Resource::RLIMIT_NOFILE, 16),
-            (Resource::RLIMIT_NPROC, 1),
+            (Resource::RLIMIT_NPROC, MOST_AT_ONCE),
             (Resource::RLIMIT_MEMLOCK, 0),
             (Resource::RLIMIT_AS, ADDRESS_SPACE),
             (Resource::RLIMIT_FSIZE, self.largest_file),
