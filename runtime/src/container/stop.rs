@@ -26,10 +26,9 @@ impl Containers {
         if !container.is_running() {
             return Ok(());
         }
-        let machine = match sandbox.machine() {
-            Ok(machine) => machine,
+        let Some(machine) = sandbox.machine_until_stopped() else {
             // The VM has ended, and the container with it.
-            Err(_) => return container.exited(KILLED).await,
+            return container.exited(KILLED).await;
         };
         let signal = |signal: i32, whole_tree| SignalProcessRequest {
             container_id: container.id.clone(),

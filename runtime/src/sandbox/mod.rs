@@ -253,6 +253,12 @@ impl Sandbox {
         }
     }
 
+    /// Its VM and agent as long as the VM is there: also while it is being stopped, for what must be ended first.
+    pub fn machine_until_stopped(&self) -> Option<Machine> {
+        let there = matches!(self.state(), State::Ready | State::Stopping);
+        self.machine.get().filter(|_| there).cloned()
+    }
+
     fn record(&self) -> MutexGuard<'_, Record> {
         // Nothing that holds it can panic half-way through a change.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
