@@ -61,7 +61,7 @@ build() {
   trees
   local shell='{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":["/bin/sh"]}'
   image busybox "$shell" gzip busybox features changes
-  image web '{"ExposedPorts":{"80/tcp":{}},"Cmd":["/bin/httpd","-f","-v","-p","80","-h","/www"]}' gzip busybox web
+  image web '{"ExposedPorts":{"80/tcp":{}},"Cmd":["/usr/sbin/httpd","-f","-v","-p","80","-h","/www"]}' gzip busybox web
   # shellcheck disable=SC2016  # expanded in the container
   image user '{"User":"keeper","Env":["GREETING=hello from the image"],"WorkingDir":"/home/keeper","Entrypoint":["/bin/sh","-c"],
     "Cmd":["id; pwd; echo $GREETING; exec sleep 3600"],"StopSignal":"SIGINT","Labels":{"test.isopod.kind":"user"}}' gzip busybox user
