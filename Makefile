@@ -1,26 +1,26 @@
 # An index of commands; each is one line that anybody can also type. `make demo` and `make test` need nothing before them:
 # what is missing is fetched or built, once, into ~/.cache/isopod (ISOPOD_CACHE names another place).
+#
+# Everything is always built for the whole workspace: see docs/decisions/0003.
 
-.PHONY: demo shell test bench soak lint build packages artefacts guest-kernel tools images node-run
+PROGRAMS = target/x86_64-unknown-linux-gnu/release
+
+.PHONY: demo shell test soak lint build packages artefacts guest-kernel tools images node-run
 
 # Pods in their own VMs on real KVM, by crictl, with every command shown.
-demo: build artefacts
-	cargo run -q --release --workspace --bin isopod-demo
+demo: artefacts
+	$(PROGRAMS)/isopod-demo
 
 # A prompt in the same node, with the daemon up and crictl configured.
-shell: build artefacts
-	cargo run -q --release --workspace --bin isopod-node -- shell
+shell: artefacts
+	$(PROGRAMS)/isopod-node shell --registry
 
 # All tests: those beside the code, then the end-to-end cases, each group in a node of its own.
-test: build artefacts
+test: artefacts
 	cargo test --release --workspace
 
-# Our figures beside containerd + runc and QEMU microvm, in one node: target/bench/report.json and a table.
-bench: build artefacts
-	cargo run -q --release --workspace --bin isopod-bench
-
-# 20 pods at once, then 200 one after another (SOAK=20 for a tenth).
-soak: build artefacts
+# 20 pods at once, then 200 one after another (make soak SOAK=20 for a tenth).
+soak: artefacts
 	ISOPOD_SOAK=$(or $(SOAK),200) cargo test --release --workspace --test soak
 
 # Formatting, clippy, documentation, licences.
@@ -28,7 +28,7 @@ lint: packages
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
-	$$(tests/tools/cargo-deny.sh) --workspace check --hide-inclusion-graph
+	$$(tests/tools/cargo-deny.sh) check bans licenses sources
 
 build: packages
 	cargo build --release --workspace
@@ -39,7 +39,7 @@ packages:
 
 # Guest kernel, guest root, mkfs.erofs, crictl, CNI plugins, test images: from the cache, or built into it.
 artefacts: build
-	guest-image/manifest.sh target/x86_64-unknown-linux-gnu/release/isopod-agent
+	guest-image/manifest.sh $(PROGRAMS)/isopod-agent
 	tests/tools/all.sh
 	tests/images/build.sh
 
