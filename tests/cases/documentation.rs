@@ -8,7 +8,11 @@ use std::process::Command;
 
 /// Files that git knows.
 fn tracked() -> Vec<PathBuf> {
-    let listed = Command::new("git").arg("-C").arg(repository()).args(["ls-files", "-co", "--exclude-standard"]).output();
+    let listed = Command::new("git")
+        .arg("-C")
+        .arg(repository())
+        .args(["ls-files", "-co", "--exclude-standard"])
+        .output();
     let listed = listed.expect("git is there").stdout;
     String::from_utf8_lossy(&listed).lines().map(PathBuf::from).collect()
 }
@@ -16,7 +20,10 @@ fn tracked() -> Vec<PathBuf> {
 /// Targets of `[text](target)`, without anchors.
 fn links(text: &str) -> Vec<&str> {
     let after_bracket = text.split("](").skip(1);
-    after_bracket.filter_map(|rest| rest.split(')').next()).map(|t| t.split('#').next().unwrap_or(t)).collect()
+    after_bracket
+        .filter_map(|rest| rest.split(')').next())
+        .map(|t| t.split('#').next().unwrap_or(t))
+        .collect()
 }
 
 #[test]
@@ -36,7 +43,8 @@ fn every_link_leads_somewhere() {
 
 #[test]
 fn files_that_the_walk_names_are_there() {
-    let walk = fs::read_to_string(repository().join("docs/run-pod-sandbox.md")).expect("the walk can be read");
+    let walk =
+        fs::read_to_string(repository().join("docs/run-pod-sandbox.md")).expect("the walk can be read");
     let named = walk.split('`').filter(|word| word.ends_with(".rs") && word.contains('/'));
     let missing: Vec<_> = named.filter(|path| !repository().join(path).exists()).collect();
     assert!(missing.is_empty(), "{missing:#?}");

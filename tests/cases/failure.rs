@@ -17,6 +17,9 @@ use tonic::{Code, Status};
 /// No operation has as many steps.
 const MOST_STEPS: u32 = 40;
 
+/// The undo stacks of RunPodSandbox: two of its strands run at the same time.
+const RUN_POD_SANDBOX: [&str; 3] = ["RunPodSandbox", "RunPodSandbox.network", "RunPodSandbox.vm"];
+
 fn main() -> ExitCode {
     let settings = Settings {
         isopod: Isopod::Serving,
@@ -85,9 +88,12 @@ fn fail_at_each_step<T>(
 fn run_pod_sandbox_failing_at_any_step_leaves_nothing() -> Result<()> {
     let cri = cri()?;
     let before = held::by_pods()?;
-    let pod = fail_at_each_step("RunPodSandbox", &before, || cri.run_pod("steps"))?;
-    cri.remove_pod(&pod.id)?;
-    nothing_left(&before, "at the end")
+    for strand in RUN_POD_SANDBOX {
+        let pod = fail_at_each_step(strand, &before, || cri.run_pod("steps"))?;
+        cri.remove_pod(&pod.id)?;
+        nothing_left(&before, "at the end")?;
+    }
+    Ok(())
 }
 
 fn create_container_failing_at_any_step_leaves_nothing() -> Result<()> {
@@ -137,22 +143,26 @@ fn pull_image_failing_at_any_step_leaves_nothing() -> Result<()> {
 fn daemon_killed_at_any_step_of_run_pod_sandbox_leaves_nothing() -> Result<()> {
     let cri = cri()?;
     let before = held::by_pods()?;
+    RUN_POD_SANDBOX.iter().try_for_each(|strand| die_at_each_step(&cri, strand, &before))
+}
+
+fn die_at_each_step(cri: &Cri, strand: &str, before: &BTreeSet<String>) -> Result<()> {
     for step in 1..MOST_STEPS {
-        daemon::order_fault(Some(&format!("RunPodSandbox {step} abort")))?;
+        daemon::order_fault(Some(&format!("{strand} {step} abort")))?;
         let outcome = cri.run_pod("abort");
         daemon::order_fault(None)?;
         if let Ok(pod) = outcome {
-            ensure!(step > 1, "RunPodSandbox has no steps");
+            ensure!(step > 1, "{strand} has no steps");
             cri.remove_pod(&pod.id)?;
-            return nothing_left(&before, "at the end");
+            return nothing_left(before, "at the end");
         }
         daemon::wait_gone()?;
         daemon::start()?;
         // A pod whose VM was up may be served as one that is to be removed.
         cri.clean()?;
-        nothing_left(&before, &format!("after the daemon died at step {step}"))?;
+        nothing_left(before, &format!("after the daemon died at step {step} of {strand}"))?;
     }
-    anyhow::bail!("RunPodSandbox has {MOST_STEPS} steps or more")
+    anyhow::bail!("{strand} has {MOST_STEPS} steps or more")
 }
 
 fn daemon_killed_at_rest_keeps_pods_logs_and_lists() -> Result<()> {

@@ -93,9 +93,7 @@ fn story() -> Result<()> {
 
     chapter("Where the time of the last pod start went");
     shell("isopod phases")?;
-    println!(
-        "\n(Under emulation all of this is far slower than on a processor with virtualization.)"
-    );
+    println!("\n(Under emulation all of this is far slower than on a processor with virtualization.)");
     Ok(())
 }
 
