@@ -67,10 +67,10 @@ impl Containers {
     pub(super) fn advance(&self, container: &Container, next: State) {
         {
             let mut record = container.record();
-            let moves = match (&record.state, &next) {
-                (State::Created, State::Running { .. } | State::Exited(_)) => true,
-                (State::Running { .. }, State::Exited(_)) => true,
-                _ => false,
+            let moves = match record.state {
+                State::Created => next != State::Created,
+                State::Running { .. } => matches!(next, State::Exited(_)),
+                State::Exited(_) => false,
             };
             if !moves {
                 return;
