@@ -3,6 +3,7 @@
 use super::Node;
 use crate::sandbox::{Sandbox, SandboxError};
 use k8s_cri::v1::{StopPodSandboxRequest, StopPodSandboxResponse};
+use std::sync::Arc;
 use tonic::Status;
 
 pub async fn serve(node: &Node, request: StopPodSandboxRequest) -> Result<StopPodSandboxResponse, Status> {
@@ -15,7 +16,7 @@ pub async fn serve(node: &Node, request: StopPodSandboxRequest) -> Result<StopPo
 }
 
 /// Takes a sandbox down with all that runs in it.
-pub async fn stop(node: &Node, sandbox: &Sandbox) -> Result<(), SandboxError> {
+pub async fn stop(node: &Node, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
     node.sandboxes.begin_stop(sandbox)?;
     node.containers.kill_all(sandbox).await;
     node.sandboxes.stop(sandbox).await

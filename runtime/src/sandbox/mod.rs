@@ -99,7 +99,7 @@ pub enum SandboxError {
     #[error("the caller left before pod sandbox {0} was ready; all of it is undone")]
     Abandoned(String),
     /// The daemon goes down.
-    #[error("the daemon is going down: pod sandbox {0} is undone when it starts again")]
+    #[error("the daemon is going down: the next one takes care of pod sandbox {0}")]
     GoingDown(String),
     /// The VM.
     #[error(transparent)]

@@ -61,7 +61,7 @@ impl Sandboxes {
     }
 
     /// Nobody was told of it, so it goes; where that fails it stays as Stopping, for kubelet to stop.
-    async fn undo_half_made(&self, sandbox: &Sandbox) {
+    async fn undo_half_made(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         tracing::info!(sandbox = sandbox.id, "pod sandbox was half made and is undone");
         let undone = match self.stop(sandbox).await {
             Ok(()) => self.remove(sandbox).await,

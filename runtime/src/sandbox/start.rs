@@ -11,10 +11,10 @@
 
 use super::identity;
 use super::validate::Plan;
-use super::{Guest, Machine, Sandbox, SandboxError, Sandboxes, State};
+use super::{Guest, Machine, PodNetworks, Sandbox, SandboxError, Sandboxes, State};
 use crate::agent_client::AgentClient;
 use crate::hypervisor::VmConfig;
-use crate::network::{Pod, PodNetwork};
+use crate::network::{NetworkError, Pod, PodNetwork};
 use crate::scratch::ScratchDisk;
 use crate::undo::Undo;
 use isopod_protocols::agent::Extent;
@@ -25,12 +25,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tracing::{Instrument, info_span};
 
 /// What the steps have taken. Two of them work at the same time, so each has a stack of its own.
 struct Undos {
     sandbox: Undo,
-    network: Undo,
+    network: NetworkTask,
     vm: Undo,
 }
 
@@ -38,26 +39,66 @@ impl Undos {
     fn new() -> Self {
         Self {
             sandbox: Undo::new("RunPodSandbox"),
-            network: Undo::new("RunPodSandbox.network"),
+            network: NetworkTask::Idle,
             vm: Undo::new("RunPodSandbox.vm"),
         }
     }
 
-    fn keep(self) {
+    async fn keep(self) {
         self.vm.keep();
-        self.network.keep();
+        if let Some(undo) = self.network.into_undo().await {
+            undo.keep();
+        }
         self.sandbox.keep();
     }
 
     /// Releases everything, the VM first: it holds the tap, and lives in the cgroup.
     async fn run(self) -> Vec<String> {
         let mut left = Vec::new();
-        for undo in [self.vm, self.network, self.sandbox] {
-            if let Err(leftovers) = undo.run().await {
-                left.push(leftovers.to_string());
-            }
+        left.extend(self.vm.run().await.err());
+        if let Some(undo) = self.network.into_undo().await {
+            left.extend(undo.run().await.err());
         }
-        left
+        left.extend(self.sandbox.run().await.err());
+        left.iter().map(ToString::to_string).collect()
+    }
+}
+
+/// The making of the network, on a task that nothing cuts short: a CNI plugin that is killed half-way can leave what all
+/// pods share, such as a bridge, so that no pod gets a network any more.
+enum NetworkTask {
+    Idle,
+    Working(JoinHandle<(Result<PodNetwork, NetworkError>, Undo)>),
+    Done(Undo),
+}
+
+impl NetworkTask {
+    fn begin(&mut self, networks: Arc<dyn PodNetworks>, pod: Pod) {
+        let work = async move {
+            let mut undo = Undo::new("RunPodSandbox.network");
+            (networks.add(&pod, &mut undo).await, undo)
+        };
+        *self = Self::Working(tokio::spawn(work.instrument(info_span!("network"))));
+    }
+
+    /// Waits for the network.
+    async fn outcome(&mut self, sandbox: &Sandbox) -> Result<PodNetwork, SandboxError> {
+        let Self::Working(task) = self else { return Err(SandboxError::GoingDown(sandbox.id.clone())) };
+        // The only way in which a task ends without its result is the end of the daemon, or a defect in it.
+        let Ok((outcome, undo)) = task.await else {
+            return Err(SandboxError::GoingDown(sandbox.id.clone()));
+        };
+        *self = Self::Done(undo);
+        Ok(outcome?)
+    }
+
+    /// Waits for the end of the work, whatever came of it.
+    async fn into_undo(self) -> Option<Undo> {
+        match self {
+            Self::Idle => None,
+            Self::Working(task) => task.await.ok().map(|(_, undo)| undo),
+            Self::Done(undo) => Some(undo),
+        }
     }
 }
 
@@ -95,7 +136,7 @@ impl Sandboxes {
         };
         match outcome {
             Ok(()) => {
-                undos.keep();
+                undos.keep().await;
                 self.watch(&sandbox);
                 tracing::info!("pod sandbox is ready");
                 Ok(sandbox.id.clone())
@@ -132,9 +173,9 @@ impl Sandboxes {
         make_directories(sandbox, &mut undos.sandbox)?;
         make_cgroup(sandbox, &mut undos.sandbox)?;
 
-        let pod = pod_of(sandbox, plan);
+        undos.network.begin(Arc::clone(&self.host.networks), pod_of(sandbox, plan));
         let (network, machine, disk) = tokio::try_join!(
-            self.network(&pod, &mut undos.network).instrument(info_span!("network")),
+            undos.network.outcome(sandbox),
             self.boot(sandbox, plan, &mut undos.vm),
             self.scratch_disk(sandbox, plan).instrument(info_span!("scratch")),
         )?;
@@ -158,10 +199,6 @@ impl Sandboxes {
             record.guest = guest;
             record.addresses = addresses;
         })
-    }
-
-    async fn network(&self, pod: &Pod, undo: &mut Undo) -> Result<PodNetwork, SandboxError> {
-        Ok(self.host.networks.add(pod, undo).await?)
     }
 
     async fn boot(

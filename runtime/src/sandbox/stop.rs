@@ -4,6 +4,7 @@
 use super::{Sandbox, SandboxError, Sandboxes, State};
 use std::fs;
 use std::io;
+use std::sync::Arc;
 
 impl Sandboxes {
     /// From here on nobody can enter the sandbox. One that has been stopped stays so.
@@ -22,7 +23,14 @@ impl Sandboxes {
     ///
     /// # Errors
     /// What stays; the sandbox is Stopping then, and calling again tries again.
-    pub async fn stop(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+    pub async fn stop(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+        let (sandboxes, taken_down) = (Arc::clone(self), Arc::clone(sandbox));
+        // A task of its own: a caller that leaves must not kill a CNI plugin half-way.
+        let work = tokio::spawn(async move { sandboxes.take_down(&taken_down).await });
+        work.await.unwrap_or_else(|_| Err(SandboxError::GoingDown(sandbox.id.clone())))
+    }
+
+    async fn take_down(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
         self.begin_stop(sandbox)?;
         // Killed before we wait for those inside: their calls to the agent fail now. Taking the guest's memory apart
         // takes the kernel a while, which the network's teardown uses.
