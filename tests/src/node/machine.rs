@@ -3,7 +3,7 @@
 //! Three kinds of time: real CPUs where the machine has KVM with nesting, else emulated ones (an AMD CPU with SVM, so that KVM in the node
 //! is real all the same), else counted instructions, which give the same figures on every run whatever else the machine does.
 
-use super::initramfs::Kernel;
+use super::kernel::Kernel;
 use super::process::Process;
 use super::qemu::Qemu;
 use std::fs;

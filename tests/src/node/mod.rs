@@ -10,6 +10,7 @@
 
 mod initramfs;
 mod job;
+mod kernel;
 mod machine;
 mod process;
 mod qemu;
@@ -21,7 +22,7 @@ pub use job::Job;
 pub use machine::Time;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use initramfs::Kernel;
+use kernel::Kernel;
 use machine::Machine;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -123,7 +124,7 @@ impl Node {
     pub fn start(settings: Settings, job: &Job) -> Result<Node> {
         ensure!(nix::unistd::geteuid().is_root(), "the node's file server needs root: run as root");
         let deadline = Instant::now() + settings.timeout;
-        let (qemu, kernel) = (Qemu::locate()?, Kernel::newest()?);
+        let (qemu, kernel) = (Qemu::locate()?, Kernel::newest()?.unpacked()?);
         let mut modules = vec![machine::kvm_module(settings.time), "tun"];
         if settings.isopod != Isopod::Absent {
             modules.extend(NETWORK_MODULES);
@@ -131,7 +132,7 @@ impl Node {
         let run = RunDirectory::make(&settings, job, &kernel.load_order(&modules)?)?;
         let signals = take_signals()?;
 
-        kernel.write_initramfs(&run.initramfs())?;
+        initramfs::write(&kernel, &run.initramfs())?;
         let (root_server, root_socket) = virtiofsd::serve("/".as_ref(), "root", run.path())?;
         let (run_server, run_socket) = virtiofsd::serve(&run.shared(), "run", run.path())?;
         let machine = Machine {
