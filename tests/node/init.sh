@@ -8,8 +8,9 @@
 
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 cd /
-# ISOPOD (absent, installed or serving), REGISTRY (the storage, or nothing), JOB_TTY (a device, or nothing), MODULES (in order),
-# COUNTED (yes or no), ISOPOD_* (paths of the machine)
+# ISOPOD (absent, installed or serving), REGISTRY (the storage, or nothing), JOB_TTY (a device, or nothing), JOB_TTY_SIZE,
+# MODULES (in order), COUNTED (yes or no), ISOPOD_* (paths of the machine)
+JOB_TTY=
 # shellcheck source=/dev/null
 . /node/settings
 
@@ -91,8 +92,11 @@ if [ -n "$REGISTRY" ]; then start_registry; fi
 if [ "$ISOPOD" = serving ]; then start_daemon; fi
 
 if [ -n "$JOB_TTY" ]; then
-  stty -F "$JOB_TTY" sane
-  (in_cgroup node.job setsid -c /bin/sh /node/job) <>"$JOB_TTY" >&0 2>&0
+  (
+    # shellcheck disable=SC2086,SC2153  # rows N cols M, or nothing
+    stty sane $JOB_TTY_SIZE
+    in_cgroup node.job setsid -c /bin/sh /node/job
+  ) <>"$JOB_TTY" >&0 2>&0
   finish $?
 fi
 

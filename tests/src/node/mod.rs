@@ -16,6 +16,7 @@ mod process;
 mod qemu;
 mod registry;
 mod run_directory;
+mod terminal;
 mod virtiofsd;
 
 pub use job::Job;
@@ -37,6 +38,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use terminal::Terminal;
 
 /// What a pod's network needs, loaded before the daemon starts, so that no figure holds the loading of a module. Without the daemon they
 /// come when something asks for them.
@@ -113,6 +115,8 @@ pub struct Node {
     qemu: Process,
     _servers: [Process; 2],
     run: RunDirectory,
+    // after QEMU, which changes its modes
+    _terminal: Option<Terminal>,
     copies: Vec<JoinHandle<()>>,
     signals: SignalFd,
     deadline: Instant,
@@ -129,7 +133,8 @@ impl Node {
         if settings.isopod != Isopod::Absent {
             modules.extend(NETWORK_MODULES);
         }
-        let run = RunDirectory::make(&settings, job, &kernel.load_order(&modules)?)?;
+        let terminal = job.terminal.then(Terminal::lend);
+        let run = RunDirectory::make(&settings, &kernel.load_order(&modules)?, job, terminal.as_ref())?;
         let signals = take_signals()?;
 
         initramfs::write(&kernel, &run.initramfs())?;
@@ -158,7 +163,8 @@ impl Node {
             child.stderr.take().map(|from| std::thread::spawn(|| copy(from, io::stderr()))),
         ];
         let copies = copies.into_iter().flatten().collect();
-        Ok(Node { settings, qemu, _servers: [root_server, run_server], run, copies, signals, deadline })
+        let _servers = [root_server, run_server];
+        Ok(Node { settings, qemu, _servers, run, _terminal: terminal, copies, signals, deadline })
     }
 
     /// Waits for the job; its exit status, 128 + N if signal N ended it, 125 if the node could not start it.

@@ -2,6 +2,7 @@
 //!
 //! It is removed when the node is dropped. What a killed program left behind is removed by the next one: nobody holds its lock.
 
+use super::terminal::Terminal;
 use super::{Isopod, Job, Settings, Time, registry};
 use crate::artefacts::{self, Artefacts};
 use anyhow::{Context, Result};
@@ -34,7 +35,12 @@ pub struct RunDirectory {
 
 impl RunDirectory {
     /// Makes it and fills `shared/`. The node loads `modules` in that order.
-    pub fn make(settings: &Settings, job: &Job, modules: &[PathBuf]) -> Result<RunDirectory> {
+    pub fn make(
+        settings: &Settings,
+        modules: &[PathBuf],
+        job: &Job,
+        terminal: Option<&Terminal>,
+    ) -> Result<RunDirectory> {
         remove_stale();
         let dir = tempfile::Builder::new()
             .prefix(PREFIX)
@@ -55,7 +61,7 @@ impl RunDirectory {
             Isopod::Installed | Isopod::Serving => Some(Artefacts::locate()?),
         };
         fs::write(shared.join("job"), job.script(artefacts.as_ref())?)?;
-        fs::write(shared.join("settings"), node_settings(settings, job, modules, artefacts.as_ref())?)?;
+        fs::write(shared.join("settings"), node_settings(settings, modules, artefacts.as_ref(), terminal)?)?;
         Ok(made)
     }
 
@@ -114,9 +120,9 @@ impl RunDirectory {
 /// Shell variables for init.sh.
 fn node_settings(
     settings: &Settings,
-    job: &Job,
     modules: &[PathBuf],
     artefacts: Option<&Artefacts>,
+    terminal: Option<&Terminal>,
 ) -> Result<String> {
     let mut text = String::new();
     let isopod = match settings.isopod {
@@ -125,7 +131,10 @@ fn node_settings(
         Isopod::Serving => "serving",
     };
     writeln!(text, "ISOPOD={isopod}")?;
-    writeln!(text, "JOB_TTY={}", if job.terminal { "/dev/hvc0" } else { "" })?;
+    if let Some(terminal) = terminal {
+        writeln!(text, "JOB_TTY=/dev/hvc0")?;
+        writeln!(text, "JOB_TTY_SIZE='{}'", terminal.size().unwrap_or_default())?;
+    }
     writeln!(text, "COUNTED={}", if settings.time == Time::Counted { "yes" } else { "no" })?;
     let modules: Vec<_> = modules.iter().map(|path| path.display().to_string()).collect();
     writeln!(text, "MODULES='{}'", modules.join(" "))?;
