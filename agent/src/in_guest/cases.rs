@@ -427,7 +427,10 @@ async fn calls_on_one_container_at_a_time_are_safe(guest: Guest) {
     let execs: Vec<String> = (0..8).map(|n| format!("e{n}")).collect();
     let started =
         execs.iter().map(|exec| container.start_exec(container.exec_request(exec, &["sh", "-c", "exit 6"])));
-    futures_util::future::join_all(started).await.into_iter().for_each(|result| assert!(result.is_ok(), "{result:?}"));
+    futures_util::future::join_all(started)
+        .await
+        .into_iter()
+        .for_each(|result| assert!(result.is_ok(), "{result:?}"));
     for exec in &execs {
         assert_eq!(container.wait(exec).await.code, 6);
     }

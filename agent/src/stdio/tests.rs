@@ -214,13 +214,13 @@ async fn host_that_dies_again_and_again_misses_nothing() {
     while kept.len() < TOTAL {
         // Sizes without a pattern of their own; at times the host forgets what it had and asks for the default.
         let count = (round * 7919) % 50_000 + 1;
-        let resume_at = (round % 3 != 0).then_some(kept.len() as u64);
+        let resume_at = (!round.is_multiple_of(3)).then_some(kept.len() as u64);
         let (mut host, offset) = open(&streams, Stream::Stdout, resume_at).await.unwrap();
         assert!(offset <= kept.len() as u64);
         kept.truncate(offset as usize);
         let count = count.min(TOTAL - kept.len());
         kept.extend(read(&mut host, count).await);
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             host.write_u64_le(kept.len() as u64).await.unwrap();
             host.shutdown().await.unwrap();
             while !matches!(host.read(&mut [0; 4096]).await, Ok(0)) {}
