@@ -194,9 +194,9 @@ fn stats_tell_cpu_and_memory() -> Result<()> {
     let of = |stats: &v1::ContainerStats| stats.attributes.as_ref().map(|a| a.id.clone());
     let stats = all.iter().find(|s| of(s).as_ref() == Some(&container));
     let stats = stats.ok_or_else(|| anyhow::anyhow!("the container is not in {all:?}"))?;
-    let cpu = stats.cpu.clone().unwrap_or_default();
+    let cpu = stats.cpu.unwrap_or_default();
     ensure!(cpu.timestamp > 0 && cpu.usage_core_nano_seconds.unwrap_or_default().value > 0, "{stats:?}");
-    let memory = stats.memory.clone().unwrap_or_default();
+    let memory = stats.memory.unwrap_or_default();
     ensure!(memory.working_set_bytes.unwrap_or_default().value > 0, "{stats:?}");
     cri.clean()
 }
