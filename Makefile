@@ -27,7 +27,7 @@ soak: artefacts
 lint: packages
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items
 	$$(tests/tools/cargo-deny.sh) check bans licenses sources
 
 build: packages

@@ -58,6 +58,7 @@ impl Vmm {
             .arg(installed("ISOPOD_VMM")?)
             .args(arguments)
             .stdin(listener)
+            .stdout(std::process::Stdio::null())
             .stderr(File::create(directory.path().join("log"))?)
             .spawn()
             .context("cannot start isopod-vmm")?;

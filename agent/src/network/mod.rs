@@ -117,7 +117,11 @@ fn name(text: &str) -> Result<String, LinkError> {
 fn mac(field: &'static str, text: &str) -> Result<Mac, LinkError> {
     let bytes: Option<Vec<u8>> = text
         .split(':')
-        .map(|byte| if byte.len() == 2 { u8::from_str_radix(byte, 16).ok() } else { None })
+        // Two digits: the parser alone would take a sign for one.
+        .map(|byte| {
+            let digits = byte.len() == 2 && byte.bytes().all(|b| b.is_ascii_hexdigit());
+            u8::from_str_radix(byte, 16).ok().filter(|_| digits)
+        })
         .collect();
     match bytes.map(Mac::try_from) {
         Some(Ok(mac)) => Ok(mac),

@@ -24,7 +24,7 @@ const PAGE_TABLES: u64 = 0x1000;
 const CODE: u64 = 0x4000;
 const OPERAND: u64 = 0x5000;
 
-/// lock cmpxchg16b [rdi]; out 0x80, al; hlt
+/// `lock cmpxchg16b [rdi]; out 0x80, al; hlt`
 const PROGRAM: [u8; 8] = [0xf0, 0x48, 0x0f, 0xc7, 0x0f, 0xe6, 0x80, 0xf4];
 
 /// What the operand holds before and after, low and high half.
