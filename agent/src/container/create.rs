@@ -1,6 +1,6 @@
 //! Creates a container: root, user, spec, cgroup, streams, process; everything up to the exec of its command.
 //!
-//! Whatever fails, [`super::remove`] takes back all that was made: it tolerates what is not there.
+//! Whatever fails, [`super::remove()`] takes back all that was made: it tolerates what is not there.
 
 use super::child::message::{ContainerRequest, Request};
 use super::launch::{Launched, launch};

@@ -3,7 +3,7 @@
 //! | module | |
 //! |---|---|
 //! | [`state`] | the states of all containers, with their diagram, and who watches them |
-//! | [`create`], [`start`], [`update`], [`remove`] | one call each |
+//! | `create`, `start`, `update`, `remove` | one call each |
 //! | [`spec`] | the runtime's OCI spec, completed and checked; pure |
 //! | [`limits`] | OCI resources as values of cgroup files; pure |
 //! | [`devices`] | OCI device rules as a BPF program; pure |

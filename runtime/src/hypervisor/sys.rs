@@ -93,6 +93,10 @@ unsafe fn become_program(
         // SAFETY: dup2 takes no pointers; both numbers are this process's own.
         placed &= unsafe { libc::dup2(*source, target) } >= 0;
     }
+    let beyond = libc::c_uint::try_from(targets.len()).unwrap_or(0);
+    // What this process inherited itself is not for the program; the report's end closes with exec too.
+    // SAFETY: close_range takes three integers, and only marks descriptors.
+    unsafe { libc::syscall(libc::SYS_close_range, beyond, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     // SAFETY: setsid takes nothing, and cannot fail in a process that leads no group.
     unsafe { libc::setsid() };
     if placed {
