@@ -138,8 +138,15 @@ mod tests {
         assert_eq!(merge(&env), ["A=3=4", "B=2"]);
     }
 
+    /// While a thread is in exec, the kernel refuses new threads (EAGAIN) to all that share its working directory and
+    /// umask with it: the tests beside this one.
+    fn share_no_directory_with_other_threads() {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+    }
+
     #[test]
     fn commands_that_cannot_be_executed_are_named() {
+        share_no_directory_with_other_threads();
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("plain");
         std::fs::write(&file, "no program").unwrap();
@@ -157,6 +164,7 @@ mod tests {
 
     #[test]
     fn missing_interpreter_is_not_taken_for_another_command() {
+        share_no_directory_with_other_threads();
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("tool");
