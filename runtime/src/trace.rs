@@ -12,6 +12,7 @@ use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 use tracing::level_filters::LevelFilter;
@@ -107,22 +108,27 @@ pub fn table(operations: &Operations) -> String {
 /// The layer that reads phases off spans.
 struct Phases {
     path: PathBuf,
+    turns: AtomicU64,
     last: Mutex<Operations>,
 }
 
 /// Kept with every span of ours.
-struct Begun(Instant);
+#[derive(Clone, Copy)]
+struct Begun {
+    at: Instant,
+    /// How many spans began before it: clocks may give two the same time.
+    turn: u64,
+}
 
-/// Kept with an operation's span.
-struct Root(Operation);
+/// Kept with an operation's span: its phases that ended, each with its turn.
+struct Root(Vec<(u64, Phase)>);
 
 impl Phases {
     fn new(path: PathBuf) -> Self {
-        Self { path, last: Mutex::default() }
+        Self { path, turns: AtomicU64::new(0), last: Mutex::default() }
     }
 
-    fn keep(&self, name: &str, mut operation: Operation) {
-        operation.phases.sort_by_key(|phase| phase.begin_us);
+    fn keep(&self, name: &str, operation: Operation) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.insert(name.to_owned(), operation);
         let (path, json) = (self.path.clone(), serde_json::to_vec_pretty(&*last));
@@ -142,30 +148,31 @@ impl Phases {
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Phases {
     fn on_new_span(&self, _: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
-        span.extensions_mut().insert(Begun(Instant::now()));
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
+        span.extensions_mut().insert(Begun { at: Instant::now(), turn });
         if OPERATIONS.contains(&span.name()) {
-            span.extensions_mut().insert(Root(Operation::default()));
+            span.extensions_mut().insert(Root(Vec::new()));
         }
     }
 
     fn on_close(&self, id: Id, context: Context<'_, S>) {
         let Some(span) = context.span(&id) else { return };
         let now = Instant::now();
-        let begun = |span: &tracing_subscriber::registry::SpanRef<'_, S>| {
-            span.extensions().get::<Begun>().map(|begun| begun.0)
-        };
+        let begun =
+            |span: &tracing_subscriber::registry::SpanRef<'_, S>| span.extensions().get::<Begun>().copied();
         let Some(begin) = begun(&span) else { return };
-        if let Some(Root(mut operation)) = span.extensions_mut().remove::<Root>() {
-            operation.took_us = micros(now - begin);
-            self.keep(span.name(), operation);
+        if let Some(Root(mut phases)) = span.extensions_mut().remove::<Root>() {
+            phases.sort_by_key(|(turn, _)| *turn);
+            let phases = phases.into_iter().map(|(_, phase)| phase).collect();
+            self.keep(span.name(), Operation { took_us: micros(now - begin.at), phases });
             return;
         }
         let mut name = span.name().to_owned();
         for parent in span.scope().skip(1) {
             let Some(parent_begin) = begun(&parent) else { continue };
-            if let Some(Root(operation)) = parent.extensions_mut().get_mut::<Root>() {
-                let (begin_us, took_us) = (micros(begin - parent_begin), micros(now - begin));
-                operation.phases.push(Phase { name, begin_us, took_us });
+            if let Some(Root(phases)) = parent.extensions_mut().get_mut::<Root>() {
+                let (begin_us, took_us) = (micros(begin.at - parent_begin.at), micros(now - begin.at));
+                phases.push((begin.turn, Phase { name, begin_us, took_us }));
                 return;
             }
             name = format!("{}/{name}", parent.name());
