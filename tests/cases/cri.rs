@@ -6,6 +6,7 @@ use isopod_tests::cri::{Cri, container_config, image_name, wait_for};
 use isopod_tests::held;
 use isopod_tests::node::{Isopod, Settings};
 use k8s_cri::v1::{self, ContainerState, PodSandboxState};
+use std::fs;
 use std::process::{Command, ExitCode};
 use tonic::Code;
 
@@ -23,10 +24,12 @@ fn main() -> ExitCode {
             log_is_reopened_after_rotation,
             container_shares_network_but_not_root_with_its_pod,
             lists_follow_their_filters,
+            lists_can_be_streamed,
             stats_tell_cpu_and_memory,
             limits_hold_and_can_be_changed,
             oom_kill_is_told_as_such,
             stop_and_remove_twice_succeed,
+            stop_signal_of_the_pod_wins,
             user_of_the_image_runs_its_process,
             wishes_a_vm_cannot_grant_are_refused_with_a_remedy,
             unknown_ids_are_not_found,
@@ -185,6 +188,24 @@ fn lists_follow_their_filters() -> Result<()> {
     cri.clean()
 }
 
+fn lists_can_be_streamed() -> Result<()> {
+    let cri = cri()?;
+    let (pod, container) = cri.run_sleeper("streamed")?;
+    let pods: Vec<v1::ListPodSandboxResponse> =
+        cri.stream("/runtime.v1.RuntimeService/StreamPodSandboxes", v1::ListPodSandboxRequest::default())?;
+    ensure!(pods.iter().flat_map(|chunk| &chunk.items).any(|item| item.id == pod.id), "{pods:?}");
+    let only = v1::ContainerFilter { id: container.clone(), ..Default::default() };
+    let containers: Vec<v1::ListContainersResponse> = cri.stream(
+        "/runtime.v1.RuntimeService/StreamContainers",
+        v1::ListContainersRequest { filter: Some(only) },
+    )?;
+    ensure!(containers.len() == 1 && containers[0].containers[0].id == container, "{containers:?}");
+    let images: Vec<v1::ListImagesResponse> =
+        cri.stream("/runtime.v1.ImageService/StreamImages", v1::ListImagesRequest::default())?;
+    ensure!(images.iter().any(|chunk| !chunk.images.is_empty()), "{images:?}");
+    cri.clean()
+}
+
 fn stats_tell_cpu_and_memory() -> Result<()> {
     let cri = cri()?;
     let (_, container) = cri.run_sleeper("stats")?;
@@ -248,6 +269,27 @@ fn stop_and_remove_twice_succeed() -> Result<()> {
     cri.stop("0123456789abcdef", 0)?;
     cri.remove_pod("0123456789abcdef")?;
     Ok(())
+}
+
+fn stop_signal_of_the_pod_wins() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("signal")?;
+    let config = serde_json::json!({
+        "metadata": { "name": "c" }, "image": { "image": image_name("busybox") }, "log_path": "c.log",
+        "command": ["sh", "-c", "trap 'exit 3' USR1; echo ready; while :; do sleep 0.1; done"],
+        "stop_signal": 29, // SIGUSR1 of the CRI
+    });
+    fs::write("/tmp/container.json", config.to_string())?;
+    let pod_config =
+        serde_json::json!({ "metadata": pod.config.metadata, "log_directory": pod.config.log_directory });
+    fs::write("/tmp/pod.json", pod_config.to_string())?;
+    let container = crictl(&["create", &pod.id, "/tmp/container.json", "/tmp/pod.json"])?.trim().to_owned();
+    cri.start(&container)?;
+    wait_for("the trap", || Ok(cri.log(&container)?.contains("ready").then_some(())))?;
+    ensure!(crictl(&["inspect", &container])?.contains("SIGUSR1"), "the status does not tell the signal");
+    cri.stop(&container, 30)?;
+    ensure!(cri.status(&container)?.exit_code == 3, "{:?}", cri.status(&container)?);
+    cri.clean()
 }
 
 fn user_of_the_image_runs_its_process() -> Result<()> {
@@ -349,8 +391,13 @@ fn crictl_speaks_to_it() -> Result<()> {
         vec!["imagefsinfo"],
         vec!["exec", "-s", &container, "true"],
     ] {
-        let ran = Command::new("crictl").args(&arguments).output()?;
-        ensure!(ran.status.success(), "crictl {arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        crictl(&arguments)?;
     }
     cri.clean()
+}
+
+fn crictl(arguments: &[&str]) -> Result<String> {
+    let ran = Command::new("crictl").args(arguments).output()?;
+    ensure!(ran.status.success(), "crictl {arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+    Ok(String::from_utf8(ran.stdout)?)
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::Status;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// Where the daemon listens in a node.
@@ -31,6 +32,7 @@ pub struct Cri {
     runtime: Runtime,
     runtime_service: RuntimeServiceClient<Channel>,
     image_service: ImageServiceClient<Channel>,
+    channel: Channel,
 }
 
 /// A pod that was run, with what it was run with.
@@ -92,9 +94,9 @@ impl Cri {
         let channel = Endpoint::from_static("http://cri").connect_with_connector_lazy(connect);
         let runtime_service =
             RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let image_service = ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let image_service = ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         drop(_context);
-        Ok(Self { runtime, runtime_service, image_service })
+        Ok(Self { runtime, runtime_service, image_service, channel })
     }
 
     /// The raw runtime service, for calls that have no short form here.
@@ -105,6 +107,27 @@ impl Cri {
     /// The raw image service.
     pub fn images(&self) -> ImageServiceClient<Channel> {
         self.image_service.clone()
+    }
+
+    /// Calls a streaming RPC that the generated clients do not know; answers all of its messages.
+    pub fn stream<Q, A>(&self, path: &'static str, request: Q) -> Result<Vec<A>, Status>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        self.runtime.block_on(async {
+            let mut client = tonic::client::Grpc::new(self.channel.clone());
+            client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            let codec = tonic_prost::ProstCodec::<Q, A>::default();
+            let path = PathAndQuery::from_static(path);
+            let mut answers =
+                client.server_streaming(tonic::Request::new(request), path, codec).await?.into_inner();
+            let mut all = Vec::new();
+            while let Some(answer) = answers.message().await? {
+                all.push(answer);
+            }
+            Ok(all)
+        })
     }
 
     /// Waits for a call.

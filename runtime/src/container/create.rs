@@ -15,6 +15,15 @@ use k8s_cri::v1::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode,
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+/// What kubelet asks for.
+#[derive(Debug)]
+pub struct Wish {
+    /// In the CRI's words.
+    pub config: ContainerConfig,
+    /// What stops it, if that is not left to the image; a number of Linux's.
+    pub stop_signal: Option<i32>,
+}
+
 impl Containers {
     /// Makes a container; answers it in state Created.
     ///
@@ -24,12 +33,12 @@ impl Containers {
     pub async fn create(
         self: &Arc<Self>,
         sandbox: &Sandbox,
-        config: ContainerConfig,
+        wish: Wish,
         image: &Image,
     ) -> Result<Arc<Container>, ContainerError> {
         let entered = sandbox.enter().await?;
         let mut undo = Undo::new("CreateContainer");
-        match self.make(sandbox, &entered.machine, config, image, &mut undo).await {
+        match self.make(sandbox, &entered.machine, wish, image, &mut undo).await {
             Ok(container) => {
                 undo.keep();
                 Ok(container)
@@ -45,7 +54,7 @@ impl Containers {
         self: &Arc<Self>,
         sandbox: &Sandbox,
         machine: &Machine,
-        config: ContainerConfig,
+        Wish { config, stop_signal }: Wish,
         image: &Image,
         undo: &mut Undo,
     ) -> Result<Arc<Container>, ContainerError> {
@@ -83,6 +92,7 @@ impl Containers {
             log_path,
             layers,
             user: made.user.unwrap_or_default().into(),
+            stop_signal,
             resources,
             state: State::Created,
             config,

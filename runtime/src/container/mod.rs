@@ -31,8 +31,10 @@ mod start;
 mod stats;
 mod stdio;
 mod stop;
+pub mod stop_signal;
 mod update;
 
+pub use create::Wish;
 pub use exec::{MAX_OUTPUT, Outcome};
 pub use log::LogError;
 pub use record::{Exit, Reason, Record, State};

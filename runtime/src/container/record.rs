@@ -145,6 +145,9 @@ pub struct Record {
     pub layers: Vec<MappedLayer>,
     /// Its first process's user.
     pub user: User,
+    /// Signal that the pod wants for a stop, if any; a number of Linux's.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
     /// Its limits now.
     pub resources: LinuxContainerResources,
     /// Its state.

@@ -2,7 +2,8 @@
 
 use super::Node;
 use super::list_containers::{image_spec, state};
-use crate::container::{Container, Record, State};
+use crate::container::{Container, Record, State, stop_signal};
+use isopod_protocols::cri_additions;
 use k8s_cri::v1::{
     ContainerResources, ContainerStatus, ContainerStatusRequest, ContainerStatusResponse, ContainerUser,
     LinuxContainerUser,
@@ -10,11 +11,15 @@ use k8s_cri::v1::{
 use std::collections::HashMap;
 use tonic::Status;
 
-pub async fn serve(node: &Node, request: ContainerStatusRequest) -> Result<ContainerStatusResponse, Status> {
+pub async fn serve(
+    node: &Node,
+    (request, ()): (ContainerStatusRequest, ()),
+) -> Result<(ContainerStatusResponse, cri_additions::ContainerStatusResponse), Status> {
     let container = node.containers.get(&request.container_id)?;
     let record = container.snapshot();
     let info = if request.verbose { info(&container, &record) } else { HashMap::new() };
-    Ok(ContainerStatusResponse { status: Some(status(&container.id, record)), info })
+    let added = cri_additions::ContainerStatusResponse { status: Some(stop_signal::status(&container)) };
+    Ok((ContainerStatusResponse { status: Some(status(&container.id, record)), info }, added))
 }
 
 fn status(id: &str, record: Record) -> ContainerStatus {

@@ -8,6 +8,7 @@ mod status;
 
 pub mod server;
 
+mod additions;
 mod container_stats;
 mod container_status;
 mod create_container;
@@ -32,7 +33,9 @@ mod selection;
 mod start_container;
 mod stop_container;
 mod stop_pod_sandbox;
+mod twice;
 mod update_container_resources;
+mod update_pod_sandbox_resources;
 mod update_runtime_config;
 mod version;
 
@@ -41,6 +44,7 @@ use crate::container::Containers;
 use crate::image::Images;
 use crate::sandbox::Sandboxes;
 use async_trait::async_trait;
+use isopod_protocols::cri_additions;
 use k8s_cri::v1::runtime_service_server::RuntimeService;
 use k8s_cri::v1::{self, ContainerEventResponse};
 use std::sync::Arc;
@@ -127,7 +131,8 @@ impl RuntimeService for RuntimeDoor {
         &self,
         request: Request<v1::CreateContainerRequest>,
     ) -> Answer<v1::CreateContainerResponse> {
-        create_container::serve(&self.node, request.into_inner()).await.map(Response::new)
+        let request = (request.into_inner(), cri_additions::CreateContainerRequest::default());
+        create_container::serve(&self.node, request).await.map(|(answer, ())| Response::new(answer))
     }
 
     async fn start_container(
@@ -162,7 +167,8 @@ impl RuntimeService for RuntimeDoor {
         &self,
         request: Request<v1::ContainerStatusRequest>,
     ) -> Answer<v1::ContainerStatusResponse> {
-        container_status::serve(&self.node, request.into_inner()).await.map(Response::new)
+        let answered = container_status::serve(&self.node, (request.into_inner(), ())).await;
+        answered.map(|(answer, _)| Response::new(answer))
     }
 
     async fn update_container_resources(

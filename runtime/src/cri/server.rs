@@ -1,5 +1,6 @@
 //! The gRPC server on a unix socket.
 
+use super::additions::WithAdditions;
 use super::{ImageDoor, Node, RuntimeDoor};
 use k8s_cri::v1::image_service_server::ImageServiceServer;
 use k8s_cri::v1::runtime_service_server::RuntimeServiceServer;
@@ -78,12 +79,12 @@ pub async fn serve(
     let image = ImageServiceServer::new(ImageDoor::new(Arc::clone(&node)))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let runtime = RuntimeServiceServer::new(RuntimeDoor::new(node))
+    let runtime = RuntimeServiceServer::new(RuntimeDoor::new(Arc::clone(&node)))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     Server::builder()
-        .add_service(runtime)
-        .add_service(image)
+        .add_service(WithAdditions::new(runtime, Arc::clone(&node)))
+        .add_service(WithAdditions::new(image, node))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .map_err(|source| ServerError::Serve { path, source })
