@@ -2,6 +2,7 @@
 //! Needs neither root nor a node.
 
 use isopod_tests::artefacts::repository;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,9 +51,18 @@ fn files_that_the_walk_names_are_there() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
+/// `src` of a crate is told by the crate's page, and a folder with one file by that file.
 #[test]
-fn every_top_folder_has_a_readme() {
-    for folder in ["agent", "docs", "guest-image", "helm", "protocols", "runtime", "tests", "vmm"] {
-        assert!(repository().join(folder).join("README.md").exists(), "{folder} has none");
+fn every_folder_has_a_readme() {
+    let mut files = BTreeMap::<PathBuf, usize>::new();
+    for folder in tracked().iter().filter_map(|file| file.parent()) {
+        *files.entry(folder.to_owned()).or_default() += 1;
     }
+    let told = |folder: &Path| {
+        let hidden = folder.starts_with(".cargo") || folder.starts_with(".ci");
+        let of_crate = folder.ends_with("src") || folder.ends_with("src/bin");
+        hidden || of_crate || repository().join(folder).join("README.md").exists()
+    };
+    let silent: Vec<_> = files.iter().filter(|(folder, count)| **count > 1 && !told(folder)).collect();
+    assert!(silent.is_empty(), "{silent:#?}");
 }

@@ -127,7 +127,6 @@ impl Node {
     /// must not end before the node.
     pub fn start(settings: Settings, job: &Job) -> Result<Node> {
         ensure!(nix::unistd::geteuid().is_root(), "the node's file server needs root: run as root");
-        let deadline = Instant::now() + settings.timeout;
         let (qemu, kernel) = (Qemu::locate()?, Kernel::newest()?.unpacked()?);
         let mut modules = vec![machine::kvm_module(settings.time), "tun"];
         if settings.isopod != Isopod::Absent {
@@ -136,6 +135,8 @@ impl Node {
         let terminal = job.terminal.then(Terminal::lend);
         let run = RunDirectory::make(&settings, &kernel.load_order(&modules)?, job, terminal.as_ref())?;
         let signals = take_signals()?;
+        // from here on: what is built before takes as long as it takes
+        let deadline = Instant::now() + settings.timeout;
 
         initramfs::write(&kernel, &run.initramfs())?;
         let (root_server, root_socket) = virtiofsd::serve("/".as_ref(), "root", run.path())?;
