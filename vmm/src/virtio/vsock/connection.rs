@@ -85,6 +85,8 @@ pub struct Connection {
     credit_wanted: bool,
     /// The stream takes no more bytes, for good.
     host_deaf: bool,
+    /// The host program sees the end of the guest's bytes.
+    end_passed_on: bool,
 
     sent: Wrapping<u32>,
     guest_buffer: u32,
@@ -135,6 +137,7 @@ impl Connection {
             announced: Wrapping(0),
             credit_wanted: false,
             host_deaf: false,
+            end_passed_on: false,
             sent: Wrapping(0),
             guest_buffer: 0,
             guest_forwarded: Wrapping(0),
@@ -325,7 +328,9 @@ impl Connection {
 
     /// Lets the host program see the end of the guest's bytes, once it has them all.
     fn pass_on_end(&mut self) {
-        if self.guest_shutdown & SHUTDOWN_SEND != 0 && self.backlog.is_empty() {
+        let over = self.guest_shutdown & SHUTDOWN_SEND != 0 && self.backlog.is_empty();
+        // Once: a stream whose far end is closed tells of every shutdown by an event, which would lead here again.
+        if over && !std::mem::replace(&mut self.end_passed_on, true) {
             // Fails only when the host program has closed the stream already.
             let _ = self.stream.shutdown(Shutdown::Write);
         }

@@ -455,6 +455,16 @@ fn reader_that_leaves_stops_the_guest() {
 }
 
 #[test]
+fn closed_stream_that_the_guest_shuts_down_comes_to_rest() {
+    let mut guest = Guest::up();
+    let (host, ports) = guest.connected();
+    drop(host);
+    guest.rig.run();
+    guest.send(ports, op::SHUTDOWN, SHUTDOWN_SEND, b"");
+    guest.rig.run();
+}
+
+#[test]
 fn connections_take_turns() {
     let mut guest = Guest::cold();
     guest.rig.start(u64::MAX);
