@@ -5,9 +5,6 @@
 //! ([`container::child`]), because the container library changes the process that calls it. Which of the two is decided
 //! here, before any runtime or thread exists.
 
-// The borders stand before what uses them; goes when both sides are in.
-#![allow(dead_code, unused_imports, unused_macros)]
-
 mod cgroup;
 mod console;
 mod container;

@@ -6,6 +6,7 @@
 //!     +--undone--+ a step fails
 //! ```
 
+use crate::console;
 use crate::container::Containers;
 use crate::error::AgentError;
 use crate::identity::{Identity, IdentityError};
@@ -108,6 +109,8 @@ pub async fn set_up(
     match apply(&identity).await {
         Ok(storage) => {
             sandbox.storage.set(Arc::new(storage)).expect("it was empty and the lock is held");
+            // A console then tells whose guest it is.
+            console::info!("guest of sandbox {}", identity.sandbox_id);
             Ok(SetUpSandboxResponse {})
         }
         Err(error) => {

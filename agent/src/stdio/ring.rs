@@ -24,6 +24,7 @@ pub enum RingError {
         /// First byte wanted.
         asked: u64,
         /// First byte held.
+        /// Number of the first byte held.
         base: u64,
     },
     /// The host names bytes that the process has not written.
@@ -45,11 +46,6 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Number of the first byte held.
-    pub fn base(&self) -> u64 {
-        self.base
-    }
-
     /// One past the number of the last byte held.
     pub fn end(&self) -> u64 {
         self.base + self.held.len() as u64
@@ -129,7 +125,7 @@ mod tests {
         ring.push(&vec![7; WINDOW]);
         assert_eq!(ring.room(), 0);
         ring.acknowledge(10).unwrap();
-        assert_eq!((ring.room(), ring.base()), (10, 10));
+        assert_eq!((ring.room(), ring.base), (10, 10));
     }
 
     #[test]
@@ -147,7 +143,7 @@ mod tests {
         let mut ring = Ring::default();
         ring.push(b"abc");
         assert_eq!(ring.acknowledge(4), Err(RingError::Beyond { asked: 4, end: 3 }));
-        assert_eq!(ring.base(), 0);
+        assert_eq!(ring.base, 0);
     }
 
     #[test]
@@ -221,8 +217,8 @@ mod tests {
                         prop_assert_eq!(position, kept);
                     }
                 }
-                prop_assert!(ring.end() == written && ring.base() == acknowledged);
-                prop_assert!(ring.end() - ring.base() <= WINDOW as u64);
+                prop_assert!(ring.end() == written && ring.base == acknowledged);
+                prop_assert!(ring.end() - ring.base <= WINDOW as u64);
             }
         }
     }
