@@ -14,6 +14,7 @@ use isopod_protocols::agent::{CreateContainerRequest, Extent, PidNamespace, Remo
 use k8s_cri::v1::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, SupplementalGroupsPolicy};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use tracing::{Instrument, info_span};
 
 /// What kubelet asks for.
 #[derive(Debug)]
@@ -76,12 +77,13 @@ impl Containers {
 
         // One at a time per pod, so that a layer is mapped once and not unmapped in between.
         let _pod = self.pod_lock(&sandbox.id).await;
-        let layers = self.attach_layers(&sandbox.id, &machine.vm, &image.layers, undo).await?;
+        let attached = self.attach_layers(&sandbox.id, &machine.vm, &image.layers, undo);
+        let layers = attached.instrument(info_span!("layers")).await?;
         request.layers = layers.iter().map(extent).collect();
 
         let (agent, removal) = (machine.agent.clone(), RemoveContainerRequest { container_id: id.clone() });
         undo.push("container in the guest", move || async move { agent.remove_container(removal).await })?;
-        let made = machine.agent.create_container(request).await?;
+        let made = machine.agent.create_container(request).instrument(info_span!("agent")).await?;
 
         let log = log_path.as_deref().map(open_log).transpose()?.map(Arc::new);
         let resources = config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();

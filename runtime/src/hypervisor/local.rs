@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use tracing::{Instrument, info_span};
 
 /// Limit of a request to a VMM that runs.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -79,7 +80,8 @@ fn open(how: &OpenOptions, what: &'static str, path: &Path) -> Result<File, Hype
 impl Hypervisor for LocalHypervisor {
     async fn boot(&self, config: &VmConfig, undo: &mut Undo) -> Result<VmHandle, HypervisorError> {
         let files = Files::open(config)?;
-        let process = Process::start_vmm(config, files.control.as_fd(), files.log.as_fd())?;
+        let (control, log) = (files.control.as_fd(), files.log.as_fd());
+        let process = info_span!("spawn").in_scope(|| Process::start_vmm(config, control, log))?;
         let vm = Arc::new(LocalVm {
             id: config.id.clone(),
             directory: config.directory.clone(),
@@ -142,7 +144,8 @@ impl LocalVm {
         });
         let descriptors =
             [files.kvm.as_fd(), files.kernel.as_fd(), files.root_image.as_fd(), files.vsock.as_fd()];
-        self.done("boot", &request, &descriptors, config.boot_timeout).await?;
+        let built = self.done("boot", &request, &descriptors, config.boot_timeout);
+        built.instrument(info_span!("machine")).await?;
 
         let failed =
             |source| HypervisorError::Control { id: self.id.clone(), request: "listen_vsock", source };
@@ -151,7 +154,7 @@ impl LocalVm {
         self.done("listen_vsock", &listen, &[for_vmm.as_fd()], REQUEST_LIMIT).await?;
         // The VMM alone holds the other end now, so its death is seen here too.
         drop(for_vmm);
-        guest.knock(READY_PORT).await.map_err(failed)
+        guest.knock(READY_PORT).instrument(info_span!("guest")).await.map_err(failed)
     }
 
     async fn ask(

@@ -32,6 +32,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::{Instrument, info_span};
 
 /// Why a pod's network could not be set up, checked or torn down.
 #[derive(Debug, thiserror::Error)]
@@ -173,8 +174,9 @@ impl Networks {
         let (networks, id) = (self.clone(), pod.sandbox_id.clone());
         undo.push("network", move || async move { networks.remove(&id).await })?;
 
-        netns::create(&netns).await?;
-        let result = self.plugins.add(&list, &attachment.invocation).await?;
+        netns::create(&netns).instrument(info_span!("namespace")).await?;
+        let added = self.plugins.add(&list, &attachment.invocation);
+        let result = added.instrument(info_span!("plugins")).await?;
         let addresses = cni::addresses(&result);
         if addresses.is_empty() {
             return Err(NetworkError::NoAddress(list.name));
@@ -183,7 +185,7 @@ impl Networks {
         self.attachments.put(&pod.sandbox_id, &attachment)?;
         undo.push("CNI result", || async { Ok::<_, NetworkError>(()) })?;
 
-        let (interface, tap) = netns::within(&netns, link::join).await??;
+        let (interface, tap) = netns::within(&netns, link::join).instrument(info_span!("link")).await??;
         undo.push("tap", || async { Ok::<_, NetworkError>(()) })?;
         Ok(PodNetwork { netns, addresses, interface, tap })
     }
