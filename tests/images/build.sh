@@ -37,7 +37,7 @@ multi_image() {
 programs() {
   local name
   mkdir programs
-  for name in effective-uid pause; do
+  for name in effective-uid pause read-file; do
     gcc -static -Os -s -o "programs/$name" "$here/$name.c"
   done
 }
@@ -49,7 +49,7 @@ trees() {
   changes_tree changes
   web_tree web
   user_tree user
-  large_tree large
+  large_tree large programs
   install -m 755 programs/pause pause/pause
 }
 
@@ -74,4 +74,4 @@ build() {
 }
 
 busybox=$("$here/../tools/busybox.sh")/busybox
-cached images "$(key_of "$busybox" "$here"/{build,oci-layout,trees}.sh "$here"/{effective-uid,pause}.c)" build
+cached images "$(key_of "$busybox" "$here"/{build,oci-layout,trees}.sh "$here"/{effective-uid,pause,read-file}.c)" build

@@ -78,9 +78,10 @@ user_tree() {
   printf '%s\n' 'root:x:0:' 'keepers:x:1600:' 'divers:x:1700:keeper' >"$root/etc/group"
 }
 
-# 64 MiB that no compression makes smaller and that is the same in each build.
+# 64 MiB that no compression makes smaller and that is the same in each build, and a program that times reading it.
 large_tree() {
-  local root=$1
-  install -d -m 755 "$root/data"
+  local root=$1 programs=$2
+  install -d -m 755 "$root"/{data,usr,usr/bin}
+  install -m 755 "$programs/read-file" "$root/usr/bin/read-file"
   head -c 64M /dev/zero | openssl enc -aes-128-ctr -K 00000000000000000000000000000000 -iv 00000000000000000000000000000000 >"$root/data/large"
 }
