@@ -5,7 +5,7 @@
 
 PROGRAMS = target/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo shell test soak lint build packages artefacts guest-kernel tools images node-run
+.PHONY: demo shell test soak bench lint build packages artefacts guest-kernel tools images node-run
 
 # Pods in their own VMs on real KVM, by crictl, with every command shown.
 demo: artefacts
@@ -22,6 +22,10 @@ test: artefacts
 # 20 pods at once, then 200 one after another (make soak SOAK=20 for a tenth).
 soak: artefacts
 	ISOPOD_SOAK=$(or $(SOAK),200) cargo test --release --workspace --test soak
+
+# Isopod beside containerd + runc and QEMU microvm: a table, and target/bench/report.json. On a machine that does nothing else.
+bench: artefacts
+	$(PROGRAMS)/isopod-bench
 
 # Formatting, clippy, documentation, licences.
 lint: packages

@@ -65,6 +65,15 @@ impl Artefacts {
         })
     }
 
+    /// Where a node has installed what a guest boots from, by variable: on its tmpfs when instructions are counted.
+    pub fn installed_in_node() -> [(&'static str, &'static str); 3] {
+        [
+            ("ISOPOD_VMM", "/usr/lib/isopod/isopod-vmm"),
+            ("ISOPOD_KERNEL", "/usr/lib/isopod/vmlinux"),
+            ("ISOPOD_ROOT_IMAGE", "/usr/lib/isopod/guest-root.erofs"),
+        ]
+    }
+
     /// The variables that make [`Artefacts::locate`] find the same again.
     pub fn variables(&self) -> [(&'static str, &Path); 6] {
         [

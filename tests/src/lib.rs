@@ -4,6 +4,7 @@
 //! by their sockets, files and command lines.
 
 pub mod artefacts;
+pub mod bench;
 pub mod case;
 pub mod cri;
 pub mod daemon;

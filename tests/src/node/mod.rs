@@ -21,6 +21,7 @@ mod virtiofsd;
 
 pub use job::Job;
 pub use machine::Time;
+pub use qemu::Qemu;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kernel::Kernel;
@@ -30,7 +31,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use process::Process;
-use qemu::Qemu;
 use run_directory::RunDirectory;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;

@@ -1,0 +1,119 @@
+//! The benchmark: Isopod and its peers, measured in the same node in the same run.
+//!
+//! ```text
+//! isopod-bench          on the machine: for each clock boot a node, run this same program in it, gather the rows
+//!   +-> measure         in the node: pods, memory, layers, against containerd + runc by the same CRI client;
+//!                       a VM alone, against QEMU microvm with the same kernel and root
+//! ```
+//!
+//! Nothing here knows Isopod from within. What fails is told and leaves a null in the report; the rest is measured all the same.
+
+pub mod boot;
+pub mod containerd;
+pub mod goals;
+pub mod layers;
+pub mod memory;
+pub mod pods;
+pub mod qemu_guest;
+pub mod report;
+pub mod side;
+pub mod statistics;
+
+use crate::cri::Cri;
+use crate::daemon;
+use anyhow::{Context, Result};
+use containerd::Containerd;
+use report::Clock;
+use side::Side;
+use std::path::Path;
+use std::time::Instant;
+
+/// A part of the benchmark that can be run alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// `vm_boot_to_agent`.
+    Boot,
+    /// `pod_start`, `exec`, `pod_stop`.
+    Pods,
+    /// `idle_pod_memory`, `daemon_memory`: by the wall's clock only, as bytes have none.
+    Memory,
+    /// `layer_read`: by the wall's clock only. Counted instructions say nothing of copied memory.
+    Layers,
+}
+
+/// How often things are done.
+#[derive(Debug, Clone, Copy)]
+pub struct Counts {
+    /// VMs booted.
+    pub boots: usize,
+    /// Pods started and stopped.
+    pub pods: usize,
+    /// Commands run.
+    pub execs: usize,
+    /// Pods that are idle at the same time.
+    pub idle: usize,
+    /// Pods that read a layer, for each way of reading.
+    pub reads: usize,
+}
+
+impl Counts {
+    /// What the reports are made with.
+    pub const WALL: Self = Self { boots: 10, pods: 20, execs: 50, idle: 20, reads: 3 };
+    /// The same by counted instructions, which repeat to a percent and take several times as long to run.
+    pub const ICOUNT: Self = Self { boots: 3, pods: 7, execs: 20, ..Self::WALL };
+    /// Enough to see that everything works.
+    pub const QUICK: Self = Self { boots: 2, pods: 3, execs: 5, idle: 3, reads: 1 };
+}
+
+/// In the node: measures, and writes `rows.json` and `phases.txt` into `out`.
+///
+/// # Errors
+/// Where nothing could be measured at all.
+pub fn measure(clock: Clock, parts: &[Part], counts: &Counts, out: &Path) -> Result<()> {
+    let mut rows = Vec::new();
+    let (isopod, peer) = (Cri::connect()?, Containerd::start()?);
+    let daemon = *daemon::pids()?.first().context("isopod serve does not run")?;
+    let mut sides = [
+        Side::new("isopod", &isopod, daemon.cast_unsigned()),
+        Side::new("containerd", &peer.cri, peer.pid()),
+    ];
+    for side in &mut sides {
+        println!("  {}: pulling images", side.name);
+        side.run("pull", |side| {
+            side.cri.pull("busybox")?;
+            Ok(side.cri.pull("large")?)
+        });
+    }
+    let wanted =
+        |part| parts.contains(&part) && (clock == Clock::Wall || matches!(part, Part::Boot | Part::Pods));
+    for part in [Part::Boot, Part::Pods, Part::Memory, Part::Layers].into_iter().filter(|&part| wanted(part))
+    {
+        println!("  measuring {part:?}");
+        rows.extend(match part {
+            Part::Boot => boot::measure(&sides[0], counts, clock),
+            Part::Pods => {
+                let rows = pods::measure(&mut sides, counts, clock);
+                std::fs::write(out.join("phases.txt"), phases()?)?;
+                rows
+            }
+            Part::Memory => memory::measure(&mut sides, counts),
+            Part::Layers => layers::measure(&mut sides, counts),
+        });
+        // what is there is kept, whatever comes
+        report::write(&out.join("rows.json"), &rows)?;
+    }
+    Ok(())
+}
+
+/// Where the time of Isopod's last pod start went.
+fn phases() -> Result<String> {
+    let ran = std::process::Command::new("isopod").arg("phases").output().context("cannot run isopod")?;
+    Ok(String::from_utf8(ran.stdout)?)
+}
+
+/// How long it took, in milliseconds of the node's clock, and what came of it.
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
+    let begin = Instant::now();
+    let done = work()?;
+    Ok((begin.elapsed().as_secs_f64() * 1000.0, done))
+}

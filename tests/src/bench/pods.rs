@@ -1,0 +1,92 @@
+//! A pod's life by its CRI: `pod_start`, `exec`, `pod_stop`.
+//!
+//! The sides take turns, so that whatever else the machine does meets both. A side that fails is out of the race, with its
+//! reason; the other runs on.
+
+use super::report::{Clock, Row};
+use super::side::{Side, settle};
+use super::statistics::Samples;
+use super::{Counts, containerd, timed};
+use crate::cri::{Pod, container_config, pod_config};
+use anyhow::{Result, ensure};
+use std::fs;
+
+/// Pods of each side before any figure counts.
+const WARM_UP: usize = 2;
+
+/// What one side's pods took, in milliseconds.
+#[derive(Default)]
+struct Times {
+    start: Samples,
+    exec: Samples,
+    stop: Samples,
+}
+
+/// Starts and stops pods on each side, and runs commands in one more.
+pub fn measure(sides: &mut [Side<'_>; 2], counts: &Counts, clock: Clock) -> Vec<Row> {
+    let mut times = [Times::default(), Times::default()];
+    for round in 0..WARM_UP + counts.pods {
+        for (side, times) in sides.iter_mut().zip(&mut times) {
+            let mut unused = Times::default();
+            let times = if round < WARM_UP { &mut unused } else { times };
+            side.run("a pod's life", |side| live(side, round, times));
+        }
+    }
+    for (side, times) in sides.iter_mut().zip(&mut times) {
+        side.run("exec", |side| exec(side, counts.execs, times));
+        println!("  {}: start {}; exec {}; stop {} ms", side.name, times.start, times.exec, times.stop);
+    }
+    let [ours, peer] = times;
+    [
+        ("pod_start", ours.start, peer.start),
+        ("exec", ours.exec, peer.exec),
+        ("pod_stop", ours.stop, peer.stop),
+    ]
+    .into_iter()
+    .map(|(name, ours, peer)| {
+        let n = ours.count().max(peer.count());
+        Row::new((name, "ms"), (ours.median(), peer.median()), containerd::NAME, n, clock)
+    })
+    .collect()
+}
+
+/// A pod with a container that sleeps, started and stopped as kubelet would if it were in a hurry.
+fn live(side: &Side<'_>, round: usize, times: &mut Times) -> Result<()> {
+    let (start, pod) = timed(|| start(side, &format!("round-{round}")))?;
+    settle();
+    let (stop, ()) = timed(|| {
+        side.cri.stop_pod(&pod.0.id)?;
+        Ok(side.cri.remove_pod(&pod.0.id)?)
+    })?;
+    settle();
+    times.start.push(start);
+    times.stop.push(stop);
+    Ok(())
+}
+
+fn exec(side: &Side<'_>, count: usize, times: &mut Times) -> Result<()> {
+    let (pod, container) = start(side, "exec")?;
+    settle();
+    for round in 0..WARM_UP + count {
+        let (took, answer) = timed(|| Ok(side.cri.exec(&container, &["true"])?))?;
+        ensure!(answer.exit_code == 0, "true exited with {}", answer.exit_code);
+        if round >= WARM_UP {
+            times.exec.push(took);
+        }
+    }
+    Ok(side.cri.remove_pod(&pod.id)?)
+}
+
+/// A pod with one container that sleeps; the container's id.
+pub fn start(side: &Side<'_>, name: &str) -> Result<(Pod, String)> {
+    let mut config = pod_config(name);
+    // kubelet makes it
+    fs::create_dir_all(&config.log_directory)?;
+    if let Some(linux) = &mut config.linux {
+        linux.cgroup_parent = format!("{}/{name}", side.cgroup_parent());
+    }
+    let pod = side.cri.run_pod_with(config)?;
+    let container =
+        side.cri.run_container(&pod, container_config("sleeper", "busybox", &["sleep", "100000"]))?;
+    Ok((pod, container))
+}
