@@ -27,13 +27,15 @@ impl Sandboxes {
     /// Forwards the agent's events. Returns only when nobody listens any more.
     async fn forward(&self, sandbox: &Sandbox, machine: &Machine) {
         loop {
-            if let Err(error) = self.forward_stream(sandbox, machine).await {
-                tracing::warn!(sandbox = sandbox.id, %error, "watch of the agent broke; it is opened again");
-            }
+            let broken = self.forward_stream(sandbox, machine).await;
             if self.events.is_closed() {
                 return machine.vm.ended().await;
             }
+            // A VM that ends takes its streams along first: its end is what is told then, and we come no further.
             tokio::time::sleep(PAUSE).await;
+            if let Err(error) = broken {
+                tracing::warn!(sandbox = sandbox.id, %error, "watch of the agent broke; it is opened again");
+            }
         }
     }
 
