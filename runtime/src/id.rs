@@ -19,6 +19,11 @@ pub fn new_id() -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Whether a text could be an id of ours, whoever it comes from.
+pub fn is_id(text: &str) -> bool {
+    text.len() == 2 * BYTES && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// Fills `bytes` from the kernel's random device.
 ///
 /// # Errors
@@ -63,7 +68,11 @@ mod tests {
     fn ids_are_plain_and_differ() {
         let (a, b) = (new_id().unwrap(), new_id().unwrap());
         assert_eq!(a.len(), 32);
-        assert!(a.chars().all(|c| c.is_ascii_hexdigit()));
+        assert!(is_id(&a) && is_id(&b));
+        for other in ["", "../../../../../../../../etc/passwd", &a[1..], &a.to_uppercase().replace('0', "G")]
+        {
+            assert!(!is_id(other), "{other}");
+        }
         assert_ne!(a, b);
     }
 

@@ -5,13 +5,15 @@
 //! operation whose caller went away: dropping an armed stack runs it in the background. It must not decide anything:
 //! a release that fails is reported and the next one runs all the same.
 //!
-//! Tests fail an operation at each of its steps in turn, without knowing them: see [`Fault`].
+//! Tests fail an operation at each of its steps in turn, without knowing them: see [`Fault`]. Operations that only give
+//! back, or change what is there, have [`Steps`] for that.
 
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What a release may fail with.
 pub type ReleaseError = Box<dyn Error + Send + Sync>;
@@ -25,9 +27,35 @@ struct Step {
 
 /// The releases of one operation so far. Dropped while it holds any, it runs them on the current tokio runtime.
 pub struct Undo {
-    operation: &'static str,
-    taken: u32,
+    count: Steps,
     steps: Vec<Step>,
+}
+
+/// Counts the steps of an operation.
+#[derive(Debug)]
+pub struct Steps {
+    operation: &'static str,
+    done: AtomicU32,
+}
+
+impl Steps {
+    /// None is done. `operation` names it in messages and in [`Fault`]s.
+    pub fn new(operation: &'static str) -> Self {
+        Self { operation, done: AtomicU32::new(0) }
+    }
+
+    /// The step `name` is done.
+    ///
+    /// # Errors
+    /// Only when a [`Fault`] names this step: the caller gives up as it would for any other error.
+    pub fn done(&self, name: &str) -> Result<(), Injected> {
+        let number = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        match Fault::for_step(self.operation, number) {
+            None => Ok(()),
+            Some(Fault { abort: true, .. }) => std::process::abort(),
+            Some(_) => Err(Injected { operation: self.operation, number, step: name.to_owned() }),
+        }
+    }
 }
 
 /// A step failed because a test asked for it.
@@ -58,7 +86,7 @@ impl Error for Leftovers {}
 impl Undo {
     /// An empty stack. `operation` names it in messages and in [`Fault`]s.
     pub fn new(operation: &'static str) -> Self {
-        Self { operation, taken: 0, steps: Vec::new() }
+        Self { count: Steps::new(operation), steps: Vec::new() }
     }
 
     /// Registers the release of what the step `name` has just taken.
@@ -73,14 +101,17 @@ impl Undo {
         E: Into<ReleaseError>,
     {
         let name = name.into();
-        self.taken += 1;
         let release: Release = Box::new(move || Box::pin(async move { release().await.map_err(Into::into) }));
         self.steps.push(Step { name: name.clone(), release });
-        match Fault::for_step(self.operation, self.taken) {
-            None => Ok(()),
-            Some(Fault { abort: true, .. }) => std::process::abort(),
-            Some(_) => Err(Injected { operation: self.operation, number: self.taken, step: name }),
-        }
+        self.count.done(&name)
+    }
+
+    /// A step `name` is done that took nothing of its own.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn done(&self, name: &str) -> Result<(), Injected> {
+        self.count.done(name)
     }
 
     /// The operation succeeded: what it took stays.
@@ -93,7 +124,7 @@ impl Undo {
     /// # Errors
     /// Names the releases that failed; all were tried.
     pub async fn run(mut self) -> Result<(), Leftovers> {
-        release_all(self.operation, std::mem::take(&mut self.steps)).await
+        release_all(self.count.operation, std::mem::take(&mut self.steps)).await
     }
 }
 
@@ -103,7 +134,7 @@ impl Drop for Undo {
         if steps.is_empty() {
             return;
         }
-        let operation = self.operation;
+        let operation = self.count.operation;
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
                 runtime.spawn(release_all(operation, steps));

@@ -14,6 +14,7 @@ use isopod_protocols::agent::{CreateContainerRequest, Extent, PidNamespace, Remo
 use k8s_cri::v1::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, SupplementalGroupsPolicy};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use tokio::sync::oneshot;
 use tracing::{Instrument, info_span};
 
 /// What kubelet asks for.
@@ -26,20 +27,42 @@ pub struct Wish {
 }
 
 impl Containers {
-    /// Makes a container; answers it in state Created.
+    /// Makes a container; answers it in state Created. Dropping the future undoes everything.
     ///
     /// # Errors
     /// See [`ContainerError`]. Nothing is left of it then.
     #[tracing::instrument(name = "CreateContainer", skip_all, fields(sandbox = sandbox.id))]
     pub async fn create(
         self: &Arc<Self>,
-        sandbox: &Sandbox,
+        sandbox: &Arc<Sandbox>,
         wish: Wish,
-        image: &Image,
+        image: Image,
+    ) -> Result<Arc<Container>, ContainerError> {
+        let (here, left) = oneshot::channel::<()>();
+        // The work is a task of its own: a caller that leaves must not stop it between a step and its undo.
+        let work = Arc::clone(self).create_or_undo(Arc::clone(sandbox), wish, image, left);
+        let outcome = tokio::spawn(work.in_current_span()).await;
+        drop(here);
+        outcome.unwrap_or_else(|_| Err(ContainerError::GoingDown(sandbox.id.clone())))
+    }
+
+    async fn create_or_undo(
+        self: Arc<Self>,
+        sandbox: Arc<Sandbox>,
+        wish: Wish,
+        image: Image,
+        mut caller: oneshot::Receiver<()>,
     ) -> Result<Arc<Container>, ContainerError> {
         let entered = sandbox.enter().await?;
+        // One at a time per pod, so that a layer is mapped once and not unmapped in between, also not by an undo.
+        let _pod = self.pod_lock(&sandbox.id).await;
         let mut undo = Undo::new("CreateContainer");
-        match self.make(sandbox, &entered.machine, wish, image, &mut undo).await {
+        let made = self.make(&sandbox, &entered.machine, wish, &image, &mut undo).await;
+        let made = made.and_then(|container| match caller.try_recv() {
+            Err(oneshot::error::TryRecvError::Closed) => Err(ContainerError::Abandoned(container.id.clone())),
+            _ => Ok(container),
+        });
+        match made {
             Ok(container) => {
                 undo.keep();
                 Ok(container)
@@ -75,8 +98,6 @@ impl Containers {
             Ok::<_, ContainerError>(())
         })?;
 
-        // One at a time per pod, so that a layer is mapped once and not unmapped in between.
-        let _pod = self.pod_lock(&sandbox.id).await;
         let attached = self.attach_layers(&sandbox.id, &machine.vm, &image.layers, undo);
         let layers = attached.instrument(info_span!("layers")).await?;
         request.layers = layers.iter().map(extent).collect();
@@ -84,6 +105,7 @@ impl Containers {
         let (agent, removal) = (machine.agent.clone(), RemoveContainerRequest { container_id: id.clone() });
         undo.push("container in the guest", move || async move { agent.remove_container(removal).await })?;
         let made = machine.agent.create_container(request).instrument(info_span!("agent")).await?;
+        undo.done("made in the guest")?;
 
         let log = log_path.as_deref().map(open_log).transpose()?.map(Arc::new);
         let resources = config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();

@@ -4,12 +4,15 @@
 
 use super::record::{Exit, Record, State};
 use super::{Container, ContainerError, Containers, LogFile, now_ns};
-use crate::hypervisor::VmHandle;
+use crate::id::is_id;
 use crate::sandbox::SandboxEvent;
-use isopod_protocols::agent::{self, ContainerState, event::Event};
+use isopod_protocols::agent::{self, ContainerState, RemoveContainerRequest, event::Event};
 use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+
+/// Most containers without a record that are removed at once: a guest may name as many as it likes.
+const MOST_STRANGERS: usize = 64;
 
 impl Containers {
     /// Takes every event until there are no more sandboxes.
@@ -37,16 +40,44 @@ impl Containers {
             (agent::State::Exited, Some(exit)) => State::Exited(Exit::told(told.started_at_ns, exit)),
             _ => return,
         };
+        if container.state() == State::Created {
+            // An earlier daemon let it run and was killed before it noted that.
+            self.resume_output(&container);
+        }
         self.advance(&container, state);
     }
 
     /// A snapshot: it also tells of containers that it leaves out.
-    fn compare(&self, sandbox_id: &str, all: &[ContainerState]) {
+    fn compare(self: &Arc<Self>, sandbox_id: &str, all: &[ContainerState]) {
         all.iter().for_each(|told| self.hear(sandbox_id, told));
         let named: HashSet<_> = all.iter().map(|told| told.container_id.as_str()).collect();
         for container in self.of_sandbox(sandbox_id) {
             if container.is_running() && !named.contains(container.id.as_str()) {
                 self.lose(&container);
+            }
+        }
+        let strange = named.into_iter().filter(|id| is_id(id) && self.get(id).is_err());
+        let strange: Vec<_> = strange.take(MOST_STRANGERS).map(str::to_owned).collect();
+        if !strange.is_empty() {
+            tokio::spawn(Arc::clone(self).remove_strangers(sandbox_id.to_owned(), strange));
+        }
+    }
+
+    /// Removes containers from their guest that have no record: an earlier daemon was killed while it made them.
+    async fn remove_strangers(self: Arc<Self>, sandbox_id: String, ids: Vec<String>) {
+        let Ok(sandbox) = self.sandboxes.get(&sandbox_id) else { return };
+        let Ok(entered) = sandbox.enter().await else { return };
+        // Under the pod's lock none is half made: it has a record by now, or never will.
+        let _pod = self.pod_lock(&sandbox_id).await;
+        for id in ids.into_iter().filter(|id| self.get(id).is_err()) {
+            let request = RemoveContainerRequest { container_id: id.clone() };
+            match entered.machine.agent.remove_container(request).await {
+                Ok(_) => {
+                    tracing::info!(sandbox = sandbox_id, container = id, "half-made container is removed")
+                }
+                Err(error) => {
+                    tracing::warn!(sandbox = sandbox_id, container = id, %error, "half-made container stays");
+                }
             }
         }
     }
@@ -117,20 +148,23 @@ impl Containers {
         for container in self.list() {
             match self.sandboxes.get(&container.sandbox_id()) {
                 Err(_) => self.forget(&container.id)?,
-                Ok(sandbox) => match sandbox.machine() {
-                    Ok(machine) => self.resume(&container, &machine.vm),
-                    Err(_) => self.lose(&container),
-                },
+                Ok(sandbox) if sandbox.machine().is_err() => self.lose(&container),
+                Ok(_) if container.state() == State::Created => {}
+                Ok(_) => self.resume_output(&container),
             }
         }
         Ok(())
     }
 
-    fn resume(&self, container: &Container, vm: &VmHandle) {
-        if container.state() == State::Created {
-            return;
-        }
-        if let Err(error) = self.carry_output(container, Arc::clone(vm)) {
+    /// Goes on with the output of a container that has been started.
+    fn resume_output(&self, container: &Container) {
+        let machine = self.sandboxes.get(&container.sandbox_id()).and_then(|sandbox| sandbox.machine());
+        let carried = match machine {
+            Ok(machine) => self.carry_output(container, machine.vm),
+            // Its VM is gone, and what it said with it.
+            Err(_) => return,
+        };
+        if let Err(error) = carried {
             tracing::error!(container = container.id, %error, "output does not reach its log");
         }
     }

@@ -168,6 +168,12 @@ pub enum ContainerError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The client left while it was made.
+    #[error("the client left before container {0} was made: it was undone")]
+    Abandoned(String),
+    /// The daemon goes down.
+    #[error("the daemon is going down: the next one takes care of what was begun in pod sandbox {0}")]
+    GoingDown(String),
     /// It failed, and cleaning up failed too.
     #[error("{cause}; and then not all could be undone: {leftovers}")]
     Undo {
@@ -272,6 +278,10 @@ impl Container {
     fn record(&self) -> MutexGuard<'_, Record> {
         // Nothing that holds it can panic half-way through a change.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn output_is_carried(&self) -> bool {
+        !self.output.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     fn add_output(&self, task: JoinHandle<()>) {

@@ -67,5 +67,7 @@ impl Containers {
                 tracing::error!(sandbox = sandbox.id, container = container.id, %error, "container not forgotten");
             }
         }
+        // It is there where a container was asked for, also where none could be made.
+        self.table().pods.remove(&sandbox.id);
     }
 }

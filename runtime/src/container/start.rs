@@ -4,6 +4,7 @@ use super::record::{Exit, State};
 use super::{Container, ContainerError, Containers, now_ns, output};
 use crate::agent_client::AgentError;
 use crate::sandbox::Sandbox;
+use crate::undo::Steps;
 use isopod_protocols::agent::{StartContainerRequest, Stream};
 use std::sync::Arc;
 use tonic::Code;
@@ -17,19 +18,24 @@ impl Containers {
     pub async fn start(&self, sandbox: &Sandbox, container: &Arc<Container>) -> Result<(), ContainerError> {
         let _operation = container.operation.lock().await;
         container.expect_created()?;
+        let steps = Steps::new("StartContainer");
         let entered = sandbox.enter().await?;
         self.carry_output(container, entered.machine.vm.clone())?;
+        steps.done("output")?;
         let request = StartContainerRequest { container_id: container.id.clone() };
         match entered.machine.agent.start_container(request).await {
             Ok(_) => {
+                steps.done("process")?;
                 // The agent may have told already that it runs, or even that it has ended.
                 self.advance(container, State::Running { started_at_ns: now_ns() });
-                Ok(())
+                Ok(steps.done("record")?)
             }
             Err(AgentError::Refused { code: Code::InvalidArgument, message, .. }) => {
                 self.advance(container, State::Exited(Exit::never_started(now_ns(), message.clone())));
                 Err(ContainerError::Command { id: container.id.clone(), message })
             }
+            // It was started, by an earlier daemon that was killed before it noted that: the agent's events tell.
+            Err(error @ AgentError::Refused { code: Code::FailedPrecondition, .. }) => Err(error.into()),
             Err(error) => {
                 self.advance(container, State::Exited(Exit::never_started(now_ns(), error.to_string())));
                 Err(error.into())
@@ -37,12 +43,15 @@ impl Containers {
         }
     }
 
-    /// Starts the tasks that carry a container's output to its log.
+    /// Starts the tasks that carry a container's output to its log, unless they run.
     pub(super) fn carry_output(
         &self,
         container: &Container,
         vm: crate::hypervisor::VmHandle,
     ) -> Result<(), ContainerError> {
+        if container.output_is_carried() {
+            return Ok(());
+        }
         // A terminal has one stream.
         let terminal = container.config().tty;
         let streams: &[Stream] = if terminal { &[Stream::Stdout] } else { &[Stream::Stdout, Stream::Stderr] };

@@ -19,6 +19,6 @@ pub async fn serve(
     if stop_signal.is_none() && wanted != 0 {
         return Err(Status::invalid_argument(format!("stop_signal {wanted}: the CRI has no such signal")));
     }
-    let container = node.containers.create(&sandbox, Wish { config, stop_signal }, &image).await?;
+    let container = node.containers.create(&sandbox, Wish { config, stop_signal }, image).await?;
     Ok((CreateContainerResponse { container_id: container.id.clone() }, ()))
 }

@@ -40,6 +40,8 @@ fn code_of_container(error: &ContainerError) -> Code {
         ContainerError::Agent(error) => code_of_agent(error),
         ContainerError::Sandbox(error) => code_of_sandbox(error),
         ContainerError::Undo { cause, .. } => code_of_container(cause),
+        ContainerError::Abandoned(_) => Code::Cancelled,
+        ContainerError::GoingDown(_) => Code::Unavailable,
         ContainerError::Encode(_)
         | ContainerError::Hypervisor(_)
         | ContainerError::Stdio(_)

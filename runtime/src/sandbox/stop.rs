@@ -2,6 +2,7 @@
 //! moment and by several callers at once.
 
 use super::{Sandbox, SandboxError, Sandboxes, State};
+use crate::undo::Steps;
 use std::fs;
 use std::io;
 use std::sync::Arc;
@@ -31,7 +32,9 @@ impl Sandboxes {
     }
 
     async fn take_down(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        let steps = Steps::new("StopPodSandbox");
         self.begin_stop(sandbox)?;
+        steps.done("begin")?;
         // Killed before we wait for those inside: their calls to the agent fail now. Taking the guest's memory apart
         // takes the kernel a while, which the network's teardown uses.
         let killed = async {
@@ -40,11 +43,13 @@ impl Sandboxes {
                 // Half made, or not found again: what runs of it runs in its cgroup.
                 None => sandbox.cgroup.kill()?,
             }
-            Ok::<_, SandboxError>(())
+            Ok::<_, SandboxError>(steps.done("vm")?)
         };
         let released = async {
             let alone = sandbox.gate.write().await;
-            self.host.networks.remove(&sandbox.id).await.map(|()| alone)
+            self.host.networks.remove(&sandbox.id).await?;
+            steps.done("network")?;
+            Ok::<_, SandboxError>(alone)
         };
         let (killed, released) = tokio::join!(killed, released);
         let _alone = released?;
@@ -53,13 +58,16 @@ impl Sandboxes {
             return Ok(());
         }
         sandbox.cgroup.remove().await?;
+        steps.done("cgroup")?;
         match fs::remove_dir_all(&sandbox.directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(sandbox.file_error("vm directory", &sandbox.directory)(error));
             }
             _ => {}
         }
+        steps.done("directory")?;
         self.change(sandbox, |record| record.state = State::Stopped)?;
+        steps.done("record")?;
         tracing::info!(sandbox = sandbox.id, "pod sandbox is stopped");
         Ok(())
     }
