@@ -44,9 +44,10 @@ impl Reference {
         if text.len() > LONGEST {
             return Err(bad(format!("is longer than {LONGEST} characters")));
         }
-        let parsed = Parsed::try_from(text).map_err(|error| bad(error.to_string()))?;
+        let parsed = Parsed::try_from(text)
+            .map_err(|error| bad(why(text).map_or_else(|| error.to_string(), str::to_owned)))?;
         if parsed.repository().bytes().any(|c| c.is_ascii_uppercase()) {
-            return Err(bad("a repository has no capital letters".to_owned()));
+            return Err(bad(CAPITALS.to_owned()));
         }
         let version = match (parsed.digest(), parsed.tag()) {
             (Some(digest), _) => Version::Digest(
@@ -80,6 +81,21 @@ impl Reference {
     /// This repository with the digest `digest`, as CRI's `repo_digests` have it.
     pub fn with_digest(&self, digest: Digest) -> Self {
         Self { version: Version::Digest(digest), ..self.clone() }
+    }
+}
+
+const CAPITALS: &str = "a repository has no capital letters";
+
+/// What is wrong with a name that cannot be parsed, in more words than the parser has; `None` where that is not plain.
+fn why(text: &str) -> Option<&'static str> {
+    let path = text.split('@').next().unwrap_or_default();
+    let path = path.split_once('/').map_or(path, |(_, path)| path).split(':').next().unwrap_or_default();
+    if text.is_empty() {
+        Some("is empty")
+    } else if text.contains(char::is_whitespace) {
+        Some("has a space in it")
+    } else {
+        path.bytes().any(|c| c.is_ascii_uppercase()).then_some(CAPITALS)
     }
 }
 
@@ -162,6 +178,16 @@ mod tests {
             );
         }
         assert!(Reference::parse(&"a".repeat(5000)).is_err());
+    }
+
+    #[test]
+    fn reason_of_a_plain_mistake_is_told() {
+        let told =
+            [("", "empty"), ("quay.io/a b", "space"), ("quay.io/A/b:1", "capital"), ("Busybox", "capital")];
+        for (text, word) in told {
+            let error = Reference::parse(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
     }
 
     #[test]

@@ -327,8 +327,9 @@ async fn send(request: RequestBuilder, stall: Duration) -> Result<Response, Refu
     match tokio::time::timeout(stall, request.send()).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) if error.is_builder() => Err(Refusal::bad_answer(reason(&error))),
-        Ok(Err(error)) => Err(Refusal::unavailable(reason(&error))),
-        Err(_) => Err(Refusal::unavailable(format!("no answer within {} s", stall.as_secs_f32()))),
+        // The client has the same limit for each of its waits.
+        Ok(Err(error)) if !error.is_timeout() => Err(Refusal::unavailable(reason(&error))),
+        _ => Err(Refusal::unavailable(format!("no answer within {} s", stall.as_secs_f32()))),
     }
 }
 
