@@ -31,8 +31,6 @@ fn main() -> ExitCode {
             stop_and_remove_twice_succeed,
             stop_signal_of_the_pod_wins,
             user_of_the_image_runs_its_process,
-            wishes_a_vm_cannot_grant_are_refused_with_a_remedy,
-            unknown_ids_are_not_found,
             crictl_speaks_to_it,
         ],
     )
@@ -310,68 +308,6 @@ fn user_of_the_image_runs_its_process() -> Result<()> {
         "{refused:?}"
     );
     cri.clean()
-}
-
-fn wishes_a_vm_cannot_grant_are_refused_with_a_remedy() -> Result<()> {
-    let cri = cri()?;
-    let before = held::by_pods()?;
-    for (name, set) in [
-        ("network", (|o| o.network = v1::NamespaceMode::Node.into()) as fn(&mut v1::NamespaceOption)),
-        ("pid", |o| o.pid = v1::NamespaceMode::Node.into()),
-        ("ipc", |o| o.ipc = v1::NamespaceMode::Node.into()),
-    ] {
-        let mut config = isopod_tests::cri::pod_config(name);
-        let mut options = v1::NamespaceOption::default();
-        set(&mut options);
-        let context =
-            v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
-        config.linux =
-            Some(v1::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() });
-        let refused = cri.run_pod_with(config).expect_err("a VM has no namespaces of the host");
-        ensure!(refused.code() == Code::InvalidArgument, "{name}: {refused:?}");
-    }
-    let request = v1::RunPodSandboxRequest {
-        config: Some(isopod_tests::cri::pod_config("handler")),
-        runtime_handler: "no-such-handler".into(),
-    };
-    let refused = cri.wait(cri.service().run_pod_sandbox(request)).expect_err("no such handler");
-    ensure!(refused.message().contains("no-such-handler"), "{refused:?}");
-
-    let pod = cri.run_pod("mounts")?;
-    let mount = v1::Mount { host_path: "/etc".into(), container_path: "/x".into(), ..Default::default() };
-    let bidirectional =
-        v1::Mount { propagation: v1::MountPropagation::PropagationBidirectional.into(), ..mount.clone() };
-    for (mount, code) in [(mount, Code::Unimplemented), (bidirectional, Code::InvalidArgument)] {
-        let mut config = container_config("c", "busybox", &["true"]);
-        config.mounts = vec![mount];
-        let refused = cri.create(&pod, config).expect_err("host directories are not shared");
-        ensure!(refused.code() == code, "{refused:?}");
-    }
-    let mut config = container_config("c", "busybox", &["true"]);
-    config.devices = vec![v1::Device { host_path: "/dev/null".into(), ..Default::default() }];
-    ensure!(cri.create(&pod, config).expect_err("devices").code() == Code::InvalidArgument, "devices");
-    let missing =
-        cri.create(&pod, container_config("c", "never-pulled", &["true"])).expect_err("no such image");
-    ensure!(missing.code() == Code::NotFound, "{missing:?}");
-    let twice = cri.run_pod_with(pod.config.clone()).expect_err("the name is taken");
-    ensure!(twice.code() == Code::AlreadyExists, "{twice:?}");
-    let gone = cri.run_container(&pod, container_config("c", "busybox", &["/no/such/command"]));
-    let gone = gone.expect_err("there is no such command");
-    ensure!(gone.message().contains("/no/such/command"), "{gone:?}");
-    cri.clean()?;
-    let left = held::leftovers(&before)?;
-    ensure!(left.is_empty(), "left: {left:#?}");
-    Ok(())
-}
-
-fn unknown_ids_are_not_found() -> Result<()> {
-    let cri = cri()?;
-    let unknown = "0123456789abcdef0123456789abcdef";
-    ensure!(cri.status(unknown).expect_err("unknown").code() == Code::NotFound, "container");
-    ensure!(cri.pod_status(unknown).expect_err("unknown").code() == Code::NotFound, "pod");
-    ensure!(cri.start(unknown).expect_err("unknown").code() == Code::NotFound, "start");
-    ensure!(cri.exec(unknown, &["true"]).expect_err("unknown").code() == Code::NotFound, "exec");
-    Ok(())
 }
 
 fn crictl_speaks_to_it() -> Result<()> {

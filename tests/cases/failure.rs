@@ -1,16 +1,14 @@
-//! Cases about failure: every operation at every step, every process killed, at rest and in the middle.
+//! Cases about failure: every operation failing, and the daemon dying, at every step; guests that cannot start.
 
 use anyhow::{Context, Result, ensure};
 use isopod_tests::cases;
-use isopod_tests::cri::{Cri, Pod, container_config, wait_for};
+use isopod_tests::cri::{Cri, container_config};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{daemon, held};
 use k8s_cri::v1::{ContainerState, PodSandboxState};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 use tonic::{Code, Status};
 
@@ -33,11 +31,12 @@ fn main() -> ExitCode {
             run_pod_sandbox_failing_at_any_step_leaves_nothing,
             create_container_failing_at_any_step_leaves_nothing,
             pull_image_failing_at_any_step_leaves_nothing,
+            stop_pod_sandbox_failing_at_any_step_can_be_repeated,
             daemon_killed_at_any_step_of_run_pod_sandbox_leaves_nothing,
-            daemon_killed_at_rest_keeps_pods_logs_and_lists,
-            vmm_killed_makes_the_pod_not_ready_and_leaves_others_alone,
-            vmm_killed_during_exec_fails_the_exec_soon,
-            container_init_killed_in_its_guest_is_told_as_exited,
+            daemon_killed_at_any_step_of_create_container_leaves_a_pod_that_works,
+            daemon_killed_at_any_step_of_start_container_loses_no_output,
+            daemon_killed_at_any_step_of_stop_pod_sandbox_has_it_stopped_again,
+            daemon_killed_at_any_step_of_pull_image_leaves_nothing,
             missing_kernel_is_named,
             corrupt_kernel_is_named,
             guest_that_never_answers_is_told_with_its_console,
@@ -110,164 +109,170 @@ fn create_container_failing_at_any_step_leaves_nothing() -> Result<()> {
     nothing_left(&empty, "of the pod")
 }
 
+/// The undo stacks of PullImage: each layer has its own.
+const PULL_IMAGE: [&str; 2] = ["PullImage", "PullLayer"];
+
 fn pull_image_failing_at_any_step_leaves_nothing() -> Result<()> {
     let cri = cri()?;
-    let files = || -> Result<BTreeSet<String>> {
-        let found = Command::new("find").args(["/var/lib/isopod/images", "-type", "f"]).output()?;
-        Ok(String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned).collect())
-    };
-    let image = isopod_tests::cri::image_name("zstd");
-    let remove = |name: &str| {
-        let spec = k8s_cri::v1::ImageSpec { image: name.into(), ..Default::default() };
-        cri.wait(cri.images().remove_image(k8s_cri::v1::RemoveImageRequest { image: Some(spec) }))
-    };
-    remove(&image)?;
-    let (before, held_before) = (files()?, held::by_pods()?);
-    for step in 1..MOST_STEPS {
-        daemon::order_fault(Some(&format!("PullImage {step}")))?;
-        let outcome = cri.pull("zstd");
-        daemon::order_fault(None)?;
-        if outcome.is_ok() {
-            ensure!(step > 1, "PullImage has no steps");
-            return Ok(remove(&image).map(drop)?);
-        }
-        wait_for("files of the failed pull to go", || {
-            Ok(Some(()).filter(|()| files().is_ok_and(|now| now == before)))
-        })
-        .with_context(|| format!("step {step}"))?;
-        nothing_left(&held_before, &format!("after PullImage failed at step {step}"))?;
+    cri.remove_image("zstd")?;
+    let (before, images) = (held::by_pods()?, held::of_images());
+    for strand in PULL_IMAGE {
+        fail_at_each_step(strand, &before, || {
+            cri.pull("zstd").map_err(|status| match held::images_as_before(&images, "by a failed pull") {
+                Ok(()) => status,
+                Err(left) => Status::internal(format!("{left:#}, after {status:?}")),
+            })
+        })?;
+        cri.remove_image("zstd")?;
     }
-    anyhow::bail!("PullImage has {MOST_STEPS} steps or more")
+    Ok(())
+}
+
+fn stop_pod_sandbox_failing_at_any_step_can_be_repeated() -> Result<()> {
+    let cri = cri()?;
+    let before = held::by_pods()?;
+    for step in 1..MOST_STEPS {
+        let (pod, _) = cri.run_sleeper("stop")?;
+        daemon::order_fault(Some(&format!("StopPodSandbox {step}")))?;
+        let outcome = cri.stop_pod(&pod.id);
+        daemon::order_fault(None)?;
+        ensure!(cri.pod_status(&pod.id)?.state() == PodSandboxState::SandboxNotready, "still ready");
+        cri.stop_pod(&pod.id)?;
+        cri.remove_pod(&pod.id)?;
+        nothing_left(&before, &format!("after StopPodSandbox failed at step {step}"))?;
+        if let Err(status) = outcome {
+            ensure!(status.message().contains("on purpose"), "step {step}: {status:?}");
+            continue;
+        }
+        ensure!(step > 1, "StopPodSandbox has no steps");
+        return Ok(());
+    }
+    anyhow::bail!("StopPodSandbox has {MOST_STEPS} steps or more")
+}
+
+/// Has the daemon die after an operation's first step, its second, and so on, until it gets through; a new daemon runs when
+/// `look` looks each time.
+fn die_at_each_step<T>(
+    operation: &str,
+    mut run: impl FnMut() -> Result<T, Status>,
+    mut look: impl FnMut(&str) -> Result<()>,
+) -> Result<T> {
+    for step in 1..MOST_STEPS {
+        daemon::order_fault(Some(&format!("{operation} {step} abort")))?;
+        let outcome = run();
+        daemon::order_fault(None)?;
+        if let Ok(done) = outcome {
+            ensure!(step > 1, "{operation} has no steps");
+            return Ok(done);
+        }
+        daemon::wait_gone()?;
+        daemon::start()?;
+        let when = format!("after the daemon died at step {step} of {operation}");
+        look(&when).context(when)?;
+    }
+    anyhow::bail!("{operation} has {MOST_STEPS} steps or more")
 }
 
 fn daemon_killed_at_any_step_of_run_pod_sandbox_leaves_nothing() -> Result<()> {
     let cri = cri()?;
     let before = held::by_pods()?;
-    RUN_POD_SANDBOX.iter().try_for_each(|strand| die_at_each_step(&cri, strand, &before))
-}
-
-fn die_at_each_step(cri: &Cri, strand: &str, before: &BTreeSet<String>) -> Result<()> {
-    for step in 1..MOST_STEPS {
-        daemon::order_fault(Some(&format!("{strand} {step} abort")))?;
-        let outcome = cri.run_pod("abort");
-        daemon::order_fault(None)?;
-        if let Ok(pod) = outcome {
-            ensure!(step > 1, "{strand} has no steps");
-            cri.remove_pod(&pod.id)?;
-            return nothing_left(before, "at the end");
-        }
-        daemon::wait_gone()?;
-        daemon::start()?;
+    for strand in RUN_POD_SANDBOX {
         // A pod whose VM was up may be served as one that is to be removed.
-        cri.clean()?;
-        nothing_left(before, &format!("after the daemon died at step {step} of {strand}"))?;
+        let look = |when: &str| cri.clean().and_then(|()| nothing_left(&before, when));
+        let pod = die_at_each_step(strand, || cri.run_pod("abort"), look)?;
+        cri.remove_pod(&pod.id)?;
+        nothing_left(&before, "at the end")?;
     }
-    anyhow::bail!("{strand} has {MOST_STEPS} steps or more")
+    Ok(())
 }
 
-fn daemon_killed_at_rest_keeps_pods_logs_and_lists() -> Result<()> {
+fn daemon_killed_at_any_step_of_create_container_leaves_a_pod_that_works() -> Result<()> {
     let cri = cri()?;
-    let pod = cri.run_pod("survivor")?;
-    let script = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.02; done; sleep 1000";
-    let container = cri.run_container(&pod, container_config("c", "busybox", &["sh", "-c", script]))?;
-    wait_for("some output", || {
-        Ok(Some(()).filter(|()| cri.log(&container).is_ok_and(|l| l.contains("line 20"))))
-    })?;
-    let (pods, containers) = (cri.pods()?, cri.containers()?);
-    daemon::kill()?;
-    std::thread::sleep(Duration::from_secs(1));
-    daemon::start()?;
-    ensure!(cri.pods()? == pods && cri.containers()? == containers, "the lists are others after the restart");
-    ensure!(cri.pod_status(&pod.id)?.state() == PodSandboxState::SandboxReady, "the pod is not ready");
-    let log =
-        wait_for("the last line", || Ok(Some(cri.log(&container)?).filter(|l| l.contains("line 299"))))?;
-    for i in 0..300 {
-        ensure!(log.lines().any(|l| l.ends_with(&format!("F line {i}"))), "line {i} is lost");
-    }
-    ensure!(cri.shell(&container, "echo alive")? == "alive", "exec after the restart");
-    cri.stop(&container, 0)?;
-    ensure!(cri.status(&container)?.state() == ContainerState::ContainerExited, "not stopped");
-    cri.clean()
+    let before = held::by_pods()?;
+    let pod = cri.run_pod("abort")?;
+    let config = || container_config("c", "busybox", &["sleep", "1000"]);
+    let look = |_: &str| {
+        // One that was made just before may be served: kubelet removes what it does not know.
+        cri.containers()?.iter().try_for_each(|container| cri.remove(&container.id))?;
+        let container = cri.run_container(&pod, config())?;
+        ensure!(cri.shell(&container, "cat /data/changed")? == "second", "its root is not whole");
+        Ok(cri.remove(&container)?)
+    };
+    die_at_each_step("CreateContainer", || cri.create(&pod, config()), look)?;
+    let log = fs::read_to_string(daemon::LOG)?;
+    ensure!(log.contains("half-made container is removed"), "it stays in the guest");
+    cri.clean()?;
+    nothing_left(&before, "of the pod")
 }
 
-/// The VMM of a pod, by its cgroup.
-fn vmm_of(pod: &Pod) -> Result<Pid> {
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
-        let Ok(cgroup) = fs::read_to_string(path.join("cgroup")) else { continue };
-        if name.trim() == "isopod-vmm" && cgroup.contains(&pod.id) {
-            let pid = path.file_name().and_then(|n| n.to_str()).context("a pid")?;
-            return Ok(Pid::from_raw(pid.parse()?));
+fn daemon_killed_at_any_step_of_start_container_loses_no_output() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("abort")?;
+    let attempt = std::cell::Cell::new(0);
+    let create = || {
+        let mut config = container_config("c", "busybox", &["sh", "-c", "echo first line; exec sleep 1000"]);
+        config.metadata.get_or_insert_default().attempt = attempt.replace(attempt.get() + 1);
+        cri.create(&pod, config)
+    };
+    let container = std::cell::RefCell::new(create()?);
+    let run = || {
+        let of = container.borrow().clone();
+        cri.start(&of)
+    };
+    let look = |_: &str| {
+        let of = container.replace(create()?);
+        // Where it does not run yet, it can be started now; where it does, that is said and changes nothing.
+        if let Err(refused) = cri.start(&of) {
+            ensure!(refused.code() == Code::FailedPrecondition, "{refused:?}");
         }
-    }
-    anyhow::bail!("pod {} has no VMM", pod.id)
-}
-
-fn vmm_killed_makes_the_pod_not_ready_and_leaves_others_alone() -> Result<()> {
-    let cri = cri()?;
-    let before = held::by_pods()?;
-    let (victim, container) = cri.run_sleeper("victim")?;
-    let (_, other) = cri.run_sleeper("other")?;
-    kill(vmm_of(&victim)?, Signal::SIGKILL)?;
-    let status = cri.wait_exited(&container)?;
-    ensure!((status.exit_code, status.reason.as_str()) == (255, "Unknown"), "{status:?}");
-    ensure!(
-        cri.pod_status(&victim.id)?.state() == PodSandboxState::SandboxNotready,
-        "the pod is still ready"
-    );
-    let refused = cri.exec(&container, &["true"]).expect_err("it is gone");
-    ensure!(refused.code() == Code::FailedPrecondition, "{refused:?}");
-    ensure!(cri.shell(&other, "echo fine")? == "fine", "the other pod was hit");
-    cri.clean()?;
-    nothing_left(&before, "of a killed VM")
-}
-
-fn vmm_killed_during_exec_fails_the_exec_soon() -> Result<()> {
-    let cri = cri()?;
-    let before = held::by_pods()?;
-    let (pod, container) = cri.run_sleeper("busy")?;
-    let vmm = vmm_of(&pod)?;
-    let killer = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_secs(2));
-        kill(vmm, Signal::SIGKILL)
-    });
-    let begin = std::time::Instant::now();
-    ensure!(cri.exec_for(&container, &["sleep", "300"], 300).is_err(), "an exec outlived its VM");
-    ensure!(begin.elapsed() < Duration::from_secs(60), "it took {:?}", begin.elapsed());
-    killer.join().expect("the killer does not panic")?;
-    cri.clean()?;
-    nothing_left(&before, "of a VM killed during an exec")
-}
-
-fn container_init_killed_in_its_guest_is_told_as_exited() -> Result<()> {
-    let cri = cri()?;
-    let pod = cri.run_pod("suicide")?;
-    let script = "sleep 1; kill -9 $$";
-    // A pid namespace's first process cannot kill itself with SIGKILL: it runs below a shell that exits as it did.
-    let outer = format!("sh -c '{script}'; exit $?");
-    let container = cri.run_container(&pod, container_config("c", "busybox", &["sh", "-c", &outer]))?;
-    let status = cri.wait_exited(&container)?;
-    ensure!(status.exit_code == 137, "{status:?}");
+        cri.wait_logged(&of, "first line")?;
+        ensure!(cri.status(&of)?.state() == ContainerState::ContainerRunning, "{:?}", cri.status(&of)?);
+        Ok(cri.remove(&of)?)
+    };
+    die_at_each_step("StartContainer", run, look)?;
     cri.clean()
 }
 
-/// Serves with another kernel or other settings while `story` is told.
-fn with_configuration(text: &str, story: impl FnOnce(&Cri) -> Result<()>) -> Result<()> {
-    let drop_in = "/etc/isopod/config.toml.d/50-case.toml";
-    fs::create_dir_all("/etc/isopod/config.toml.d")?;
+fn daemon_killed_at_any_step_of_stop_pod_sandbox_has_it_stopped_again() -> Result<()> {
     let cri = cri()?;
-    // The daemon looks at its files when it starts; the kernel's file is looked at for each pod.
-    fs::write(drop_in, text)?;
-    let outcome = daemon::restart().and_then(|()| story(&cri));
-    fs::remove_file(drop_in)?;
-    daemon::restart()?;
-    outcome
+    let before = held::by_pods()?;
+    let pod = std::cell::RefCell::new(cri.run_sleeper("abort")?.0);
+    let run = || {
+        let id = pod.borrow().id.clone();
+        cri.stop_pod(&id)
+    };
+    let look = |when: &str| {
+        let id = pod.borrow().id.clone();
+        ensure!(cri.pod_status(&id)?.state() == PodSandboxState::SandboxNotready, "it is ready again");
+        ensure!(
+            cri.containers()?.iter().all(|c| c.state() == ContainerState::ContainerExited),
+            "a container runs on"
+        );
+        cri.stop_pod(&id)?;
+        cri.remove_pod(&id)?;
+        nothing_left(&before, when)?;
+        pod.replace(cri.run_sleeper("abort")?.0);
+        Ok(())
+    };
+    die_at_each_step("StopPodSandbox", run, look)?;
+    cri.clean()?;
+    nothing_left(&before, "at the end")
+}
+
+fn daemon_killed_at_any_step_of_pull_image_leaves_nothing() -> Result<()> {
+    let cri = cri()?;
+    cri.remove_image("zstd")?;
+    let images = held::of_images();
+    for strand in PULL_IMAGE {
+        die_at_each_step(strand, || cri.pull("zstd"), |when| held::images_as_before(&images, when))?;
+        cri.remove_image("zstd")?;
+    }
+    Ok(())
 }
 
 fn missing_kernel_is_named() -> Result<()> {
     fs::copy("/usr/lib/isopod/vmlinux", "/run/vmlinux-case")?;
-    with_configuration("[vm]\nkernel = \"/run/vmlinux-case\"\n", |cri| {
+    daemon::configured("[vm]\nkernel = \"/run/vmlinux-case\"\n", |cri| {
         let before = held::by_pods()?;
         fs::remove_file("/run/vmlinux-case")?;
         let refused = cri.run_pod("no-kernel").expect_err("there is no kernel");
@@ -278,7 +283,7 @@ fn missing_kernel_is_named() -> Result<()> {
 
 fn corrupt_kernel_is_named() -> Result<()> {
     fs::copy("/usr/lib/isopod/vmlinux", "/run/vmlinux-case")?;
-    with_configuration("[vm]\nkernel = \"/run/vmlinux-case\"\n", |cri| {
+    daemon::configured("[vm]\nkernel = \"/run/vmlinux-case\"\n", |cri| {
         let before = held::by_pods()?;
         fs::write("/run/vmlinux-case", "not a kernel")?;
         let refused = cri.run_pod("bad-kernel").expect_err("that is no kernel");
@@ -290,7 +295,7 @@ fn corrupt_kernel_is_named() -> Result<()> {
 fn guest_that_never_answers_is_told_with_its_console() -> Result<()> {
     let text =
         "[vm]\nboot_timeout_s = 8\nkernel_args = [\"init=/no/such/init\", \"panic=0\", \"loglevel=7\"]\n";
-    with_configuration(text, |cri| {
+    daemon::configured(text, |cri| {
         let before = held::by_pods()?;
         let refused = cri.run_pod("mute").expect_err("its agent never runs");
         ensure!(refused.message().contains("/no/such/init"), "the console is not quoted: {refused:?}");

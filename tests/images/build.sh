@@ -50,6 +50,11 @@ trees() {
   web_tree web
   user_tree user
   large_tree large programs
+  local number
+  for number in {1..45}; do
+    mkdir "many-$number"
+    many_tree "many-$number" "$number"
+  done
   install -m 755 programs/pause pause/pause
 }
 
@@ -69,6 +74,7 @@ build() {
   image zstd "$shell" zstd busybox web
   image uncompressed "$shell" tar busybox web
   image large "$shell" gzip busybox large
+  image many "$shell" gzip busybox many-{1..45}
   image pause '{"Entrypoint":["/pause"]}' gzip pause
   multi_image
 }

@@ -85,3 +85,11 @@ large_tree() {
   install -m 755 "$programs/read-file" "$root/usr/bin/read-file"
   head -c 64M /dev/zero | openssl enc -aes-128-ctr -K 00000000000000000000000000000000 -iv 00000000000000000000000000000000 >"$root/data/large"
 }
+
+# One of many small layers: its own file, and one that each layer above it replaces.
+many_tree() {
+  local root=$1 number=$2
+  install -d -m 755 "$root/many"
+  echo "$number" >"$root/many/$number"
+  echo "$number" >"$root/many/last"
+}

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tonic::Status;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -71,9 +72,14 @@ pub fn container_config(name: &str, image: &str, command: &[&str]) -> ContainerC
     }
 }
 
-/// The full name of an image of `tests/images`; a name with a slash is full already.
+/// The full name of an image of `tests/images`; a name with a slash or a colon is full already.
 pub fn image_name(image: &str) -> String {
-    if image.contains('/') { image.to_owned() } else { format!("{REGISTRY}/isopod/{image}:latest") }
+    if image.contains(['/', ':']) { image.to_owned() } else { format!("{REGISTRY}/isopod/{image}:latest") }
+}
+
+/// The same, as requests want it.
+pub fn image_spec(image: &str) -> Option<ImageSpec> {
+    Some(ImageSpec { image: image_name(image), ..ImageSpec::default() })
 }
 
 impl Cri {
@@ -143,11 +149,36 @@ impl Cri {
         self.runtime.block_on(work)
     }
 
+    /// Begins a call of the caller's own; aborting the task is a client that leaves.
+    pub fn begin<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.runtime.spawn(work)
+    }
+
     /// Pulls an image of `tests/images`; answers its id.
     pub fn pull(&self, image: &str) -> Result<String, Status> {
-        let image = ImageSpec { image: image_name(image), ..ImageSpec::default() };
-        let request = v1::PullImageRequest { image: Some(image), ..v1::PullImageRequest::default() };
+        let request = v1::PullImageRequest { image: image_spec(image), ..v1::PullImageRequest::default() };
         self.wait(self.images().pull_image(request)).map(|answer| answer.image_ref)
+    }
+
+    /// An image as it is on the node; `None` where it is not.
+    pub fn image(&self, name: &str) -> Result<Option<v1::Image>, Status> {
+        let request = v1::ImageStatusRequest { image: image_spec(name), verbose: false };
+        self.wait(self.images().image_status(request)).map(|answer| answer.image)
+    }
+
+    /// All images.
+    pub fn list_images(&self) -> Result<Vec<v1::Image>, Status> {
+        self.wait(self.images().list_images(v1::ListImagesRequest::default())).map(|answer| answer.images)
+    }
+
+    /// Removes an image with all its names.
+    pub fn remove_image(&self, name: &str) -> Result<(), Status> {
+        self.wait(self.images().remove_image(v1::RemoveImageRequest { image: image_spec(name) })).map(drop)
+    }
+
+    /// Removes all images.
+    pub fn remove_images(&self) -> Result<(), Status> {
+        self.list_images()?.iter().try_for_each(|image| self.remove_image(&image.id))
     }
 
     /// Runs a pod of that name.
@@ -281,6 +312,13 @@ impl Cri {
     pub fn log(&self, container: &str) -> Result<String> {
         let path = self.status(container)?.log_path;
         std::fs::read_to_string(&path).with_context(|| path.clone())
+    }
+
+    /// Waits until a container's log has some words; answers the log.
+    pub fn wait_logged(&self, container: &str, words: &str) -> Result<String> {
+        let what = format!("{words:?} in the log");
+        // The log is made with the container, its first line later.
+        wait_for(&what, || Ok(self.log(container).ok().filter(|log| log.contains(words))))
     }
 
     /// Removes all pods, so that the next case finds the node as this one did.

@@ -69,6 +69,17 @@ pub fn restart() -> Result<()> {
     start()
 }
 
+/// Serves with a drop-in of the configuration while `story` is told.
+pub fn configured(text: &str, story: impl FnOnce(&Cri) -> Result<()>) -> Result<()> {
+    let drop_in = "/etc/isopod/config.toml.d/50-case.toml";
+    fs::create_dir_all("/etc/isopod/config.toml.d")?;
+    fs::write(drop_in, text)?;
+    let outcome = restart().and_then(|()| story(&Cri::connect()?));
+    fs::remove_file(drop_in)?;
+    restart()?;
+    outcome
+}
+
 /// Orders a fault, see `runtime/src/undo.rs`; `None` orders none.
 pub fn order_fault(fault: Option<&str>) -> Result<()> {
     match fault {

@@ -1,7 +1,8 @@
 //! What pods hold on a node: processes, taps, namespaces, mounts, cgroups, leases, records, files. A case looks before and
 //! after; what is more is left over.
 
-use anyhow::Result;
+use crate::cri::wait_for;
+use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -36,7 +37,7 @@ pub fn by_pods() -> Result<BTreeSet<String>> {
             held.insert(format!("state {}", path.display()));
         });
     }
-    for directory in ["/run/netns", "/var/lib/isopod/scratch", "/var/lib/isopod/images/partial"] {
+    for directory in ["/run/netns", "/var/lib/isopod/scratch", "/var/lib/isopod/images/incoming"] {
         walk(Path::new(directory), &mut |path| {
             let template = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("template"));
             if !template {
@@ -64,6 +65,27 @@ pub fn leftovers(before: &BTreeSet<String>) -> Result<Vec<String>> {
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     Ok(left)
+}
+
+/// Where the daemon keeps images.
+pub const IMAGES: &str = "/var/lib/isopod/images";
+
+/// All files of the image store.
+pub fn of_images() -> BTreeSet<String> {
+    let mut held = BTreeSet::new();
+    walk(Path::new(IMAGES), &mut |path| {
+        if path.is_file() {
+            held.insert(path.display().to_string());
+        }
+    });
+    held
+}
+
+/// Waits until the image store holds what it held before.
+pub fn images_as_before(before: &BTreeSet<String>, when: &str) -> Result<()> {
+    let settled = wait_for("files of a pull to go", || Ok((of_images() == *before).then_some(())));
+    ensure!(settled.is_ok(), "left {when}: {:#?}", of_images().symmetric_difference(before));
+    Ok(())
 }
 
 fn processes(held: &mut BTreeSet<String>) -> Result<()> {

@@ -10,4 +10,5 @@ pub mod cri;
 pub mod daemon;
 pub mod held;
 pub mod node;
+pub mod registry;
 pub mod vmm;

@@ -1,9 +1,9 @@
 //! What a node is to do: one command, in the directory and with the variables of its caller.
 
-use crate::artefacts::Artefacts;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Variables of the caller that the job sees, by the start of their name.
 const PASSED_ON: [&str; 3] = ["ISOPOD_", "RUST_", "TERM"];
@@ -18,8 +18,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// A shell script that becomes the command. It finds the same artefacts as its caller.
-    pub(super) fn script(&self, artefacts: Option<&Artefacts>) -> Result<Vec<u8>> {
+    /// A shell script that becomes the command. It finds the same artefacts as its caller, which `variables` name.
+    pub(super) fn script(&self, variables: &[(&str, &Path)]) -> Result<Vec<u8>> {
         let directory = std::env::current_dir().context("the current directory is gone")?;
         let mut script = b"cd ".to_vec();
         quote(&mut script, directory.as_os_str().as_bytes());
@@ -31,7 +31,7 @@ impl Job {
                 export(&mut script, name.as_bytes(), value.as_bytes());
             }
         }
-        for (name, path) in artefacts.iter().flat_map(|artefacts| artefacts.variables()) {
+        for (name, path) in variables {
             export(&mut script, name.as_bytes(), path.as_os_str().as_bytes());
         }
         script.extend(b"exec");
@@ -74,7 +74,7 @@ mod tests {
         let job = Job { command: words.map(OsString::from).into(), terminal: false };
         let ran = std::process::Command::new("sh")
             .arg("-c")
-            .arg(std::ffi::OsStr::from_bytes(&job.script(None).unwrap()))
+            .arg(std::ffi::OsStr::from_bytes(&job.script(&[]).unwrap()))
             .output();
         assert_eq!(String::from_utf8(ran.unwrap().stdout).unwrap(), "a b|it's|$HOME||two\nlines|");
     }

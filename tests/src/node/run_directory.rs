@@ -60,7 +60,10 @@ impl RunDirectory {
             Isopod::Absent => None,
             Isopod::Installed | Isopod::Serving => Some(Artefacts::locate()?),
         };
-        fs::write(shared.join("job"), job.script(artefacts.as_ref())?)?;
+        let images = settings.registry.then(artefacts::images).transpose()?;
+        let mut variables: Vec<_> = artefacts.iter().flat_map(Artefacts::variables).collect();
+        variables.extend(images.iter().map(|images| ("ISOPOD_IMAGES", images.as_path())));
+        fs::write(shared.join("job"), job.script(&variables)?)?;
         fs::write(shared.join("settings"), node_settings(settings, modules, artefacts.as_ref(), terminal)?)?;
         Ok(made)
     }
