@@ -12,7 +12,13 @@ use anyhow::{Context, Result};
 use std::fs;
 
 /// The ways of reading, as the image's `read-file` calls them, and their units.
-const WAYS: [(&str, &str); 2] = [("sequential", "MiB/s sequential"), ("random", "MiB/s random 4 KiB")];
+const WAYS: [(&str, &str); 2] = [("sequential", SEQUENTIAL), ("random", RANDOM)];
+
+/// The unit of reading in order.
+pub const SEQUENTIAL: &str = "MiB/s sequential";
+
+/// The unit of reading at random places.
+pub const RANDOM: &str = "MiB/s random 4 KiB";
 
 /// The file: 64 MiB.
 const FILE: &str = "/data/large";

@@ -23,7 +23,7 @@ use crate::cri::Cri;
 use crate::daemon;
 use anyhow::{Context, Result};
 use containerd::Containerd;
-use report::Clock;
+use report::{Clock, Row};
 use side::Side;
 use std::path::Path;
 use std::time::Instant;
@@ -39,6 +39,38 @@ pub enum Part {
     Memory,
     /// `layer_read`: by the wall's clock only. Counted instructions say nothing of copied memory.
     Layers,
+}
+
+impl Part {
+    /// In the order in which they are run.
+    pub const ALL: [Self; 4] = [Self::Boot, Self::Pods, Self::Memory, Self::Layers];
+
+    /// Whether this clock can measure it.
+    fn is_for(self, clock: Clock) -> bool {
+        clock == Clock::Wall || matches!(self, Self::Boot | Self::Pods)
+    }
+
+    /// Its rows without figures.
+    fn blank(self, clock: Clock) -> Vec<Row> {
+        let (peer, metrics): (_, &[(&str, &str)]) = match self {
+            Self::Boot => (qemu_guest::NAME, &[("vm_boot_to_agent", "ms")]),
+            Self::Pods => (containerd::NAME, &[("pod_start", "ms"), ("exec", "ms"), ("pod_stop", "ms")]),
+            Self::Memory => (containerd::NAME, &[("idle_pod_memory", "MiB"), ("daemon_memory", "MiB")]),
+            Self::Layers => {
+                (containerd::NAME, &[("layer_read", layers::SEQUENTIAL), ("layer_read", layers::RANDOM)])
+            }
+        };
+        metrics.iter().map(|&metric| Row::new(metric, (None, None), peer, 0, clock)).collect()
+    }
+}
+
+/// The rows that these parts should have given by this clock and that are not among `rows`, all null.
+pub fn missing(rows: &[Row], parts: &[Part], clock: Clock) -> Vec<Row> {
+    let is_there = |blank: &Row| {
+        rows.iter().any(|row| (&row.name, &row.unit, row.clock) == (&blank.name, &blank.unit, clock))
+    };
+    let wanted = Part::ALL.into_iter().filter(|part| parts.contains(part) && part.is_for(clock));
+    wanted.flat_map(|part| part.blank(clock)).filter(|blank| !is_there(blank)).collect()
 }
 
 /// How often things are done.
@@ -84,10 +116,7 @@ pub fn measure(clock: Clock, parts: &[Part], counts: &Counts, out: &Path) -> Res
             Ok(side.cri.pull("large")?)
         });
     }
-    let wanted =
-        |part| parts.contains(&part) && (clock == Clock::Wall || matches!(part, Part::Boot | Part::Pods));
-    for part in [Part::Boot, Part::Pods, Part::Memory, Part::Layers].into_iter().filter(|&part| wanted(part))
-    {
+    for part in Part::ALL.into_iter().filter(|part| parts.contains(part) && part.is_for(clock)) {
         println!("  measuring {part:?}");
         rows.extend(match part {
             Part::Boot => boot::measure(&sides[0], counts, clock),
@@ -116,4 +145,25 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
     let begin = Instant::now();
     let done = work()?;
     Ok((begin.elapsed().as_secs_f64() * 1000.0, done))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn part_that_gave_nothing_is_reported_as_null() {
+        let rows = Part::Boot.blank(Clock::Icount);
+        let missing = missing(&rows, &[Part::Boot, Part::Pods, Part::Memory], Clock::Icount);
+        let names: Vec<&str> = missing.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(names, ["pod_start", "exec", "pod_stop"]);
+        assert!(missing.iter().all(|row| row.ours.is_none() && row.peer.is_none() && row.n == 0));
+    }
+
+    #[test]
+    fn every_metric_has_a_goal() {
+        let rows = missing(&[], &Part::ALL, Clock::Wall);
+        assert_eq!(rows.len(), 8);
+        assert!(rows.iter().all(|row| goals::of(&row.name, row.clock).is_some()));
+    }
 }

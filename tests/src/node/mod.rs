@@ -170,7 +170,16 @@ impl Node {
 
     /// Waits for the job; its exit status, 128 + N if signal N ended it, 125 if the node could not start it.
     pub fn wait(mut self) -> Result<u8> {
-        let status = self.exit_status().map_err(|error| self.explain(&error))?;
+        let status = match self.exit_status() {
+            Ok(status) => status,
+            Err(error) => {
+                // a job that was cut short may have written results all the same
+                if let Some(out) = &self.settings.out {
+                    let _ = self.run.copy_results(out);
+                }
+                return Err(self.explain(&error));
+            }
+        };
         // all output has left the node by now; its last bytes are in the pipes
         self.qemu.kill();
         for copy in self.copies.drain(..) {
