@@ -201,10 +201,7 @@ fn deliver(
     let mut header = room.clone().split_front(HEADER_BYTES);
     header.split_front(BUFFER_COUNT);
     header.copy_from(&(filled.len() as u16).to_le_bytes());
-    for (head, count) in filled {
-        ring.give_back(memory, head, count)?;
-    }
-    Ok(())
+    ring.give_back_all(memory, &filled)
 }
 
 fn short(ring: &Ring, have: usize) -> DeviceError {
@@ -292,6 +289,9 @@ mod tests {
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
     use proptest::prelude::*;
     use std::os::fd::AsRawFd;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use vm_memory::{Bytes, GuestAddress};
 
     /// A card on a socket that keeps frames apart as a tap does, and the far end of it.
     fn rig(wanted: u64) -> (Rig<Net>, OwnedFd) {
@@ -362,6 +362,31 @@ mod tests {
         assert!(bytes[HEADER_BYTES..4512] == frame);
         assert_eq!(bytes[4512 + BUFFER_COUNT..4512 + HEADER_BYTES], [1, 0]);
         assert_eq!(rig.transport.with(|net| net.received_bytes().get()), 4505);
+    }
+
+    /// A driver on another processor, which looks at the used index all the time, as one that polls does.
+    #[test]
+    fn all_buffers_of_a_frame_appear_at_once() {
+        const BUFFERS: u16 = 16;
+        let (mut rig, wire) = rig(u64::MAX);
+        let done = Arc::new(AtomicBool::new(false));
+        let (memory, end) = (rig.memory.clone(), done.clone());
+        let index = GuestAddress(rig.used_index(RECEIVE));
+        let poller = std::thread::spawn(move || {
+            let seen = std::iter::from_fn(|| {
+                (!end.load(Ordering::Relaxed)).then(|| memory.load(index, Ordering::Acquire).unwrap())
+            });
+            seen.filter(|index: &u16| !index.is_multiple_of(BUFFERS)).count()
+        });
+        for _ in 0..2000 {
+            (0..BUFFERS).for_each(|_| drop(rig.offer(RECEIVE, &[Part::In(LONGEST_FRAME.div_ceil(16))])));
+            rig.kick(RECEIVE);
+            to_card(&wire, &[5; LONGEST_FRAME - HEADER_BYTES]);
+            rig.run();
+            assert_eq!(std::iter::from_fn(|| rig.used(RECEIVE)).count(), usize::from(BUFFERS));
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(poller.join().unwrap(), 0, "looks that saw a part of a frame");
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! One virtqueue of one device: hands out descriptor chains that were checked whole, takes them back, and knows when
 //! the driver wants an interrupt.
 //!
-//! The `virtio-queue` crate walks the split ring and its event indices. This layer adds what a hostile driver makes
+//! The `virtio-queue` crate walks the available half of the split ring. This layer adds what a hostile driver makes
 //! necessary: a chain is read once, in full, before a device sees any of it, and whatever is wrong with it is a
 //! [`DeviceError`] instead of a chain that silently ends early. It also bounds how much one event may do, so no driver
-//! can keep the shared event loop thread busy by refilling its ring.
+//! can keep the shared event loop thread busy by refilling its ring. The used half is written here, as the crate can only
+//! publish one element at a time and a frame may take several.
+
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory as _, Permissions};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, Permissions};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::buffers::Buffers;
@@ -21,6 +25,13 @@ pub const MAX_BUFFERS: usize = 1024;
 
 /// Chains handed out per event. What is left waits for its turn behind the other devices.
 const BUDGET: u16 = 128;
+
+/// Offsets and sizes of the split ring's parts (virtio 1.3, 2.7.6 and 2.7.8).
+const AVAILABLE_ELEMENTS: u64 = 4;
+const AVAILABLE_ELEMENT_BYTES: u64 = 2;
+const USED_INDEX: u64 = 2;
+const USED_ELEMENTS: u64 = 4;
+const USED_ELEMENT_BYTES: u64 = 8;
 
 /// A descriptor chain, read once and checked.
 pub struct Chain<'m> {
@@ -64,6 +75,8 @@ pub struct Ring {
     budget: u16,
     /// Chains were given back since the driver was last considered for an interrupt.
     gave_back: bool,
+    /// Next entry of the used ring when it was.
+    signalled: u16,
 }
 
 impl Ring {
@@ -77,6 +90,7 @@ impl Ring {
             kick: EventFd::new(EFD_NONBLOCK)?,
             budget: BUDGET,
             gave_back: false,
+            signalled: 0,
         })
     }
 
@@ -116,6 +130,7 @@ impl Ring {
         self.setup.event_index = event_index;
         self.setup.ready = true;
         self.queue = self.setup.build(self.queue.max_size()).ok_or_else(|| self.fault(Fault::BadRing))?;
+        self.signalled = self.queue.next_used();
         if self.queue.is_valid(memory) { Ok(()) } else { Err(self.fault(Fault::BadRing)) }
     }
 
@@ -156,9 +171,31 @@ impl Ring {
 
     /// Gives a chain back to the driver, with `written` bytes in its writable part.
     pub fn give_back(&mut self, memory: &GuestMemory, head: u16, written: usize) -> Result<(), DeviceError> {
-        let written = u32::try_from(written).unwrap_or(u32::MAX);
+        self.give_back_all(memory, &[(head, written)])
+    }
+
+    /// Gives chains back in one step, each with the bytes written to it: the driver sees all of them or none. A driver that
+    /// runs beside us would take the first part of what belongs together for the whole.
+    pub fn give_back_all(
+        &mut self,
+        memory: &GuestMemory,
+        chains: &[(u16, usize)],
+    ) -> Result<(), DeviceError> {
         self.gave_back = true;
-        self.queue.add_used(memory, head, written).map_err(|error| self.queue_fault(&error))
+        let (used, size) = (GuestAddress(self.queue.used_ring()), self.queue.size());
+        let mut next = self.queue.next_used();
+        let mut put = || -> Result<(), GuestMemoryError> {
+            for (head, written) in chains {
+                let element = [u32::from(*head), u32::try_from(*written).unwrap_or(u32::MAX)];
+                let place = USED_ELEMENTS + USED_ELEMENT_BYTES * u64::from(next % size);
+                memory.write_obj(element, used.unchecked_add(place))?;
+                next = next.wrapping_add(1);
+            }
+            memory.store(next, used.unchecked_add(USED_INDEX), Ordering::Release)
+        };
+        put().map_err(|_| self.fault(Fault::BadRing))?;
+        self.queue.set_next_used(next);
+        Ok(())
     }
 
     /// Interrupts the driver if it waits for what was given back since the last call.
@@ -166,10 +203,27 @@ impl Ring {
         if !std::mem::take(&mut self.gave_back) || !self.queue.ready() {
             return Ok(());
         }
-        if self.queue.needs_notification(memory).map_err(|error| self.queue_fault(&error))? {
+        let since = std::mem::replace(&mut self.signalled, self.queue.next_used());
+        let wanted = self.wants_interrupt(memory, since).map_err(|_| self.fault(Fault::BadRing))?;
+        if wanted {
             interrupt.used_buffers();
         }
         Ok(())
+    }
+
+    /// Whether the driver waits for one of the elements from `since` up to the next (virtio 1.3, 2.7.7.1 and 2.7.10).
+    fn wants_interrupt(&self, memory: &GuestMemory, since: u16) -> Result<bool, GuestMemoryError> {
+        // The driver writes what it waits for and then looks at the used index; we do it the other way round.
+        fence(Ordering::SeqCst);
+        let available = GuestAddress(self.queue.avail_ring());
+        if !self.setup.event_index {
+            let flags: u16 = memory.load(available, Ordering::Relaxed)?;
+            return Ok(flags & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0);
+        }
+        let event = AVAILABLE_ELEMENTS + AVAILABLE_ELEMENT_BYTES * u64::from(self.queue.size());
+        let event: u16 = memory.load(available.unchecked_add(event), Ordering::Relaxed)?;
+        let next = self.queue.next_used();
+        Ok(next.wrapping_sub(event).wrapping_sub(1) < next.wrapping_sub(since))
     }
 
     /// Blames this ring for `fault`.
@@ -191,6 +245,7 @@ impl Ring {
         self.setup = state;
         if state.ready {
             self.queue = state.build(self.queue.max_size()).ok_or(refused.clone())?;
+            self.signalled = state.next_used;
             if !self.queue.is_valid(memory) {
                 return Err(refused);
             }

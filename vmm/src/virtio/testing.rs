@@ -240,10 +240,15 @@ impl<D: VirtioDevice> Rig<D> {
         panic!("the device does not come to rest");
     }
 
+    /// Where the device publishes how much it gave back.
+    pub fn used_index(&self, queue: usize) -> u64 {
+        queue as u64 * RING_WINDOW + USED + 2
+    }
+
     /// The next chain that the device gave back: its head, and the bytes written.
     pub fn used(&mut self, queue: usize) -> Option<(u16, u32)> {
         let base = queue as u64 * RING_WINDOW + USED;
-        let index: u16 = self.memory.read_obj(GuestAddress(base + 2)).expect("inside memory");
+        let index: u16 = self.memory.read_obj(GuestAddress(self.used_index(queue))).expect("inside memory");
         let ring = &mut self.rings[queue];
         if index == ring.used {
             return None;
