@@ -12,6 +12,7 @@ mod initramfs;
 mod job;
 mod kernel;
 mod machine;
+mod mend;
 mod process;
 mod qemu;
 mod registry;

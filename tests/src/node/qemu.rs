@@ -1,8 +1,10 @@
 //! Finds the QEMU that runs the node, or fetches it.
 //!
 //! Debian 12's QEMU 7.2 hangs with two emulated CPUs and nested guests; 10.0 does not. It comes from bookworm-backports as unpacked
-//! packages in the cache: nothing is installed, and the machine's own apt state is not touched.
+//! packages in the cache: nothing is installed, and the machine's own apt state is not touched. There one fault of it is mended, see
+//! [`super::mend`]; an installed QEMU, however new, has it.
 
+use super::mend;
 use crate::artefacts;
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
@@ -34,24 +36,20 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// In this order: the program that `ISOPOD_QEMU` names, an installed one that is new enough, the one in the cache, the pinned packages.
-    /// When those cannot be had, an installed older one serves, with one CPU.
+    /// In this order: the program that `ISOPOD_QEMU` names, the one in the cache, the pinned packages. When those cannot be had, an
+    /// installed one serves; with one CPU, if it is too old for two.
     pub fn locate() -> Result<Qemu> {
         if let Some(program) = std::env::var_os("ISOPOD_QEMU") {
             return Qemu::installed(Path::new(&program)).context("ISOPOD_QEMU is set");
         }
-        let installed = Qemu::installed(Path::new("qemu-system-x86_64"));
-        match installed {
-            Ok(qemu) if qemu.trusted_with_two_cpus => return Ok(qemu),
-            _ => {}
-        }
         let cached =
             fetched().with_context(|| format!("cannot fetch QEMU {VERSION} from bookworm-backports"));
-        match (cached, installed) {
+        match (cached, Qemu::installed(Path::new("qemu-system-x86_64"))) {
             (Ok(root), _) => Qemu::unpacked(&root),
-            (Err(error), Ok(old)) => {
-                eprintln!("node: {error:#}; using {} with one CPU", old.program.display());
-                Ok(old)
+            (Err(error), Ok(qemu)) => {
+                let cpus = if qemu.trusted_with_two_cpus { "" } else { " with one CPU" };
+                eprintln!("node: {error:#}; using {}{cpus}", qemu.program.display());
+                Ok(qemu)
             }
             (Err(error), Err(_)) => Err(error),
         }
@@ -95,7 +93,7 @@ fn missing_libraries(program: &Path) -> String {
 /// The directory of the unpacked packages, filled at the first call. Callers that come at the same time wait for each other.
 fn fetched() -> Result<PathBuf> {
     let kind = artefacts::cache()?.join("qemu");
-    let root = kind.join(VERSION.replace([':', '~'], "_"));
+    let root = kind.join(format!("{}-mended", VERSION.replace([':', '~'], "_")));
     if root.is_dir() {
         return Ok(root);
     }
@@ -111,6 +109,7 @@ fn fetched() -> Result<PathBuf> {
     for package in download(work.path())? {
         output(Command::new("dpkg-deb").arg("-x").arg(package).arg(&unpacked))?;
     }
+    mend::mend(&unpacked.join("usr/bin/qemu-system-x86_64"))?;
     fs::rename(&unpacked, &root)?;
     Ok(root)
 }
