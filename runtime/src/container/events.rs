@@ -30,7 +30,7 @@ impl Containers {
     }
 
     /// A guest speaks only of its own containers: what it says of others is not heard.
-    fn hear(&self, sandbox_id: &str, told: &ContainerState) {
+    fn hear(self: &Arc<Self>, sandbox_id: &str, told: &ContainerState) {
         let Ok(container) = self.get(&told.container_id) else { return };
         if container.id != told.container_id || container.sandbox_id() != sandbox_id {
             return;
@@ -43,8 +43,20 @@ impl Containers {
         if container.state() == State::Created {
             // An earlier daemon let it run and was killed before it noted that.
             self.resume_output(&container);
+            if matches!(&state, State::Exited(exit) if exit.started_at_ns == 0) {
+                tokio::spawn(Arc::clone(self).hear_failed_start(container));
+                return;
+            }
         }
         self.advance(&container, state);
+    }
+
+    /// A container has ended without having begun. Why is in the answer to its start, which goes first; none comes where an
+    /// earlier daemon had asked.
+    async fn hear_failed_start(self: Arc<Self>, container: Arc<Container>) {
+        let _start = container.operation.lock().await;
+        let message = "it ended before its command ran; the reason went to an earlier daemon".to_owned();
+        self.advance(&container, State::Exited(Exit::never_started(now_ns(), message)));
     }
 
     /// A snapshot: it also tells of containers that it leaves out.
