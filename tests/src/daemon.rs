@@ -11,8 +11,8 @@ use crate::cri::{Cri, SOCKET};
 /// Where faults are ordered; the daemons that [`start`] starts look at it.
 pub const FAULTS: &str = "/run/isopod-faults";
 
-/// Log of the daemons that [`start`] starts.
-pub const LOG: &str = "/run/isopod-case.log";
+/// Log of the daemons that [`start`] starts, beside those of the node, which outlive it when a case fails.
+pub const LOG: &str = "/run/node/isopod-case.log";
 
 /// Kills the daemon as the kernel would for want of memory, and waits until it is gone.
 pub fn kill() -> Result<()> {

@@ -88,7 +88,7 @@ pub fn write(path: &Path, rows: &[Row]) -> Result<()> {
     fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Reads what [`write`] wrote.
+/// Reads what [`write()`] wrote.
 pub fn read(path: &Path) -> Result<Vec<Row>> {
     let json = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&json).with_context(|| format!("{} is not a report", path.display()))
