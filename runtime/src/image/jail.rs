@@ -14,6 +14,7 @@
 //! it becomes `mkfs.erofs` ([`enter_if_asked`], first thing in `main`). When the daemon dies, the archive ends, and with it
 //! the process.
 
+use super::sys;
 use nix::fcntl::{OFlag, open, readlink};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -149,6 +150,8 @@ impl Jail {
 
     /// Confines this process and becomes the program.
     fn enter(&self) -> Result<Infallible, JailError> {
+        // Whatever this process was started with, the program gets its input, its output and its complaints only.
+        step("keep other files out", sys::close_others_on_exec())?;
         let opened = open(&self.program, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
         let program = step(&format!("open {}", self.program.display()), opened)?;
         let mut arguments = vec![CString::new("mkfs.erofs")?];

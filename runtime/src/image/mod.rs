@@ -26,6 +26,7 @@ mod reference;
 mod registry;
 mod remove;
 mod session;
+mod sys;
 #[cfg(test)]
 mod test_registry;
 
