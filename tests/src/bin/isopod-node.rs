@@ -53,7 +53,7 @@ struct NodeArguments {
     #[arg(long)]
     registry: bool,
     /// CPUs of the node.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     cpus: u32,
     /// Memory of the node, in MiB.
     #[arg(long, default_value_t = 6144)]

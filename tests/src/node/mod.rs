@@ -80,7 +80,8 @@ pub enum Isopod {
 pub struct Settings {
     /// What drives its clock.
     pub time: Time,
-    /// CPUs; with counted time there is one.
+    /// CPUs; with counted time there is one. With two emulated ones guests hang or crash now and then, see
+    /// docs/decisions/0004.
     pub cpus: u32,
     /// Memory in MiB. All that the node writes is in it.
     pub memory_mib: u32,
@@ -98,7 +99,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             time: Time::Wall,
-            cpus: 2,
+            cpus: 1,
             memory_mib: 6144,
             isopod: Isopod::Absent,
             registry: false,
