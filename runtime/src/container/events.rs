@@ -55,6 +55,10 @@ impl Containers {
     /// earlier daemon had asked.
     async fn hear_failed_start(self: Arc<Self>, container: Arc<Container>) {
         let _start = container.operation.lock().await;
+        // One that was removed meanwhile ends that way too, and must not be recorded again.
+        if self.get(&container.id).is_err() {
+            return;
+        }
         let message = "it ended before its command ran; the reason went to an earlier daemon".to_owned();
         self.advance(&container, State::Exited(Exit::never_started(now_ns(), message)));
     }
