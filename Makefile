@@ -4,6 +4,7 @@
 # Everything is always built for the whole workspace: see docs/decisions/0003.
 
 PROGRAMS = target/x86_64-unknown-linux-gnu/release
+AGENT = target/x86_64-unknown-linux-gnu/guest/isopod-agent
 
 .PHONY: demo shell test soak bench lint build packages artefacts guest-kernel tools images node-run
 
@@ -36,6 +37,7 @@ lint: packages
 
 build: packages
 	cargo build --release --workspace
+	cargo build --profile guest --package isopod-agent
 
 # Debian packages that building needs.
 packages:
@@ -43,7 +45,7 @@ packages:
 
 # Guest kernel, guest root, mkfs.erofs, crictl, CNI plugins, test images: from the cache, or built into it.
 artefacts: build
-	guest-image/manifest.sh $(PROGRAMS)/isopod-agent
+	guest-image/manifest.sh $(AGENT)
 	tests/tools/all.sh
 	tests/images/build.sh
 

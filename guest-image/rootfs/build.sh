@@ -6,7 +6,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../cache.sh"
 
 (($# == 1)) || die "usage: rootfs/build.sh AGENT_BINARY"
-[[ -f $1 ]] || die "no agent at $1: cargo build --release -p isopod-agent makes it"
+[[ -f $1 ]] || die "no agent at $1: cargo build --profile guest -p isopod-agent makes it"
 agent=$(realpath "$1")
 
 # there is no C library in the guest: a dynamic agent would end in a kernel panic

@@ -55,7 +55,7 @@ impl Artefacts {
             vmm: named("ISOPOD_VMM", || program("isopod-vmm"))?,
             kernel: named("ISOPOD_KERNEL", || made_by("guest-image/kernel/build.sh", &[]))?,
             root_image: named("ISOPOD_ROOT_IMAGE", || {
-                let agent = named("ISOPOD_AGENT", || program("isopod-agent"))?;
+                let agent = named("ISOPOD_AGENT", agent)?;
                 made_by("guest-image/rootfs/build.sh", &[agent.as_os_str()])
             })?,
             mkfs_erofs: named("ISOPOD_MKFS_EROFS", || {
@@ -103,19 +103,29 @@ fn named(variable: &str, make: impl FnOnce() -> Result<PathBuf>) -> Result<PathB
     }
 }
 
-/// A program of this workspace, built for release: an unoptimised one costs more in an emulated node than its build saves.
+/// A program of the host, built for release: an unoptimised one costs more in an emulated node than its build saves.
 fn program(name: &str) -> Result<PathBuf> {
     static BUILT: OnceLock<()> = OnceLock::new();
     if BUILT.get().is_none() {
-        // all three and the whole workspace, as `make build` does: a narrower choice has other features, and builds all anew
-        let mut cargo = Command::new("cargo");
-        cargo.current_dir(repository()).args(["build", "--quiet", "--release", "--workspace"]);
-        cargo.args(["--bin", "isopod", "--bin", "isopod-vmm", "--bin", "isopod-agent"]);
-        let status = cargo.status().context("cannot run cargo")?;
-        ensure!(status.success(), "Isopod does not build ({cargo:?})");
+        // both and the whole workspace, as `make build` does: a narrower choice has other features, and builds all anew
+        build(&["--release", "--workspace", "--bin", "isopod", "--bin", "isopod-vmm"])?;
         BUILT.get_or_init(|| ());
     }
     Ok(target().join(TARGET).join("release").join(name))
+}
+
+/// The guest's program, in a profile of its own: see docs/decisions/0007.
+fn agent() -> Result<PathBuf> {
+    build(&["--profile", "guest", "--package", "isopod-agent"])?;
+    Ok(target().join(TARGET).join("guest/isopod-agent"))
+}
+
+fn build(arguments: &[&str]) -> Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(repository()).args(["build", "--quiet"]).args(arguments);
+    let status = cargo.status().context("cannot run cargo")?;
+    ensure!(status.success(), "Isopod does not build ({cargo:?})");
+    Ok(())
 }
 
 /// The path that a build script prints on stdout.

@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::{
     layout::{self, Range},
+    memory,
     virtio::GuestMemory,
 };
 
@@ -49,8 +50,9 @@ pub enum KernelError {
 /// * A panic resets at once, by the ACPI register, so that the VMM sees the end.
 /// * No PCI bus is there, so none is probed; the clock comes from KVM, so nothing is calibrated.
 /// * Boot does not wait for RCU grace periods.
+/// * Per-CPU memory is made of small pages: with large ones each chunk has tables for 2 MiB, and zeroing them takes 4 MiB.
 const COMMAND_LINE: &str = "console=hvc0 quiet panic=-1 reboot=a 8250.nr_uarts=0 pci=off dummy.numdummies=0 \
-    tsc=reliable no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1";
+    tsc=reliable no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1 percpu_alloc=page";
 
 /// The root is a device-mapper device over the first `sectors` of 512 bytes of the disk: a mounted `/dev/vda` would be
 /// claimed whole, and no other extent could be mapped.
@@ -78,10 +80,16 @@ pub fn command_line(root_sectors: u64, extra: &[String]) -> Result<CString, Kern
     CString::new(line).map_err(|_| KernelError::TooLong { length })
 }
 
+/// About where the kernel will lie: the file is nearly as long as what it fills. Empty for what is no file.
+fn place(file: &File) -> Range {
+    Range { start: layout::KERNEL, len: file.metadata().map_or(0, |about| about.len()) }
+}
+
 /// Copies the kernel to where its ELF header says. Returns the address of its first instruction.
-pub fn load(memory: &GuestMemory, mut file: File) -> Result<u64, KernelError> {
+pub fn load(guest: &GuestMemory, mut file: File) -> Result<u64, KernelError> {
     let lowest = GuestAddress(layout::HIGH_RAM);
-    let loaded = Elf::load(memory, None, &mut file, Some(lowest)).map_err(KernelError::Load)?;
+    memory::advise_huge_pages(guest, place(&file));
+    let loaded = Elf::load(guest, None, &mut file, Some(lowest)).map_err(KernelError::Load)?;
     let entry = loaded.kernel_load.0;
     if entry >= loaded.kernel_end || loaded.kernel_end > layout::HOLE {
         return Err(KernelError::Entry { entry });
@@ -132,7 +140,6 @@ fn e820(ram: &[Range]) -> Vec<bootparam::boot_e820_entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory;
     use std::io::Write;
 
     #[test]

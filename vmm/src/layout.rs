@@ -32,6 +32,8 @@ pub const ACPI: u64 = 0xe_0000;
 pub const ACPI_END: u64 = 0x10_0000;
 /// RAM goes on here.
 pub const HIGH_RAM: u64 = 0x10_0000;
+/// Where a Linux kernel is linked to lie, `CONFIG_PHYSICAL_START`.
+pub const KERNEL: u64 = 0x100_0000;
 
 /// RAM below 4 GiB ends here at the latest.
 pub const HOLE: u64 = 0xc000_0000;

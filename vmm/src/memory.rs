@@ -5,7 +5,7 @@
 
 use std::ptr::NonNull;
 
-use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
 
 use crate::{layout::Range, virtio::GuestMemory};
 
@@ -30,8 +30,8 @@ pub enum MemoryError {
 
 /// Allocates guest memory for `ranges`. Pages cost nothing until the guest touches them.
 ///
-/// `huge_pages` asks for 2 MiB pages: a faster guest that takes more memory. Without it they are refused, whatever the
-/// host's default, so that a pod's footprint does not depend on the node's settings.
+/// `huge_pages` asks for 2 MiB pages everywhere: a faster guest that takes more memory. Without it they are refused, whatever
+/// the host's default, so that a pod's footprint does not depend on the node's settings; see [`advise_huge_pages`].
 pub fn allocate(ranges: &[Range], huge_pages: bool) -> Result<GuestMemory, MemoryError> {
     let bytes = ranges.iter().map(|r| r.len as usize).sum();
     let base = map_aligned(bytes, huge_pages)?;
@@ -43,6 +43,18 @@ pub fn allocate(ranges: &[Range], huge_pages: bool) -> Result<GuestMemory, Memor
         offset += len;
     }
     GuestMemory::from_regions(regions).map_err(|e| MemoryError::Region(e.to_string()))
+}
+
+/// Asks for the 2 MiB pages that lie wholly in `range`, which the guest will fill anyway: there they cost one fault each and
+/// no memory more. A range outside guest memory gets none.
+pub fn advise_huge_pages(memory: &GuestMemory, range: Range) {
+    let first = range.start.next_multiple_of(ALIGNMENT as u64);
+    let bytes = (range.end().saturating_sub(first) as usize) & !(ALIGNMENT - 1);
+    let Ok(pages) = memory.get_slice(GuestAddress(first), bytes) else { return };
+    let address = pages.ptr_guard_mut().as_ptr();
+    // SAFETY: advice about the mapping of `map_aligned`, which covers the slice; it changes no byte. A kernel without large
+    // pages refuses it, which is no failure.
+    unsafe { libc::madvise(address.cast(), bytes, libc::MADV_HUGEPAGE) };
 }
 
 fn region(
@@ -100,13 +112,32 @@ fn map_aligned(bytes: usize, huge_pages: bool) -> Result<NonNull<u8>, MemoryErro
 mod tests {
     use super::*;
     use crate::layout;
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::{Bytes, GuestMemoryRegion};
 
     #[test]
     fn memory_is_aligned_to_2_mib() {
         let memory = allocate(&layout::ram(64), true).unwrap();
         let host = memory.get_host_address(GuestAddress(0)).unwrap();
         assert_eq!(host.align_offset(ALIGNMENT), 0);
+    }
+
+    #[test]
+    fn huge_pages_are_asked_for_inside_a_range_only() {
+        let memory = allocate(&layout::ram(64), false).unwrap();
+        let mib = |n: u64| n << 20;
+        advise_huge_pages(&memory, Range { start: mib(5), len: mib(6) });
+        let host = |n| memory.get_host_address(GuestAddress(mib(n))).unwrap() as usize;
+        // the advice parts the mapping where it begins and ends
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let parted = |address: usize| maps.lines().any(|line| line.starts_with(&format!("{address:x}-")));
+        assert_eq!([4, 6, 8, 10].map(|n| parted(host(n))), [false, true, false, true], "{maps}");
+    }
+
+    #[test]
+    fn range_outside_memory_gets_no_huge_pages() {
+        let memory = allocate(&layout::ram(64), false).unwrap();
+        advise_huge_pages(&memory, Range { start: 48 << 20, len: 32 << 20 });
+        advise_huge_pages(&memory, Range { start: 1 << 20, len: 0 });
     }
 
     #[test]
