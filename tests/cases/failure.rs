@@ -54,12 +54,6 @@ fn cri() -> Result<Cri> {
     Ok(cri)
 }
 
-fn nothing_left(before: &BTreeSet<String>, when: &str) -> Result<()> {
-    let left = held::leftovers(before)?;
-    ensure!(left.is_empty(), "left {when}: {left:#?}");
-    Ok(())
-}
-
 /// Fails an operation after its first step, its second, and so on, until it gets through; looks each time.
 fn fail_at_each_step<T>(
     operation: &str,
@@ -77,7 +71,7 @@ fn fail_at_each_step<T>(
             }
             Err(status) => {
                 ensure!(status.message().contains("on purpose"), "step {step}: {status:?}");
-                nothing_left(before, &format!("after {operation} failed at step {step}"))?;
+                held::nothing_more_than(before, &format!("after {operation} failed at step {step}"))?;
             }
         }
     }
@@ -90,7 +84,7 @@ fn run_pod_sandbox_failing_at_any_step_leaves_nothing() -> Result<()> {
     for strand in RUN_POD_SANDBOX {
         let pod = fail_at_each_step(strand, &before, || cri.run_pod("steps"))?;
         cri.remove_pod(&pod.id)?;
-        nothing_left(&before, "at the end")?;
+        held::nothing_more_than(&before, "at the end")?;
     }
     Ok(())
 }
@@ -104,9 +98,9 @@ fn create_container_failing_at_any_step_leaves_nothing() -> Result<()> {
     let container = fail_at_each_step("CreateContainer", &before, || cri.create(&pod, config()))?;
     cri.start(&container)?;
     cri.remove(&container)?;
-    nothing_left(&before, "of the container")?;
+    held::nothing_more_than(&before, "of the container")?;
     cri.remove_pod(&pod.id)?;
-    nothing_left(&empty, "of the pod")
+    held::nothing_more_than(&empty, "of the pod")
 }
 
 /// The undo stacks of PullImage: each layer has its own.
@@ -139,7 +133,7 @@ fn stop_pod_sandbox_failing_at_any_step_can_be_repeated() -> Result<()> {
         ensure!(cri.pod_status(&pod.id)?.state() == PodSandboxState::SandboxNotready, "still ready");
         cri.stop_pod(&pod.id)?;
         cri.remove_pod(&pod.id)?;
-        nothing_left(&before, &format!("after StopPodSandbox failed at step {step}"))?;
+        held::nothing_more_than(&before, &format!("after StopPodSandbox failed at step {step}"))?;
         if let Err(status) = outcome {
             ensure!(status.message().contains("on purpose"), "step {step}: {status:?}");
             continue;
@@ -178,10 +172,10 @@ fn daemon_killed_at_any_step_of_run_pod_sandbox_leaves_nothing() -> Result<()> {
     let before = held::by_pods()?;
     for strand in RUN_POD_SANDBOX {
         // A pod whose VM was up may be served as one that is to be removed.
-        let look = |when: &str| cri.clean().and_then(|()| nothing_left(&before, when));
+        let look = |when: &str| cri.clean().and_then(|()| held::nothing_more_than(&before, when));
         let pod = die_at_each_step(strand, || cri.run_pod("abort"), look)?;
         cri.remove_pod(&pod.id)?;
-        nothing_left(&before, "at the end")?;
+        held::nothing_more_than(&before, "at the end")?;
     }
     Ok(())
 }
@@ -202,7 +196,7 @@ fn daemon_killed_at_any_step_of_create_container_leaves_a_pod_that_works() -> Re
     let log = fs::read_to_string(daemon::LOG)?;
     ensure!(log.contains("half-made container is removed"), "it stays in the guest");
     cri.clean()?;
-    nothing_left(&before, "of the pod")
+    held::nothing_more_than(&before, "of the pod")
 }
 
 fn daemon_killed_at_any_step_of_start_container_loses_no_output() -> Result<()> {
@@ -250,13 +244,13 @@ fn daemon_killed_at_any_step_of_stop_pod_sandbox_has_it_stopped_again() -> Resul
         );
         cri.stop_pod(&id)?;
         cri.remove_pod(&id)?;
-        nothing_left(&before, when)?;
+        held::nothing_more_than(&before, when)?;
         pod.replace(cri.run_sleeper("abort")?.0);
         Ok(())
     };
     die_at_each_step("StopPodSandbox", run, look)?;
     cri.clean()?;
-    nothing_left(&before, "at the end")
+    held::nothing_more_than(&before, "at the end")
 }
 
 fn daemon_killed_at_any_step_of_pull_image_leaves_nothing() -> Result<()> {
@@ -277,7 +271,7 @@ fn missing_kernel_is_named() -> Result<()> {
         fs::remove_file("/run/vmlinux-case")?;
         let refused = cri.run_pod("no-kernel").expect_err("there is no kernel");
         ensure!(refused.message().contains("/run/vmlinux-case"), "{refused:?}");
-        nothing_left(&before, "without a kernel")
+        held::nothing_more_than(&before, "without a kernel")
     })
 }
 
@@ -288,7 +282,7 @@ fn corrupt_kernel_is_named() -> Result<()> {
         fs::write("/run/vmlinux-case", "not a kernel")?;
         let refused = cri.run_pod("bad-kernel").expect_err("that is no kernel");
         ensure!(refused.message().contains("kernel"), "{refused:?}");
-        nothing_left(&before, "with a corrupt kernel")
+        held::nothing_more_than(&before, "with a corrupt kernel")
     })
 }
 
@@ -299,7 +293,7 @@ fn guest_that_never_answers_is_told_with_its_console() -> Result<()> {
         let before = held::by_pods()?;
         let refused = cri.run_pod("mute").expect_err("its agent never runs");
         ensure!(refused.message().contains("/no/such/init"), "the console is not quoted: {refused:?}");
-        nothing_left(&before, "of a guest that never answered")
+        held::nothing_more_than(&before, "of a guest that never answered")
     })
 }
 
@@ -323,5 +317,5 @@ fn concurrent_stops_and_removes_of_one_pod_succeed() -> Result<()> {
     for outcome in outcomes {
         outcome??;
     }
-    nothing_left(&before, "after eight removes")
+    held::nothing_more_than(&before, "after eight removes")
 }

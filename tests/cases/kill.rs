@@ -53,9 +53,7 @@ fn cri() -> Result<Cri> {
 /// Removes all pods, and looks for what is left.
 fn nothing_left(cri: &Cri, before: &BTreeSet<String>, when: &str) -> Result<()> {
     cri.clean()?;
-    let left = held::leftovers(before)?;
-    ensure!(left.is_empty(), "left {when}: {left:#?}");
-    Ok(())
+    held::nothing_more_than(before, when)
 }
 
 fn daemon_killed_at_rest_keeps_pods_logs_and_lists() -> Result<()> {
@@ -263,8 +261,7 @@ fn client_that_leaves_run_pod_sandbox_leaves_nothing() -> Result<()> {
         let answered = hang_up(&cri, Duration::from_millis(millis), service.run_pod_sandbox(request));
         ensure!(!answered, "a pod in {millis} ms");
         wait_for("the pod to be undone", || Ok(cri.pods()?.is_empty().then_some(())))?;
-        let left = held::leftovers(&before)?;
-        ensure!(left.is_empty(), "left after {millis} ms: {left:#?}");
+        held::nothing_more_than(&before, &format!("after {millis} ms"))?;
     }
     Ok(())
 }

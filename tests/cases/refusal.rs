@@ -44,12 +44,6 @@ fn is_told(what: &str, refused: &Status, code: Code, words: &[&str]) -> Result<(
     Ok(())
 }
 
-fn nothing_left(before: &std::collections::BTreeSet<String>) -> Result<()> {
-    let left = held::leftovers(before)?;
-    ensure!(left.is_empty(), "left: {left:#?}");
-    Ok(())
-}
-
 fn linux(config: &mut PodSandboxConfig) -> &mut v1::LinuxPodSandboxConfig {
     config.linux.get_or_insert_default()
 }
@@ -94,7 +88,7 @@ fn pods_that_a_vm_cannot_be_are_refused_with_a_remedy() -> Result<()> {
         Code::InvalidArgument,
         &["\"no-such-handler\"", "[handlers.no-such-handler]"],
     )?;
-    nothing_left(&before)
+    held::nothing_more_than(&before, "behind a refusal")
 }
 
 fn containers_that_a_vm_cannot_have_are_refused_with_a_remedy() -> Result<()> {
@@ -143,10 +137,10 @@ fn containers_that_a_vm_cannot_have_are_refused_with_a_remedy() -> Result<()> {
         change(&mut config);
         let refused = cri.create(&pod, config).expect_err("a container in a VM cannot have that");
         is_told("container", &refused, code, words)?;
-        nothing_left(&before)?;
+        held::nothing_more_than(&before, "behind a refusal")?;
     }
     cri.clean()?;
-    nothing_left(&empty)
+    held::nothing_more_than(&empty, "behind a refusal")
 }
 
 fn names_that_are_taken_are_refused_with_their_holder() -> Result<()> {
@@ -249,7 +243,7 @@ fn told_without_kvm(cri: &Cri, words: &str) -> Result<()> {
     let refused = cri.run_pod("no-kvm").err().context("a pod without KVM")?;
     is_told("RunPodSandbox", &refused, Code::Internal, &["/dev/kvm"])?;
     ensure!(cri.pods()?.is_empty(), "it is listed");
-    nothing_left(&before)?;
+    held::nothing_more_than(&before, "behind a refusal")?;
     let checked = isopod(&["check"])?;
     let table = String::from_utf8_lossy(&checked.stdout);
     let line = table.lines().find(|line| line.starts_with("kvm ")).unwrap_or_default();

@@ -49,9 +49,7 @@ fn pods_at_once_all_answer() -> Result<()> {
         thread.join().expect("no thread panics")?;
     }
     cri.clean()?;
-    let left = held::leftovers(&before)?;
-    ensure!(left.is_empty(), "left: {left:#?}");
-    Ok(())
+    held::nothing_more_than(&before, "at the end")
 }
 
 fn pods_one_after_another_leave_the_daemon_as_it_was() -> Result<()> {

@@ -2,11 +2,12 @@
 //! after; what is more is left over.
 
 use crate::cri::wait_for;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 /// One line for each thing held now.
 pub fn by_pods() -> Result<BTreeSet<String>> {
@@ -54,17 +55,17 @@ pub fn by_pods() -> Result<BTreeSet<String>> {
     Ok(held)
 }
 
-/// What is held now and was not before, once what goes a moment later is gone.
-pub fn leftovers(before: &BTreeSet<String>) -> Result<Vec<String>> {
-    let mut left = Vec::new();
+/// Nothing is held that was not before, or will not be in five seconds: some of it goes a moment after the call that gave it up.
+pub fn nothing_more_than(before: &BTreeSet<String>, when: &str) -> Result<()> {
+    let mut more = Vec::new();
     for _ in 0..50 {
-        left = by_pods()?.difference(before).cloned().collect();
-        if left.is_empty() {
-            break;
+        more = by_pods()?.difference(before).cloned().collect();
+        if more.is_empty() {
+            return Ok(());
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
-    Ok(left)
+    bail!("left {when}: {more:#?}")
 }
 
 /// Where the daemon keeps images.

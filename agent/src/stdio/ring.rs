@@ -24,7 +24,6 @@ pub enum RingError {
         /// First byte wanted.
         asked: u64,
         /// First byte held.
-        /// Number of the first byte held.
         base: u64,
     },
     /// The host names bytes that the process has not written.
@@ -40,6 +39,7 @@ pub enum RingError {
 /// Held bytes of one stream.
 #[derive(Debug, Default)]
 pub struct Ring {
+    /// Number of the first byte held.
     base: u64,
     held: VecDeque<u8>,
     ended: bool,
