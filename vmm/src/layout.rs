@@ -34,6 +34,9 @@ pub const ACPI_END: u64 = 0x10_0000;
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Where a Linux kernel is linked to lie, `CONFIG_PHYSICAL_START`.
 pub const KERNEL: u64 = 0x100_0000;
+/// What an idle guest touches in part lies below: Linux hands out low memory first. Above are the page structures, at the very
+/// end, which it fills, and what busy containers use. See docs/decisions/0008.
+pub const IDLE_END: u64 = 0x280_0000;
 
 /// RAM below 4 GiB ends here at the latest.
 pub const HOLE: u64 = 0xc000_0000;

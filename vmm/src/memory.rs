@@ -7,7 +7,10 @@ use std::ptr::NonNull;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
 
-use crate::{layout::Range, virtio::GuestMemory};
+use crate::{
+    layout::{self, Range},
+    virtio::GuestMemory,
+};
 
 /// 2 MiB, the size of a large page.
 const ALIGNMENT: usize = 2 << 20;
@@ -30,8 +33,9 @@ pub enum MemoryError {
 
 /// Allocates guest memory for `ranges`. Pages cost nothing until the guest touches them.
 ///
-/// `huge_pages` asks for 2 MiB pages everywhere: a faster guest that takes more memory. Without it they are refused, whatever
-/// the host's default, so that a pod's footprint does not depend on the node's settings; see [`advise_huge_pages`].
+/// `huge_pages` asks for 2 MiB pages everywhere: a faster start that takes more memory. Without it they are asked for above
+/// [`layout::IDLE_END`] and refused below, whatever the host's default: what an idle pod takes does not depend on the node's
+/// settings, and what a busy one uses comes with one fault per 2 MiB.
 pub fn allocate(ranges: &[Range], huge_pages: bool) -> Result<GuestMemory, MemoryError> {
     let bytes = ranges.iter().map(|r| r.len as usize).sum();
     let base = map_aligned(bytes, huge_pages)?;
@@ -42,14 +46,19 @@ pub fn allocate(ranges: &[Range], huge_pages: bool) -> Result<GuestMemory, Memor
         regions.push(region(base, offset, range.start, len)?);
         offset += len;
     }
-    GuestMemory::from_regions(regions).map_err(|e| MemoryError::Region(e.to_string()))
+    let memory = GuestMemory::from_regions(regions).map_err(|e| MemoryError::Region(e.to_string()))?;
+    for range in ranges {
+        let start = range.start.max(layout::IDLE_END);
+        advise_huge_pages(&memory, Range { start, len: range.end().saturating_sub(start) });
+    }
+    Ok(memory)
 }
 
-/// Asks for the 2 MiB pages that lie wholly in `range`, which the guest will fill anyway: there they cost one fault each and
-/// no memory more. A range outside guest memory gets none.
+/// Asks for the 2 MiB pages that lie wholly in `range`, one fault each: where the guest fills them anyway, they take no memory
+/// more. A range outside guest memory gets none.
 pub fn advise_huge_pages(memory: &GuestMemory, range: Range) {
     let first = range.start.next_multiple_of(ALIGNMENT as u64);
-    let bytes = (range.end().saturating_sub(first) as usize) & !(ALIGNMENT - 1);
+    let bytes = range.end().saturating_sub(first) as usize & !(ALIGNMENT - 1);
     let Ok(pages) = memory.get_slice(GuestAddress(first), bytes) else { return };
     let address = pages.ptr_guard_mut().as_ptr();
     // SAFETY: advice about the mapping of `map_aligned`, which covers the slice; it changes no byte. A kernel without large
@@ -111,7 +120,6 @@ fn map_aligned(bytes: usize, huge_pages: bool) -> Result<NonNull<u8>, MemoryErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout;
     use vm_memory::{Bytes, GuestMemoryRegion};
 
     #[test]
@@ -124,13 +132,15 @@ mod tests {
     #[test]
     fn huge_pages_are_asked_for_inside_a_range_only() {
         let memory = allocate(&layout::ram(64), false).unwrap();
-        let mib = |n: u64| n << 20;
-        advise_huge_pages(&memory, Range { start: mib(5), len: mib(6) });
-        let host = |n| memory.get_host_address(GuestAddress(mib(n))).unwrap() as usize;
+        advise_huge_pages(&memory, Range { start: 5 << 20, len: 6 << 20 });
         // the advice parts the mapping where it begins and ends
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let parted = |address: usize| maps.lines().any(|line| line.starts_with(&format!("{address:x}-")));
-        assert_eq!([4, 6, 8, 10].map(|n| parted(host(n))), [false, true, false, true], "{maps}");
+        let parted_at = |mib: u64| {
+            let address = memory.get_host_address(GuestAddress(mib << 20)).unwrap() as usize;
+            maps.lines().any(|line| line.starts_with(&format!("{address:x}-")))
+        };
+        let parted: Vec<u64> = (1..64).filter(|&mib| parted_at(mib)).collect();
+        assert_eq!(parted, [6, 10, layout::IDLE_END >> 20], "{maps}");
     }
 
     #[test]

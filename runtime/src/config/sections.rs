@@ -82,7 +82,7 @@ pub struct VmConfig {
     pub memory_mib: u32,
     /// Seconds a guest may take until its agent answers.
     pub boot_timeout_s: u32,
-    /// Ask the host for 2 MiB pages for guest memory: faster, and takes more of it.
+    /// Ask the host for 2 MiB pages also where an idle guest lives: faster to boot, and takes more memory.
     pub huge_pages: bool,
     /// Words added to the guest kernel's command line.
     pub kernel_args: Vec<String>,
