@@ -38,6 +38,8 @@ pub enum Request {
         /// What [`Response::Extent`] said.
         offset: u64,
     },
+    /// Answered by [`Response::Extents`].
+    ListExtents {},
     /// Joins the guest's network card to a tap. Descriptor: the tap, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
     /// Until then frames are dropped. Answered by [`Response::Done`].
     AttachTap {},
@@ -81,6 +83,11 @@ pub enum Response {
         /// First byte, a multiple of 1 MiB.
         offset: u64,
     },
+    /// What is mapped into the disk, in rising order of offsets; the first is the guest's root.
+    Extents {
+        /// At most 1024.
+        extents: Vec<Extent>,
+    },
     /// Counters since boot.
     Stats(Stats),
     /// The console's tail.
@@ -111,6 +118,16 @@ pub enum ErrorKind {
     Kernel,
     /// A system call failed.
     System,
+}
+
+/// An extent of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extent {
+    /// First byte.
+    pub offset: u64,
+    /// The guest may only read.
+    pub read_only: bool,
 }
 
 /// Counters of one VM since boot.

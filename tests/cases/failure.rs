@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use isopod_tests::cases;
-use isopod_tests::cri::{Cri, container_config};
+use isopod_tests::cri::{Cri, container_config, wait_for};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{daemon, held};
 use k8s_cri::v1::{ContainerState, PodSandboxState};
@@ -188,8 +188,10 @@ fn daemon_killed_at_any_step_of_create_container_leaves_a_pod_that_works() -> Re
     let look = |_: &str| {
         // One that was made just before may be served: kubelet removes what it does not know.
         cri.containers()?.iter().try_for_each(|container| cri.remove(&container.id))?;
+        wait_for("layers to be detached", || Ok((held::mapped_layers()? == 0).then_some(())))?;
         let container = cri.run_container(&pod, config())?;
         ensure!(cri.shell(&container, "cat /data/changed")? == "second", "its root is not whole");
+        ensure!(held::mapped_layers()? > 0, "a container has layers, and none is found");
         Ok(cri.remove(&container)?)
     };
     die_at_each_step("CreateContainer", || cri.create(&pod, config()), look)?;

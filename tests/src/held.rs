@@ -68,6 +68,23 @@ pub fn nothing_more_than(before: &BTreeSet<String>, when: &str) -> Result<()> {
     bail!("left {when}: {more:#?}")
 }
 
+/// How many files of the image store the VMMs have open: the layers that are mapped into guests.
+pub fn mapped_layers() -> Result<usize> {
+    let mut count = 0;
+    for entry in fs::read_dir("/proc")? {
+        let process = entry?.path();
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        if name.trim() != "isopod-vmm" {
+            continue;
+        }
+        // it may have ended meanwhile
+        let Ok(files) = fs::read_dir(process.join("fd")) else { continue };
+        let is_layer = |path: &Path| fs::read_link(path).is_ok_and(|file| file.starts_with(IMAGES));
+        count += files.flatten().filter(|file| is_layer(&file.path())).count();
+    }
+    Ok(count)
+}
+
 /// Where the daemon keeps images.
 pub const IMAGES: &str = "/var/lib/isopod/images";
 

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use isopod_protocols::vmm::{ErrorKind, Request, Response, Stats};
+use isopod_protocols::vmm::{ErrorKind, Extent, Request, Response, Stats};
 
 use crate::{
     console_log::ConsoleLog,
@@ -52,6 +52,7 @@ impl Machine {
                 ));
             }
             Request::DetachExtent { offset } => devices.extents.detach(offset).map_err(extent_refused)?,
+            Request::ListExtents {} => return Ok(Response::Extents { extents: self.extents() }),
             Request::AttachTap {} => {
                 let tap = one(fds)?;
                 devices.net.with(|net| net.attach(tap)).map_err(|e| error(ErrorKind::Invalid, e))?;
@@ -71,6 +72,11 @@ impl Machine {
     /// Brings the processors back from the guest: from here on nothing of the guest runs.
     pub fn stop(&self) {
         self.vcpus.lock().expect("nobody panics with this lock").stop();
+    }
+
+    fn extents(&self) -> Vec<Extent> {
+        let all = self.devices.extents.save();
+        all.iter().map(|extent| Extent { offset: extent.offset, read_only: extent.read_only }).collect()
     }
 
     fn stats(&self) -> Stats {

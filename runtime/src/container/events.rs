@@ -73,13 +73,12 @@ impl Containers {
             }
         }
         let strange = named.into_iter().filter(|id| is_id(id) && self.get(id).is_err());
-        let strange: Vec<_> = strange.take(MOST_STRANGERS).map(str::to_owned).collect();
-        if !strange.is_empty() {
-            tokio::spawn(Arc::clone(self).remove_strangers(sandbox_id.to_owned(), strange));
-        }
+        let strange = strange.take(MOST_STRANGERS).map(str::to_owned).collect();
+        tokio::spawn(Arc::clone(self).remove_strangers(sandbox_id.to_owned(), strange));
     }
 
-    /// Removes containers from their guest that have no record: an earlier daemon was killed while it made them.
+    /// Removes containers from their guest that have no record, and the layers that were mapped for them: an earlier daemon was
+    /// killed while it made them.
     async fn remove_strangers(self: Arc<Self>, sandbox_id: String, ids: Vec<String>) {
         let Ok(sandbox) = self.sandboxes.get(&sandbox_id) else { return };
         let Ok(entered) = sandbox.enter().await else { return };
@@ -96,6 +95,7 @@ impl Containers {
                 }
             }
         }
+        self.detach_unused_layers(&sandbox_id, &entered.machine.vm).await;
     }
 
     fn lose_all(&self, sandbox_id: &str) {

@@ -1,16 +1,19 @@
 //! The layers of containers' roots on their pod's disk: attached when the first container needs one, detached when the
 //! last is gone.
 //!
-//! Called by `create` and `remove`, under the pod's lock. Who uses what is not counted but looked up, so that there is
+//! Called by `create`, `remove` and, after a restart, `events`, under the pod's lock. Who uses what is not counted but looked up, so that there is
 //! nothing to get wrong after a crash.
 
 use super::record::MappedLayer;
 use super::{ContainerError, Containers};
-use crate::hypervisor::VmHandle;
+use crate::hypervisor::{Extent, VmHandle};
 use crate::image::Layer;
 use crate::undo::Undo;
 use std::fs::File;
 use std::sync::Arc;
+
+/// Where the guest's own root is on the disk.
+const GUEST_ROOT: u64 = 0;
 
 impl Containers {
     /// Maps what is not yet mapped. Each new mapping's release is on `undo`.
@@ -45,15 +48,38 @@ impl Containers {
                 continue;
             }
             done.push(layer.offset);
-            if let Err(error) = vm.detach_extent(layer.offset).await {
-                // The file stays open in the VMM until the pod ends; nothing else hangs on it.
-                tracing::warn!(sandbox = sandbox_id, layer = layer.diff_id, %error, "layer not detached");
+            detach(sandbox_id, vm, layer.offset).await;
+        }
+    }
+
+    /// Detaches layers that no container of the sandbox has in its record. Under the pod's lock none is about to have one.
+    pub(super) async fn detach_unused_layers(&self, sandbox_id: &str, vm: &VmHandle) {
+        let extents = match vm.extents().await {
+            Ok(extents) => extents,
+            Err(error) => {
+                tracing::warn!(sandbox = sandbox_id, %error, "cannot look for layers that nothing uses");
+                return;
+            }
+        };
+        let used = self.mapped(sandbox_id);
+        let is_layer = |extent: &&Extent| extent.read_only && extent.offset != GUEST_ROOT;
+        for extent in extents.iter().filter(is_layer) {
+            if used.iter().all(|layer| layer.offset != extent.offset) {
+                tracing::info!(sandbox = sandbox_id, extent.offset, "layer that nothing uses is detached");
+                detach(sandbox_id, vm, extent.offset).await;
             }
         }
     }
 
     fn mapped(&self, sandbox_id: &str) -> Vec<MappedLayer> {
         self.of_sandbox(sandbox_id).iter().flat_map(|c| c.record().layers.clone()).collect()
+    }
+}
+
+/// A failure is only told: the file stays open in the VMM until the pod ends, and nothing else hangs on it.
+async fn detach(sandbox_id: &str, vm: &VmHandle, offset: u64) {
+    if let Err(error) = vm.detach_extent(offset).await {
+        tracing::warn!(sandbox = sandbox_id, offset, %error, "layer not detached");
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Used by unit tests of `sandbox` and `container`. It must never be reachable from the daemon's configuration.
 
-use super::{Hypervisor, HypervisorError, Vm, VmConfig, VmHandle, VmRecord};
+use super::{Extent, Hypervisor, HypervisorError, Vm, VmConfig, VmHandle, VmRecord};
 use crate::undo::Undo;
 use async_trait::async_trait;
 use isopod_protocols::vmm::{ErrorKind, Stats};
@@ -133,6 +133,11 @@ impl Vm for FakeVm {
             Some(_) => Ok(()),
             None => Err(self.refused("detach_extent", "no extent there")),
         }
+    }
+
+    async fn extents(&self) -> Result<Vec<Extent>, HypervisorError> {
+        let extents = lock(&self.extents);
+        Ok(extents.iter().map(|(&offset, &(_, read_only))| Extent { offset, read_only }).collect())
     }
 
     async fn attach_tap(&self, _tap: OwnedFd) -> Result<(), HypervisorError> {

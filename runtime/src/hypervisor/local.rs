@@ -13,7 +13,7 @@ use super::{Hypervisor, HypervisorError, Vm, VmConfig, VmHandle, VmRecord};
 use crate::hostile_text::Tail;
 use crate::undo::Undo;
 use async_trait::async_trait;
-use isopod_protocols::vmm::{BootConfig, Request, Response, Stats};
+use isopod_protocols::vmm::{BootConfig, Extent, Request, Response, Stats};
 use isopod_protocols::vsock::{MAX_HANDSHAKE, READY_PORT};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -233,6 +233,13 @@ impl Vm for LocalVm {
 
     async fn detach_extent(&self, offset: u64) -> Result<(), HypervisorError> {
         self.done("detach_extent", &Request::DetachExtent { offset }, &[], REQUEST_LIMIT).await
+    }
+
+    async fn extents(&self) -> Result<Vec<Extent>, HypervisorError> {
+        match self.ask("list_extents", &Request::ListExtents {}, &[], REQUEST_LIMIT).await? {
+            Response::Extents { extents } => Ok(extents),
+            _ => Err(self.control.unexpected("list_extents")),
+        }
     }
 
     async fn attach_tap(&self, tap: OwnedFd) -> Result<(), HypervisorError> {

@@ -15,6 +15,7 @@ pub use local::LocalHypervisor;
 use crate::hostile_text::Tail;
 use crate::undo::{Injected, Undo};
 use async_trait::async_trait;
+pub use isopod_protocols::vmm::Extent;
 use isopod_protocols::vmm::{ErrorKind, Stats};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -185,6 +186,12 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// [`HypervisorError::Refused`] where there is none at `offset`.
     async fn detach_extent(&self, offset: u64) -> Result<(), HypervisorError>;
+
+    /// What is mapped into the extent disk.
+    ///
+    /// # Errors
+    /// Where the VMM does not answer.
+    async fn extents(&self) -> Result<Vec<Extent>, HypervisorError>;
 
     /// Joins the guest's network card to a tap.
     ///
