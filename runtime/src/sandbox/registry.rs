@@ -9,12 +9,17 @@ use crate::id::{Mismatch, new_id, resolve};
 use crate::scratch::Scratch;
 use crate::store::{Collection, Durability, Loaded};
 use std::collections::{BTreeMap, HashSet};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
-use tokio::sync::mpsc;
+use std::thread::available_parallelism;
+use tokio::sync::{Semaphore, mpsc};
 
 /// Events that may wait for `container` before the agents' streams are held up.
 const EVENT_BACKLOG: usize = 256;
+
+/// Pods that are made at the same time, for each processor: one can use it while the other waits for a plugin or a disk.
+const AT_ONCE_PER_CPU: usize = 2;
 
 /// What sandboxes are made of: real on a node, fake in tests.
 pub struct Host {
@@ -32,6 +37,9 @@ pub struct Sandboxes {
     pub(super) host: Host,
     pub(super) scratch: Scratch,
     pub(super) events: mpsc::Sender<SandboxEvent>,
+    /// Each pod that is being made holds one, so that a storm of pods queues here: if all were made at once, each boot would take
+    /// as long as all of them, and pass the limit that it has.
+    pub(super) turns: Semaphore,
     records: Collection<Record>,
     table: RwLock<BTreeMap<String, Arc<Sandbox>>>,
 }
@@ -48,7 +56,9 @@ impl Sandboxes {
         let (events, receiver) = mpsc::channel(EVENT_BACKLOG);
         let records = Collection::open(config.daemon.state_dir.join("sandboxes"), Durability::Process)?;
         let scratch = Scratch::new(config.daemon.root_dir.join("scratch"))?;
-        Ok((Arc::new(Self { config, host, scratch, events, records, table: RwLock::default() }), receiver))
+        let turns = Semaphore::new(AT_ONCE_PER_CPU * available_parallelism().map_or(1, NonZero::get));
+        let table = RwLock::default();
+        Ok((Arc::new(Self { config, host, scratch, events, turns, records, table }), receiver))
     }
 
     /// The sandbox of that id, or of the only id that begins so.

@@ -1,7 +1,7 @@
 //! RunPodSandbox as a story:
 //!
 //! ```text
-//!   validate -> reserve name, id, user -> directories, cgroup
+//!   validate -> reserve name, id, user -> wait for a turn -> directories, cgroup
 //!     -> at once: { namespace, CNI, tap } { VMM, boot, agent } { scratch disk }
 //!     -> join tap and disk to the VM -> the guest's identity -> Ready
 //! ```
@@ -170,6 +170,7 @@ impl Sandboxes {
         undos: &mut Undos,
     ) -> Result<(), SandboxError> {
         undos.sandbox.push("record", || async { Ok::<_, io::Error>(()) })?;
+        let _turn = self.turns.acquire().await;
         make_directories(sandbox, &mut undos.sandbox)?;
         make_cgroup(sandbox, &mut undos.sandbox)?;
 

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use isopod_protocols::vsock::MAX_HANDSHAKE;
 use nix::sys::socket::{MsgFlags, recv};
 
-/// How long a client may take to send its line.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a client may take to send its line: longer than the daemon waits for the answer, so that on a crowded host it is the
+/// daemon that gives up, and says so.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client in its handshake.
 pub struct Client {
