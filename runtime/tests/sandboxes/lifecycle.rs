@@ -2,6 +2,9 @@
 
 use crate::fakes::{FakeNode, Wishes, pod};
 use isopod_runtime::sandbox::{SandboxError, SandboxEvent, State};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
 
 #[tokio::test]
 async fn sandbox_is_ready_with_its_network_and_leaves_nothing() {
@@ -71,6 +74,30 @@ async fn many_sandboxes_at_once_have_users_of_their_own() {
     uids.sort_unstable();
     uids.dedup();
     assert_eq!(uids.len(), 20);
+}
+
+#[tokio::test]
+async fn pods_beyond_two_per_processor_wait_for_a_turn() {
+    let node = FakeNode::new();
+    Wishes::set(&node.wishes.slow_identity);
+    let turns = 2 * std::thread::available_parallelism().unwrap().get();
+    let start = |n| {
+        let sandboxes = Arc::clone(&node.sandboxes);
+        tokio::spawn(async move { sandboxes.start(pod(&format!("pod-{n}")), "").await })
+    };
+    let starts: Vec<_> = (0..turns + 3).map(start).collect();
+    let begun = || node.networks.held.lock().unwrap().len();
+    for _ in 0..500 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        if begun() >= turns {
+            break;
+        }
+    }
+    // time enough for one more, if it did not have to wait
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(begun(), turns, "of {} pods", turns + 3);
+    starts.iter().for_each(JoinHandle::abort);
+    node.nothing_is_left().await;
 }
 
 #[tokio::test]
