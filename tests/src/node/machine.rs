@@ -81,15 +81,16 @@ impl Machine<'_> {
             Time::Wall => 1,
         };
         command.args(["-smp", &cpus.to_string()]);
-        match self.time {
-            Time::Wall if nested_kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
-            // with a host thread per CPU, guests in the node hang or end with a triple fault now and then: docs/decisions/0004
-            Time::Wall => command.args(["-accel", "tcg,thread=single,tb-size=1024", "-cpu", EMULATED_CPU]),
-            Time::Counted => command
-                .args(["-accel", "tcg,thread=single,tb-size=1024", "-cpu", EMULATED_CPU])
-                .args(["-icount", "shift=0,sleep=off,align=off", "-seed", "42"])
-                .args(["-rtc", "base=2026-01-01T00:00:00,clock=vm"]),
-        };
+        if nested_kvm {
+            command.args(["-accel", "kvm", "-cpu", "host"]);
+            return;
+        }
+        // with a host thread per CPU, guests in the node hang or end with a triple fault now and then: docs/decisions/0004
+        command.args(["-accel", "tcg,thread=single,tb-size=1024", "-cpu", EMULATED_CPU]);
+        if self.time == Time::Counted {
+            command.args(["-icount", "shift=0,sleep=off,align=off", "-seed", "42"]);
+            command.args(["-rtc", "base=2026-01-01T00:00:00,clock=vm"]);
+        }
     }
 
     fn kernel_command_line(&self, nested_kvm: bool) -> String {
