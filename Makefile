@@ -1,7 +1,7 @@
 # An index of commands; each is one line that anybody can also type. `make demo` and `make test` need nothing before them:
 # what is missing is fetched or built, once, into ~/.cache/isopod (ISOPOD_CACHE names another place).
 #
-# Everything is always built for the whole workspace: see docs/decisions/0003.
+# The workspace is always built as a whole, and the guest's agent once more, for size: see docs/decisions/0003 and 0007.
 
 PROGRAMS = target/x86_64-unknown-linux-gnu/release
 AGENT = target/x86_64-unknown-linux-gnu/guest/isopod-agent

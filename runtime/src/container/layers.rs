@@ -1,8 +1,8 @@
 //! The layers of containers' roots on their pod's disk: attached when the first container needs one, detached when the
 //! last is gone.
 //!
-//! Called by `create`, `remove` and, after a restart, `events`, under the pod's lock. Who uses what is not counted but looked up, so that there is
-//! nothing to get wrong after a crash.
+//! Called by `create`, `remove` and, after a restart, `events`, under the pod's lock. Who uses what is not counted but looked
+//! up, so that there is nothing to get wrong after a crash.
 
 use super::record::MappedLayer;
 use super::{ContainerError, Containers};
