@@ -184,14 +184,16 @@ fn daemon_killed_at_any_step_of_create_container_leaves_a_pod_that_works() -> Re
     let cri = cri()?;
     let before = held::by_pods()?;
     let pod = cri.run_pod("abort")?;
+    let vmm = held::vmm_of(&pod)?;
+    let no_layers = held::layers_of(vmm);
     let config = || container_config("c", "busybox", &["sleep", "1000"]);
     let look = |_: &str| {
         // One that was made just before may be served: kubelet removes what it does not know.
         cri.containers()?.iter().try_for_each(|container| cri.remove(&container.id))?;
-        wait_for("layers to be detached", || Ok((held::mapped_layers()? == 0).then_some(())))?;
+        wait_for("layers to be detached", || Ok((held::layers_of(vmm) == no_layers).then_some(())))?;
         let container = cri.run_container(&pod, config())?;
         ensure!(cri.shell(&container, "cat /data/changed")? == "second", "its root is not whole");
-        ensure!(held::mapped_layers()? > 0, "a container has layers, and none is found");
+        ensure!(held::layers_of(vmm).len() > no_layers.len(), "a container has layers, and none is found");
         Ok(cri.remove(&container)?)
     };
     die_at_each_step("CreateContainer", || cri.create(&pod, config()), look)?;

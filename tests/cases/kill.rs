@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use isopod_tests::cases;
-use isopod_tests::cri::{Cri, Pod, container_config, pod_config, wait_for};
+use isopod_tests::cri::{Cri, container_config, pod_config, wait_for};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{daemon, held};
 use k8s_cri::v1::{self, ContainerState, PodSandboxState};
@@ -10,7 +10,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tonic::Code;
@@ -79,26 +78,6 @@ fn daemon_killed_at_rest_keeps_pods_logs_and_lists() -> Result<()> {
     cri.clean()
 }
 
-/// The VMMs that run, with the cgroup of each, which names its pod.
-fn vmms() -> Result<Vec<(Pid, String)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
-        let Ok(cgroup) = fs::read_to_string(path.join("cgroup")) else { continue };
-        if name.trim() == "isopod-vmm" {
-            let pid = path.file_name().and_then(|n| n.to_str()).context("a pid")?;
-            found.push((Pid::from_raw(pid.parse()?), cgroup));
-        }
-    }
-    Ok(found)
-}
-
-fn vmm_of(pod: &Pod) -> Result<Pid> {
-    let vmm = vmms()?.into_iter().find(|(_, cgroup)| cgroup.contains(&pod.id));
-    Ok(vmm.with_context(|| format!("pod {} has no VMM", pod.id))?.0)
-}
-
 /// Processor time of a process so far, in clock ticks (proc(5): fields 14 and 15 of stat).
 fn ticks(pid: Pid) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -106,19 +85,12 @@ fn ticks(pid: Pid) -> u64 {
     after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
-/// Layers that a VMM has open for its guest.
-fn layers_of(vmm: Pid) -> Vec<PathBuf> {
-    let Ok(open) = fs::read_dir(format!("/proc/{vmm}/fd")) else { return Vec::new() };
-    let targets = open.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
-    targets.filter(|target| target.to_string_lossy().contains(".erofs")).collect()
-}
-
 fn vmm_killed_makes_the_pod_not_ready_and_leaves_others_alone() -> Result<()> {
     let cri = cri()?;
     let before = held::by_pods()?;
     let (victim, container) = cri.run_sleeper("victim")?;
     let (_, other) = cri.run_sleeper("other")?;
-    kill(vmm_of(&victim)?, Signal::SIGKILL)?;
+    kill(held::vmm_of(&victim)?, Signal::SIGKILL)?;
     let status = cri.wait_exited(&container)?;
     ensure!((status.exit_code, status.reason.as_str()) == (255, "Unknown"), "{status:?}");
     ensure!(
@@ -138,7 +110,7 @@ fn vmm_killed_while_its_pod_starts_fails_the_start_soon() -> Result<()> {
     for spent in [0, 10, 40] {
         let killer = std::thread::spawn(move || {
             let vmm = wait_for("a VMM at work", || {
-                Ok(vmms()?.into_iter().map(|(pid, _)| pid).find(|pid| ticks(*pid) >= spent))
+                Ok(held::vmms()?.into_iter().map(|(pid, _)| pid).find(|pid| ticks(*pid) >= spent))
             })?;
             Ok::<_, anyhow::Error>(kill(vmm, Signal::SIGKILL)?)
         });
@@ -163,7 +135,7 @@ fn vmm_killed_during_exec_fails_the_exec_soon() -> Result<()> {
     let cri = cri()?;
     let before = held::by_pods()?;
     let (pod, container) = cri.run_sleeper("busy")?;
-    let vmm = vmm_of(&pod)?;
+    let vmm = held::vmm_of(&pod)?;
     let (other, of) = (Cri::connect()?, container.clone());
     let killer = std::thread::spawn(move || {
         wait_exec(&other, &of)?;
@@ -185,7 +157,7 @@ fn vmm_killed_during_a_stop_ends_the_stop_soon() -> Result<()> {
     let pod = cri.run_pod("stubborn")?;
     let script = "trap 'echo I stay' TERM; echo ready; while true; do sleep 0.1; done";
     let container = cri.run_container(&pod, container_config("c", "busybox", &["sh", "-c", script]))?;
-    let vmm = vmm_of(&pod)?;
+    let vmm = held::vmm_of(&pod)?;
     // Without its trap, the first process of a namespace does not hear the signal at all.
     cri.wait_logged(&container, "ready")?;
     let (other, of) = (Cri::connect()?, container.clone());
@@ -269,8 +241,8 @@ fn client_that_leaves_run_pod_sandbox_leaves_nothing() -> Result<()> {
 fn client_that_leaves_create_container_leaves_nothing() -> Result<()> {
     let cri = cri()?;
     let pod = cri.run_pod("left")?;
-    let vmm = vmm_of(&pod)?;
-    let open = layers_of(vmm);
+    let vmm = held::vmm_of(&pod)?;
+    let open = held::layers_of(vmm);
     for millis in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
         let mut service = cri.service();
         let request = v1::CreateContainerRequest {
@@ -282,9 +254,11 @@ fn client_that_leaves_create_container_leaves_nothing() -> Result<()> {
         // It may have been made just before the client left.
         let undone = wait_for("the container to be undone", || {
             cri.containers()?.iter().try_for_each(|container| cri.remove(&container.id))?;
-            Ok((layers_of(vmm) == open).then_some(()))
+            Ok((held::layers_of(vmm) == open).then_some(()))
         });
-        undone.with_context(|| format!("after {millis} ms, answered: {answered}: {:?}", layers_of(vmm)))?;
+        undone.with_context(|| {
+            format!("after {millis} ms, answered: {answered}: {:?}", held::layers_of(vmm))
+        })?;
     }
     // The name and all else is free again.
     let container = cri.run_container(&pod, container_config("c", "busybox", &["sleep", "1000"]))?;

@@ -1,11 +1,12 @@
 //! What pods hold on a node: processes, taps, namespaces, mounts, cgroups, leases, records, files. A case looks before and
 //! after; what is more is left over.
 
-use crate::cri::wait_for;
-use anyhow::{Result, bail, ensure};
+use crate::cri::{Pod, wait_for};
+use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -68,21 +69,32 @@ pub fn nothing_more_than(before: &BTreeSet<String>, when: &str) -> Result<()> {
     bail!("left {when}: {more:#?}")
 }
 
-/// How many files of the image store the VMMs have open: the layers that are mapped into guests.
-pub fn mapped_layers() -> Result<usize> {
-    let mut count = 0;
+/// The VMMs that run, with the cgroup of each, which names its pod.
+pub fn vmms() -> Result<Vec<(Pid, String)>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        let process = entry?.path();
-        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-        if name.trim() != "isopod-vmm" {
-            continue;
+        let path = entry?.path();
+        let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
+        let Ok(cgroup) = fs::read_to_string(path.join("cgroup")) else { continue };
+        if name.trim() == "isopod-vmm" {
+            let pid = path.file_name().and_then(|n| n.to_str()).context("a pid")?;
+            found.push((Pid::from_raw(pid.parse()?), cgroup));
         }
-        // it may have ended meanwhile
-        let Ok(files) = fs::read_dir(process.join("fd")) else { continue };
-        let is_layer = |path: &Path| fs::read_link(path).is_ok_and(|file| file.starts_with(IMAGES));
-        count += files.flatten().filter(|file| is_layer(&file.path())).count();
     }
-    Ok(count)
+    Ok(found)
+}
+
+/// The VMM of a pod.
+pub fn vmm_of(pod: &Pod) -> Result<Pid> {
+    let vmm = vmms()?.into_iter().find(|(_, cgroup)| cgroup.contains(&pod.id));
+    Ok(vmm.with_context(|| format!("pod {} has no VMM", pod.id))?.0)
+}
+
+/// Files that a VMM has open for its guest: the guest's root, and layers.
+pub fn layers_of(vmm: Pid) -> Vec<PathBuf> {
+    let Ok(open) = fs::read_dir(format!("/proc/{vmm}/fd")) else { return Vec::new() };
+    let targets = open.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+    targets.filter(|target| target.to_string_lossy().contains(".erofs")).collect()
 }
 
 /// Where the daemon keeps images.

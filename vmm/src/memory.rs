@@ -38,7 +38,7 @@ pub enum MemoryError {
 /// settings, and what a busy one uses comes with one fault per 2 MiB.
 pub fn allocate(ranges: &[Range], huge_pages: bool) -> Result<GuestMemory, MemoryError> {
     let bytes = ranges.iter().map(|r| r.len as usize).sum();
-    let base = map_aligned(bytes, huge_pages)?;
+    let base = map_aligned(bytes)?;
     let mut offset = 0;
     let mut regions = Vec::with_capacity(ranges.len());
     for range in ranges {
@@ -47,8 +47,9 @@ pub fn allocate(ranges: &[Range], huge_pages: bool) -> Result<GuestMemory, Memor
         offset += len;
     }
     let memory = GuestMemory::from_regions(regions).map_err(|e| MemoryError::Region(e.to_string()))?;
+    let first = if huge_pages { 0 } else { layout::IDLE_END };
     for range in ranges {
-        let start = range.start.max(layout::IDLE_END);
+        let start = range.start.max(first);
         advise_huge_pages(&memory, Range { start, len: range.end().saturating_sub(start) });
     }
     Ok(memory)
@@ -86,8 +87,8 @@ fn region(
 
 const MAP_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
-/// Maps `bytes` at a multiple of 2 MiB by mapping more and giving the ends back.
-fn map_aligned(bytes: usize, huge_pages: bool) -> Result<NonNull<u8>, MemoryError> {
+/// Maps `bytes` at a multiple of 2 MiB by mapping more and giving the ends back. Its pages are small ones.
+fn map_aligned(bytes: usize) -> Result<NonNull<u8>, MemoryError> {
     let failed = |source| MemoryError::Map { bytes, source };
     let padded = bytes.checked_add(ALIGNMENT).ok_or(failed(nix::Error::ENOMEM))?;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
@@ -109,9 +110,8 @@ fn map_aligned(bytes: usize, huge_pages: bool) -> Result<NonNull<u8>, MemoryErro
             unsafe { libc::munmap(address, len) };
         }
     }
-    let advice = if huge_pages { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
     // SAFETY: advice about a mapping of our own; a kernel without large pages refuses it, which is no failure.
-    unsafe { libc::madvise(base.cast(), bytes, advice) };
+    unsafe { libc::madvise(base.cast(), bytes, libc::MADV_NOHUGEPAGE) };
     // SAFETY: as above; guest memory must never appear in a core file.
     unsafe { libc::madvise(base.cast(), bytes, libc::MADV_DONTDUMP) };
     NonNull::new(base).ok_or(failed(nix::Error::EFAULT))

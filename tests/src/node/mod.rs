@@ -80,8 +80,7 @@ pub enum Isopod {
 pub struct Settings {
     /// What drives its clock.
     pub time: Time,
-    /// CPUs; with counted time there is one. With two emulated ones guests hang or crash now and then, see
-    /// docs/decisions/0004.
+    /// CPUs; with counted time there is one. Emulated ones share a host thread, see docs/decisions/0004.
     pub cpus: u32,
     /// Memory in MiB. All that the node writes is in it.
     pub memory_mib: u32,
