@@ -57,6 +57,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         SandboxError::Network(NetworkError::Cards(_)) => Code::FailedPrecondition,
         SandboxError::Network(NetworkError::Refused { .. }) => Code::InvalidArgument,
         SandboxError::Network(NetworkError::Socket(_)) => Code::Internal,
+        SandboxError::Entropy(_) => Code::InvalidArgument,
         SandboxError::Storage(error) => storage_code(error),
         SandboxError::Kernel(..) | SandboxError::Path { .. } => Code::Internal,
     }

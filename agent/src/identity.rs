@@ -3,7 +3,6 @@
 use crate::id::{Id, IdError};
 use crate::network::{Link, LinkError};
 use crate::storage::extent::{ExtentError, ExtentRange};
-use crate::sys::MAX_ENTROPY;
 use crate::sysctl::{Sysctl, SysctlError};
 use isopod_protocols::agent::SetUpSandboxRequest;
 use std::time::Duration;
@@ -16,9 +15,6 @@ const SHORT_ID: usize = 12;
 
 /// Largest hosts or resolv.conf file, in bytes.
 const MAX_FILE: usize = 1024 * 1024;
-
-/// Fewest random bytes.
-const MIN_ENTROPY: usize = 32;
 
 /// Size of `/dev/shm` where none is asked for, in bytes.
 const DEFAULT_SHM: u64 = 64 * 1024 * 1024;
@@ -34,7 +30,6 @@ pub struct Identity {
     pub sysctls: Vec<Sysctl>,
     /// Since the epoch.
     pub realtime: Duration,
-    pub entropy: Vec<u8>,
     pub scratch: Option<ExtentRange>,
     pub shm_bytes: u64,
 }
@@ -59,8 +54,6 @@ pub enum IdentityError {
     FileSize { field: &'static str, length: usize },
     #[error("realtime_ns: {0} is before the epoch")]
     Realtime(i64),
-    #[error("entropy: {0} bytes, give {MIN_ENTROPY} to {MAX_ENTROPY}")]
-    Entropy(usize),
 }
 
 impl Identity {
@@ -73,9 +66,6 @@ impl Identity {
                 return Err(IdentityError::FileSize { field, length });
             }
         }
-        if !(MIN_ENTROPY..=MAX_ENTROPY).contains(&request.entropy.len()) {
-            return Err(IdentityError::Entropy(request.entropy.len()));
-        }
         let realtime =
             u64::try_from(request.realtime_ns).map_err(|_| IdentityError::Realtime(request.realtime_ns))?;
         let sysctls = request.sysctls.iter().map(|(name, value)| Sysctl::parse(name, value));
@@ -87,7 +77,6 @@ impl Identity {
             link: request.interface.as_ref().map(Link::parse).transpose()?,
             sysctls: sysctls.collect::<Result<_, _>>()?,
             realtime: Duration::from_nanos(realtime),
-            entropy: request.entropy,
             scratch: request.scratch.map(|extent| ExtentRange::parse("scratch", &extent)).transpose()?,
             shm_bytes: if request.shm_bytes == 0 { DEFAULT_SHM } else { request.shm_bytes },
         })
@@ -115,7 +104,6 @@ mod tests {
             sandbox_id: "0123456789abcdef".into(),
             hostname: "web-0".into(),
             realtime_ns: 1_700_000_000_000_000_000,
-            entropy: vec![7; 64],
             ..Default::default()
         }
     }
@@ -147,7 +135,6 @@ mod tests {
         assert!(refused(|r| r.hostname = "h".repeat(65)).starts_with("hostname"));
         assert!(refused(|r| r.hosts = vec![0; MAX_FILE + 1]).starts_with("hosts"));
         assert!(refused(|r| r.resolv_conf = vec![0; MAX_FILE + 1]).starts_with("resolv_conf"));
-        assert!(refused(|r| r.entropy.truncate(31)).starts_with("entropy"));
         assert!(refused(|r| r.realtime_ns = -1).starts_with("realtime_ns"));
         assert!(refused(|r| r.scratch = Some(Extent::default())).starts_with("scratch"));
         assert!(refused(|r| r.interface = Some(Interface::default())).starts_with("interface."));

@@ -13,20 +13,25 @@ use crate::identity::{Identity, IdentityError};
 use crate::network::netlink::{self, NetworkError};
 use crate::stats::Walks;
 use crate::storage::{Storage, StorageError};
-use crate::sys;
+use crate::sys::{self, MAX_ENTROPY};
 use crate::sysctl::SysctlError;
-use isopod_protocols::agent::{HelloResponse, SetUpSandboxRequest, SetUpSandboxResponse};
+use isopod_protocols::agent::{
+    HelloRequest, HelloResponse, PrepareResponse, SetUpSandboxRequest, SetUpSandboxResponse,
+};
 use isopod_protocols::guest;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::time::{ClockId, Timespec};
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 /// Where the kernel keeps the id of this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Fewest random bytes of a `Hello`.
+const MIN_ENTROPY: usize = 32;
 
 /// Room for the files that containers share; they may write to them.
 const FILES_OPTIONS: &str = "mode=0755,size=16m";
@@ -56,6 +61,9 @@ pub enum SandboxError {
     /// The request cannot be an identity.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Not the random bytes that `Hello` needs.
+    #[error("entropy: {0} bytes, give {MIN_ENTROPY} to {MAX_ENTROPY}")]
+    Entropy(usize),
     /// A setting was refused by the kernel.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
@@ -85,8 +93,22 @@ impl Sandbox {
     }
 }
 
-/// Answers `Hello`.
-pub fn hello() -> Result<HelloResponse, AgentError> {
+/// Answers `Prepare`: reads this program's file, so that clones have in memory what they will start containers with. It waits
+/// for the disk where it stands, as a template has nothing else to do, and a thread for it would be cloned too.
+pub fn prepare() -> Result<PrepareResponse, AgentError> {
+    const PROGRAM: &str = "/proc/self/exe";
+    let read = File::open(PROGRAM).and_then(|mut program| io::copy(&mut program, &mut io::sink()));
+    read.map_err(at(PROGRAM))?;
+    Ok(PrepareResponse {})
+}
+
+/// Answers `Hello`. The boot id is made when it is first read, so the entropy goes first.
+pub fn hello(request: &HelloRequest) -> Result<HelloResponse, AgentError> {
+    let entropy = request.entropy.as_slice();
+    if !(MIN_ENTROPY..=MAX_ENTROPY).contains(&entropy.len()) {
+        return Err(SandboxError::Entropy(entropy.len()).into());
+    }
+    sys::add_entropy(entropy).map_err(|e| SandboxError::Kernel("add entropy", e))?;
     let boot_id = fs::read_to_string(BOOT_ID).map_err(at(BOOT_ID))?;
     Ok(HelloResponse {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -96,7 +118,7 @@ pub fn hello() -> Result<HelloResponse, AgentError> {
     })
 }
 
-/// Answers `SetUpSandbox`. All of it is applied, or none; the clock and the random pool only ever gain.
+/// Answers `SetUpSandbox`. All of it is applied, or none; only the clock stays set.
 pub async fn set_up(
     sandbox: &Arc<Sandbox>,
     request: SetUpSandboxRequest,
@@ -122,7 +144,6 @@ pub async fn set_up(
 
 /// The steps of a set-up, none of which blocks for longer than a mount. What they made, [`undo`] takes back.
 async fn apply(identity: &Identity) -> Result<Storage, SandboxError> {
-    sys::add_entropy(&identity.entropy).map_err(|e| SandboxError::Kernel("add entropy", e))?;
     set_clock(identity)?;
     rustix::system::sethostname(identity.hostname.as_bytes())
         .map_err(|e| SandboxError::Kernel("set the host name", e.into()))?;

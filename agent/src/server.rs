@@ -76,8 +76,11 @@ fn answer<T>(result: Result<T, AgentError>) -> Answer<T> {
 impl Agent for Service {
     type WatchStream = container::EventStream;
 
-    async fn hello(&self, _: Request<HelloRequest>) -> Answer<HelloResponse> {
-        answer(sandbox::hello())
+    async fn prepare(&self, _: Request<PrepareRequest>) -> Answer<PrepareResponse> {
+        answer(sandbox::prepare())
+    }
+    async fn hello(&self, r: Request<HelloRequest>) -> Answer<HelloResponse> {
+        answer(sandbox::hello(&r.into_inner()))
     }
     async fn set_up_sandbox(&self, r: Request<SetUpSandboxRequest>) -> Answer<SetUpSandboxResponse> {
         answer(sandbox::set_up(&self.sandbox, r.into_inner()).await)

@@ -25,6 +25,31 @@ pub enum Request {
     /// becomes the extent at offset 0), and a listening unix stream socket for vsock connections from the host.
     /// Answered by [`Response::Done`] when the vCPUs run.
     Boot(BootConfig),
+    /// As [`Request::Boot`], of a VM that is to become a template. One more descriptor, the fifth: a file of `memory_mib`
+    /// MiB, open for reading and writing, which becomes the guest's memory. Only such a VM can be saved.
+    BootTemplate(BootConfig),
+    /// Stops a template for good and writes the state of its processors and devices. Descriptor: an empty file for it. The
+    /// guest must have no vsock connection and no extent but its root. Answered by [`Response::Done`] when all is written
+    /// and the guest's memory is let go of; the process ends then.
+    Save {
+        /// What the template was made from, in the client's words, at most 256 bytes: it is written into the state.
+        built_from: String,
+    },
+    /// Makes the VM as a clone of a template, in place of [`Request::Boot`], and lets it run.
+    ///
+    /// Descriptors, in order: `/dev/kvm`, the template's memory and its state (both for reading), the guest root that the
+    /// template booted from, and a listening unix stream socket for vsock connections from the host.
+    /// Answered by [`Response::Done`] when the vCPUs run.
+    Restore {
+        /// What [`Request::Save`] was told: a state that says otherwise is refused with [`ErrorKind::Template`].
+        built_from: String,
+    },
+    /// Asks the guest to grow or shrink to this much memory in all. Answered by [`Response::Done`] at once; the guest
+    /// follows as far as it can, see [`Stats::memory_bytes`].
+    ResizeMemory {
+        /// MiB, a multiple of 2, at least what the VM booted with and at most its `max_memory_mib`.
+        memory_mib: u32,
+    },
     /// Maps a file into the pod's extent disk. Descriptor: the file. Answered by [`Response::Extent`].
     AttachExtent {
         /// Length in bytes, a multiple of 512. Reads past the end of a shorter file give zeroes.
@@ -66,6 +91,8 @@ pub struct BootConfig {
     pub vcpus: u8,
     /// Guest memory in MiB, at least 64.
     pub memory_mib: u32,
+    /// Most that [`Request::ResizeMemory`] may make of it, in MiB; costs address space only.
+    pub max_memory_mib: u32,
     /// Ask the host for 2 MiB pages for guest memory.
     pub huge_pages: bool,
     /// Words added to the kernel's command line after the VMM's own.
@@ -88,7 +115,7 @@ pub enum Response {
         /// At most 1024.
         extents: Vec<Extent>,
     },
-    /// Counters since boot.
+    /// Counters since boot, or since the VM was cloned.
     Stats(Stats),
     /// The console's tail.
     Console {
@@ -116,6 +143,8 @@ pub enum ErrorKind {
     Kvm,
     /// The kernel file cannot be loaded.
     Kernel,
+    /// The template's memory or state is damaged, or not of what it should be: boot without it.
+    Template,
     /// A system call failed.
     System,
 }
@@ -130,7 +159,7 @@ pub struct Extent {
     pub read_only: bool,
 }
 
-/// Counters of one VM since boot.
+/// Counters of one VM, since its boot or since it was cloned.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Stats {
@@ -146,6 +175,8 @@ pub struct Stats {
     pub net_tx_bytes: u64,
     /// Open vsock connections.
     pub vsock_connections: u64,
+    /// Memory that the guest has now, bytes: what it booted with and what was added since.
+    pub memory_bytes: u64,
     /// Guest memory given back to the host by free page reporting and the balloon, bytes since boot.
     pub reclaimed_bytes: u64,
 }

@@ -8,7 +8,7 @@ use crate::hypervisor::VmHandle;
 use hyper_util::rt::TokioIo;
 use isopod_protocols::agent::agent_client::AgentClient as Rpc;
 use isopod_protocols::agent::{
-    CreateContainerRequest, CreateContainerResponse, Event, HelloRequest, HelloResponse,
+    CreateContainerRequest, CreateContainerResponse, Event, HelloRequest, HelloResponse, PrepareRequest,
     RemoveContainerRequest, RemoveExecRequest, ResizeTerminalRequest, SetUpSandboxRequest,
     SignalProcessRequest, StartContainerRequest, StartContainerResponse, StartExecRequest, StartExecResponse,
     StatsRequest, StatsResponse, UpdateContainerRequest, WaitProcessRequest, WaitProcessResponse,
@@ -91,12 +91,20 @@ impl AgentClient {
         Self { id: id.to_owned(), rpc }
     }
 
-    /// Is the agent there, and which one.
+    /// Has a template's agent get ready what every pod will use.
     ///
     /// # Errors
     /// See [`AgentError`]; so for all calls.
-    pub async fn hello(&self) -> Result<HelloResponse, AgentError> {
-        self.call("Hello", QUICK, self.rpc.clone().hello(HelloRequest {})).await
+    pub async fn prepare(&self) -> Result<(), AgentError> {
+        self.call("Prepare", WORK, self.rpc.clone().prepare(PrepareRequest {})).await.map(drop)
+    }
+
+    /// Is the agent there, and which one. The first call to a pod's guest: it brings fresh random bytes.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn hello(&self, entropy: Vec<u8>) -> Result<HelloResponse, AgentError> {
+        self.call("Hello", QUICK, self.rpc.clone().hello(HelloRequest { entropy })).await
     }
 
     /// Gives the guest its identity.

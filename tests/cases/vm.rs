@@ -35,7 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn sized(vcpus: u8, memory_mib: u32) -> BootConfig {
-    BootConfig { vcpus, memory_mib, ..small(&["loglevel=7"]) }
+    BootConfig { vcpus, memory_mib, max_memory_mib: memory_mib, ..small(&["loglevel=7"]) }
 }
 
 fn agent_answers_in_the_smallest_vm() -> Result<()> {

@@ -38,12 +38,13 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mut next = |what: &str| arguments.next().with_context(|| format!("{what} is missing"));
     let (vmm, kernel, root) = (next("VMM")?, next("KERNEL")?, next("ROOT")?);
-    let mut config = BootConfig { vcpus: 1, memory_mib: 128, huge_pages: false, kernel_args: vec![] };
+    let mut config =
+        BootConfig { vcpus: 1, memory_mib: 128, max_memory_mib: 128, huge_pages: false, kernel_args: vec![] };
     let mut seconds = 20;
     for word in arguments {
         match word.split_once('=') {
             Some(("vcpus", n)) => config.vcpus = n.parse()?,
-            Some(("memory", n)) => config.memory_mib = n.parse()?,
+            Some(("memory", n)) => (config.memory_mib, config.max_memory_mib) = (n.parse()?, n.parse()?),
             Some(("seconds", n)) => seconds = n.parse()?,
             _ if word == "huge" => config.huge_pages = true,
             _ => config.kernel_args.push(word),

@@ -401,8 +401,14 @@ mod tests {
 
         /// Packets that are nearly requests reach further into the parser than random bytes.
         #[test]
-        fn damaged_request_is_a_request_or_malformed(place in 0_usize..130, byte in any::<u8>()) {
-            let config = BootConfig { vcpus: 2, memory_mib: 128, huge_pages: true, kernel_args: vec!["a".into()] };
+        fn damaged_request_is_a_request_or_malformed(place in 0_usize..155, byte in any::<u8>()) {
+            let config = BootConfig {
+                vcpus: 2,
+                memory_mib: 128,
+                max_memory_mib: 256,
+                huge_pages: true,
+                kernel_args: vec!["a".into()],
+            };
             let mut bytes = serde_json::to_vec(&Request::Boot(config)).unwrap();
             let place = place % bytes.len();
             bytes[place] = byte;

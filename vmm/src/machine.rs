@@ -40,7 +40,12 @@ impl Machine {
     fn serve(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Response, Response> {
         let devices = &self.devices;
         match request {
-            Request::Boot(_) => return Err(error(ErrorKind::State, "the vm runs already: a vmm boots once")),
+            Request::Boot(_) | Request::BootTemplate(_) | Request::Restore { .. } => {
+                return Err(error(ErrorKind::State, "the vm runs already: a vmm boots once"));
+            }
+            Request::Save { .. } | Request::ResizeMemory { .. } => {
+                return Err(error(ErrorKind::State, "not possible for this vm"));
+            }
             Request::AttachExtent { length, read_only } => {
                 let attached = devices.extents.attach(one(fds)?, length, read_only);
                 return Ok(Response::Extent { offset: attached.map_err(extent_refused)? });
@@ -88,6 +93,7 @@ impl Machine {
             net_rx_bytes: devices.net_received.get(),
             net_tx_bytes: devices.net_sent.get(),
             vsock_connections: devices.vsock_connections.get(),
+            memory_bytes: 0,
             reclaimed_bytes: devices.reclaimed.get(),
         }
     }

@@ -60,7 +60,6 @@ fn identity() -> isopod_protocols::agent::SetUpSandboxRequest {
         sandbox_id: "s1".to_owned(),
         hostname: "guest".to_owned(),
         realtime_ns: 1_700_000_000_000_000_000,
-        entropy: vec![7; 64],
         ..Default::default()
     }
 }

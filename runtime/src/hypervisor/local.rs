@@ -139,6 +139,7 @@ impl LocalVm {
         let request = Request::Boot(BootConfig {
             vcpus: config.vcpus,
             memory_mib: config.memory_mib,
+            max_memory_mib: config.memory_mib,
             huge_pages: config.huge_pages,
             kernel_args: config.kernel_args.clone(),
         });

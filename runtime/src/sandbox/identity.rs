@@ -1,7 +1,6 @@
-//! What a guest is told of its identity: host name, resolv.conf, hosts, time, randomness, network card, sysctls, scratch.
+//! What a guest is told of its identity: host name, resolv.conf, hosts, time, network card, sysctls, scratch.
 
 use super::{Sandbox, SandboxError};
-use crate::id::fill_random;
 use isopod_protocols::agent::{Extent, Interface, SetUpSandboxRequest};
 use k8s_cri::v1::DnsConfig;
 use std::fmt::Write;
@@ -15,9 +14,6 @@ const NODE_RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Most bytes taken of it.
 const MAX_RESOLV_CONF: u64 = 64 * 1024;
-
-/// Bytes of randomness for the guest's pool.
-const ENTROPY: usize = 64;
 
 /// Nanoseconds since the epoch.
 pub fn now_ns() -> i64 {
@@ -38,8 +34,6 @@ pub fn request(
         path: path.into(),
         source,
     };
-    let mut entropy = vec![0; ENTROPY];
-    fill_random(&mut entropy).map_err(|e| failed("random device", "/dev/urandom", e))?;
     let resolv_conf = match &sandbox.config.dns_config {
         Some(dns) if *dns != DnsConfig::default() => resolv_conf(dns).into_bytes(),
         _ => node_resolv_conf().map_err(|e| failed("the node's", NODE_RESOLV_CONF, e))?,
@@ -54,7 +48,6 @@ pub fn request(
         interface: Some(interface),
         sysctls: linux.sysctls,
         realtime_ns: now_ns(),
-        entropy,
         scratch: Some(scratch),
         shm_bytes: 0,
     })

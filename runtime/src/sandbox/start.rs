@@ -14,6 +14,7 @@ use super::validate::Plan;
 use super::{Guest, Machine, PodNetworks, Sandbox, SandboxError, Sandboxes, State};
 use crate::agent_client::AgentClient;
 use crate::hypervisor::VmConfig;
+use crate::id::fill_random;
 use crate::network::{NetworkError, Pod, PodNetwork};
 use crate::scratch::ScratchDisk;
 use crate::undo::Undo;
@@ -22,11 +23,15 @@ use k8s_cri::v1::PodSandboxConfig;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{Instrument, info_span};
+
+/// Bytes of randomness for the guest's pool.
+const ENTROPY: usize = 64;
 
 /// What the steps have taken. Two of them work at the same time, so each has a stack of its own.
 struct Undos {
@@ -211,7 +216,10 @@ impl Sandboxes {
         let config = vm_config(sandbox, plan);
         let vm = self.host.hypervisor.boot(&config, undo).instrument(info_span!("boot")).await?;
         let agent = AgentClient::new(&sandbox.id, Arc::clone(&vm));
-        let hello = agent.hello().instrument(info_span!("hello")).await?;
+        let mut entropy = vec![0; ENTROPY];
+        let random = fill_random(&mut entropy);
+        random.map_err(sandbox.file_error("random device", Path::new("/dev/urandom")))?;
+        let hello = agent.hello(entropy).instrument(info_span!("hello")).await?;
         let guest = Guest {
             agent_version: hello.agent_version,
             kernel_release: hello.kernel_release,

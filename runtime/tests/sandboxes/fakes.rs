@@ -107,7 +107,12 @@ fn absent<T>() -> Answer<T> {
 
 #[async_trait]
 impl Agent for FakeAgent {
-    async fn hello(&self, _: Request<HelloRequest>) -> Answer<HelloResponse> {
+    async fn prepare(&self, _: Request<PrepareRequest>) -> Answer<PrepareResponse> {
+        Ok(Response::new(PrepareResponse {}))
+    }
+
+    async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloResponse> {
+        assert!(request.into_inner().entropy.len() >= 32, "the protocol promises 32 bytes");
         let kernel_release = "6.12.0-fake\u{1b}[2J".to_owned();
         Ok(Response::new(HelloResponse { agent_version: "1".into(), kernel_release, ..Default::default() }))
     }
@@ -121,7 +126,6 @@ impl Agent for FakeAgent {
             return Err(Status::invalid_argument("no such sysctl: \u{7}kernel.nonsense"));
         }
         let request = request.into_inner();
-        assert!(request.entropy.len() >= 32, "the protocol promises 32 bytes");
         assert!(request.scratch.is_some_and(|extent| extent.length > 0));
         Ok(Response::new(SetUpSandboxResponse {}))
     }
