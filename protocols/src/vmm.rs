@@ -29,8 +29,8 @@ pub enum Request {
     /// MiB, open for reading and writing, which becomes the guest's memory. Only such a VM can be saved.
     BootTemplate(BootConfig),
     /// Stops a template for good and writes the state of its processors and devices. Descriptor: an empty file for it. The
-    /// guest must have no vsock connection and no extent but its root. Answered by [`Response::Done`] when all is written
-    /// and the guest's memory is let go of; the process ends then.
+    /// guest must have no vsock connection and no extent but its root. Answered by [`Response::Done`] when all is written;
+    /// the process ends then, and with it the only mapping through which the memory is written.
     Save {
         /// What the template was made from, in the client's words, at most 256 bytes: it is written into the state.
         built_from: String,

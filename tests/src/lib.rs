@@ -3,6 +3,7 @@
 //! Nothing here is part of the product. The programs under test are started as users start them and are only ever reached
 //! by their sockets, files and command lines.
 
+pub mod agent;
 pub mod artefacts;
 pub mod bench;
 pub mod case;

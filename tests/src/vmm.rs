@@ -1,7 +1,7 @@
 //! `isopod-vmm` without the daemon: started by hand, driven over its control socket.
 
 use anyhow::{Context, Result, bail, ensure};
-use isopod_protocols::vmm::{BootConfig, MAX_MESSAGE, Request, Response};
+use isopod_protocols::vmm::{BootConfig, MAX_MESSAGE, Request, Response, Stats};
 use isopod_protocols::vsock::READY_PORT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -113,19 +113,49 @@ impl Vmm {
         Ok(serde_json::from_slice(&buffer[..length])?)
     }
 
+    /// Where host programs reach the guest.
+    pub fn vsock(&self) -> PathBuf {
+        self.directory.path().join("vsock")
+    }
+
     /// Boots `kernel` with the guest's root that is installed.
     pub fn boot_kernel(&self, config: BootConfig, kernel: &Path) -> Result<Response> {
-        let kvm = File::options().read(true).write(true).open("/dev/kvm").context("/dev/kvm")?;
         let kernel = File::open(kernel).context("kernel")?;
-        let root = File::open(installed("ISOPOD_ROOT_IMAGE")?).context("guest root")?;
-        let vsock = UnixListener::bind(self.directory.path().join("vsock"))?;
-        self.call(&Request::Boot(config), &[&kvm, &kernel, &root, &vsock])
+        self.call(&Request::Boot(config), &[&kvm()?, &kernel, &root()?, &UnixListener::bind(self.vsock())?])
     }
 
     /// Boots the guest that is installed, and waits for its agent.
     pub fn boot_to_agent(&self, config: BootConfig) -> Result<()> {
         let booted = self.boot_kernel(config, &installed("ISOPOD_KERNEL")?)?;
         ensure!(booted == Response::Done {}, "{booted:?}");
+        self.wait_for_agent()
+    }
+
+    /// Boots the guest that is installed with `memory` as its memory, and waits for its agent.
+    pub fn boot_template(&self, config: BootConfig, memory: &File) -> Result<()> {
+        memory.set_len(u64::from(config.memory_mib) << 20)?;
+        let kernel = File::open(installed("ISOPOD_KERNEL")?).context("kernel")?;
+        let vsock = UnixListener::bind(self.vsock())?;
+        self.done(&Request::BootTemplate(config), &[&kvm()?, &kernel, &root()?, &vsock, memory])?;
+        self.wait_for_agent()
+    }
+
+    /// Clones a template.
+    pub fn restore(&self, built_from: &str, memory: &File, state: &File) -> Result<Response> {
+        let request = Request::Restore { built_from: built_from.to_owned() };
+        let vsock = UnixListener::bind(self.vsock())?;
+        self.call(&request, &[&kvm()?, memory, state, &root()?, &vsock])
+    }
+
+    /// Counters of the VM.
+    pub fn stats(&self) -> Result<Stats> {
+        match self.call(&Request::Stats {}, &[])? {
+            Response::Stats(stats) => Ok(stats),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    fn wait_for_agent(&self) -> Result<()> {
         let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         self.done(&Request::ListenVsock { port: READY_PORT }, &[&far])?;
         drop(far);
@@ -154,6 +184,14 @@ impl Vmm {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn kvm() -> Result<File> {
+    File::options().read(true).write(true).open("/dev/kvm").context("/dev/kvm")
+}
+
+fn root() -> Result<File> {
+    File::open(installed("ISOPOD_ROOT_IMAGE")?).context("guest root")
 }
 
 impl Drop for Vmm {

@@ -5,9 +5,11 @@
 //!        -> processors (cpuid, registers) -> threads
 //! ```
 //!
-//! Called once, by `main`, with the answer of the control socket in hand. Nothing in here tells one pod from another.
+//! Called once, by `main`, with the answer of the control socket in hand. Nothing in here tells one pod from another. How a
+//! clone is made instead is in [`crate::clone`].
 
 use std::{
+    fs::File,
     io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex},
@@ -30,8 +32,8 @@ use crate::{
     end::Ending,
     kernel::{self, KernelError},
     layout,
-    machine::Machine,
-    memory::{self, MemoryError},
+    machine::{Machine, Template},
+    memory::{self, Backing, MemoryError},
     power::{self, Power},
     seccomp::{Filter, SeccompError, Stage},
     vcpu::{Buses, Vcpu, VcpuError, VcpuThreads},
@@ -62,7 +64,9 @@ pub enum BootError {
         value: u32,
     },
     /// Not the descriptors that a boot needs.
-    #[error("boot needs 4 descriptors (/dev/kvm, kernel, guest root, vsock listener), got {0}")]
+    #[error(
+        "boot needs 4 descriptors (/dev/kvm, kernel, guest root, vsock listener), that of a template a fifth (memory), got {0}"
+    )]
     Descriptors(usize),
     /// Guest memory.
     #[error(transparent)]
@@ -143,20 +147,42 @@ impl TryFrom<Vec<OwnedFd>> for BootFiles {
     }
 }
 
-/// Makes the machine and lets it run; its devices are served by `events`.
+/// Makes the machine of a pod and lets it run; its devices are served by `events`.
 pub fn boot(config: &BootConfig, files: Vec<OwnedFd>, events: &mut EventLoop) -> Result<Machine, BootError> {
+    build(config, BootFiles::try_from(files)?, None, events)
+}
+
+/// Makes the machine of a template: the last of `files` becomes its memory.
+pub fn boot_template(
+    config: &BootConfig,
+    mut files: Vec<OwnedFd>,
+    events: &mut EventLoop,
+) -> Result<Machine, BootError> {
+    let memory = files.pop().map(File::from);
+    build(config, BootFiles::try_from(files)?, memory, events)
+}
+
+fn build(
+    config: &BootConfig,
+    files: BootFiles,
+    template: Option<File>,
+    events: &mut EventLoop,
+) -> Result<Machine, BootError> {
     check(config)?;
-    let files = BootFiles::try_from(files)?;
     let root = Root::new(files.root).map_err(BootError::Root)?;
     let command_line = kernel::command_line(root.sectors, &config.kernel_args)?;
     let ending = Ending::new(events.stopper());
     let console = Arc::new(ConsoleLog::default());
 
     let ram = layout::ram(config.memory_mib);
-    let memory = memory::allocate(&ram, config.huge_pages)?;
+    let backing = match &template {
+        Some(file) => Backing::Template(file),
+        None => Backing::Fresh { huge_pages: config.huge_pages },
+    };
+    let memory = memory::allocate(&ram, backing)?;
     let vm = Vm::new(files.kvm, &memory)?;
     let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
-    let (bus, devices) = machinery.place_all(root, files.vsock, &console)?;
+    let (bus, devices) = machinery.place_all(root, files.vsock, &console, None)?;
     let buses = Arc::new(Buses { memory: bus, ports: ports(&ending, &console)? });
 
     memory.write_slice(&acpi::tables(layout::ACPI, config.vcpus), GuestAddress(layout::ACPI))?;
@@ -164,12 +190,16 @@ pub fn boot(config: &BootConfig, files: Vec<OwnedFd>, events: &mut EventLoop) ->
     let entry = kernel::load(&memory, files.kernel.into())?;
 
     let fds = processors(&vm, config.vcpus, &memory, entry)?;
-    let vcpus = (0..)
-        .zip(fds)
-        .map(|(id, fd)| Vcpu { id, fd, buses: buses.clone(), ending: ending.clone() })
-        .collect();
-    let vcpus = VcpuThreads::spawn(vcpus, &Filter::new(Stage::Vcpu)?)?;
-    Ok(Machine { vm, devices, console, vcpus: Mutex::new(vcpus), ending })
+    let vcpus = run(fds, &buses, &ending)?;
+    let template = template.map(|memory| Template { memory, memory_mib: config.memory_mib });
+    Ok(Machine { vm, devices, console, vcpus: Mutex::new(vcpus), ending, template })
+}
+
+/// Lets processors run, each on a thread.
+pub fn run(fds: Vec<VcpuFd>, buses: &Arc<Buses>, ending: &Ending) -> Result<VcpuThreads, BootError> {
+    let vcpu = |(id, fd)| Vcpu { id, fd, buses: buses.clone(), ending: ending.clone() };
+    let vcpus = (0..).zip(fds).map(vcpu).collect();
+    Ok(VcpuThreads::spawn(vcpus, &Filter::new(Stage::Vcpu)?)?)
 }
 
 fn check(config: &BootConfig) -> Result<(), BootError> {
@@ -183,7 +213,8 @@ fn check(config: &BootConfig) -> Result<(), BootError> {
     range("memory_mib", MIN_MEMORY_MIB, MAX_MEMORY_MIB, config.memory_mib)
 }
 
-fn ports(ending: &Ending, console: &Arc<ConsoleLog>) -> Result<Bus, BusError> {
+/// The devices at I/O ports: none of them has anything to save.
+pub fn ports(ending: &Ending, console: &Arc<ConsoleLog>) -> Result<Bus, BusError> {
     let mut ports = Bus::new();
     ports.insert(power::BASE, power::LENGTH, Arc::new(Power::new(ending.clone())))?;
     let early = Arc::new(EarlyConsole::new(console.clone()));

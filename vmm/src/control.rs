@@ -1,7 +1,7 @@
 //! The control socket: packets in, one answer to each (see `isopod_protocols::vmm`).
 //!
 //! ```text
-//!   main, before the VM runs:   Listener::first_boot          blocks, with a deadline
+//!   main, before the VM runs:   Listener::first_request       blocks, with a deadline
 //!   event loop, afterwards:     Server (a Subscriber)         never blocks
 //!                                   |
 //!                                   +--> Machine::handle(request, descriptors) -> Response
@@ -12,7 +12,7 @@
 //! means.
 
 use std::{
-    io,
+    fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -37,6 +37,28 @@ const KERNEL_MAX_FDS: usize = 253;
 
 /// A VMM that nobody tells what to do ends after this time: its daemon has died between starting and using it.
 const FIRST_BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The request that makes the VM.
+#[derive(Debug)]
+pub enum FirstRequest {
+    /// Boot a pod's VM.
+    Boot(BootConfig),
+    /// Boot a VM that is to become a template.
+    BootTemplate(BootConfig),
+    /// Clone a template that was made from this.
+    Restore(String),
+}
+
+impl fmt::Display for FirstRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, config) = match self {
+            FirstRequest::Boot(config) => ("boot", config),
+            FirstRequest::BootTemplate(config) => ("boot of a template", config),
+            FirstRequest::Restore(built_from) => return write!(f, "clone of {built_from}"),
+        };
+        write!(f, "{what}, {} vcpus, {} MiB", config.vcpus, config.memory_mib)
+    }
+}
 
 /// Why no boot request came.
 #[derive(Debug, thiserror::Error)]
@@ -162,8 +184,8 @@ impl Listener {
         }
     }
 
-    /// Waits for a client and for its boot request, and answers all others with an error.
-    pub fn first_boot(&self) -> Result<(Client, BootConfig, Vec<OwnedFd>), ControlError> {
+    /// Waits for a client and for its request to make a VM, and answers all others with an error.
+    pub fn first_request(&self) -> Result<(Client, FirstRequest, Vec<OwnedFd>), ControlError> {
         let deadline = Instant::now() + FIRST_BOOT_DEADLINE;
         let mut client = loop {
             wait(self.0.as_fd(), deadline)?;
@@ -174,13 +196,23 @@ impl Listener {
         loop {
             wait(client.socket.as_fd(), deadline)?;
             let answer = match client.receive() {
-                Received::Request(Request::Boot(config), fds) => return Ok((client, config, fds)),
+                Received::Request(Request::Boot(config), fds) => {
+                    return Ok((client, FirstRequest::Boot(config), fds));
+                }
+                Received::Request(Request::BootTemplate(config), fds) => {
+                    return Ok((client, FirstRequest::BootTemplate(config), fds));
+                }
+                Received::Request(Request::Restore { built_from }, fds) => {
+                    return Ok((client, FirstRequest::Restore(built_from), fds));
+                }
                 Received::Request(Request::Stop {}, _) => {
                     // The end comes either way.
                     let _ = client.answer(&Response::Done {});
                     return Err(ControlError::Stopped);
                 }
-                Received::Request(..) => error(ErrorKind::State, "no vm yet: send a boot request first"),
+                Received::Request(..) => {
+                    error(ErrorKind::State, "no vm yet: send a request to boot or restore one first")
+                }
                 Received::Malformed(what) => error(ErrorKind::Invalid, what),
                 Received::Nothing => continue,
                 Received::Gone => return Err(ControlError::Abandoned),

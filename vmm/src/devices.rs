@@ -1,7 +1,10 @@
-//! The machine's devices: made, placed on the bus at the addresses of [`crate::layout`], wired to KVM and to the event
-//! loop. Called by the builder; afterwards the machine reaches into them for clients' requests.
+//! The machine's devices: made, or built from what was saved of them, placed on the bus at the addresses of
+//! [`crate::layout`], wired to KVM and to the event loop. Called by the builder and by `clone`; afterwards the machine reaches
+//! into them for clients' requests.
 
 use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     bus::{Bus, BusError},
@@ -10,13 +13,13 @@ use crate::{
     layout::DeviceSlot,
     virtio::{
         Counter, EventLoop, GuestMemory, Poller, VirtioDevice,
-        balloon::Balloon,
-        block::{Disk, ExtentError, Extents},
-        console::Console,
-        mmio::{MMIO_LENGTH, MmioTransport, OnFailure, Surroundings},
-        net::Net,
-        rng::Rng,
-        vsock::Vsock,
+        balloon::{Balloon, BalloonState},
+        block::{Disk, DiskState, ExtentError, ExtentState, Extents},
+        console::{Console, ConsoleState},
+        mmio::{MMIO_LENGTH, MmioTransport, OnFailure, RestoreError, SavedDevice, Surroundings},
+        net::{Net, NetState},
+        rng::{Rng, RngState},
+        vsock::{Vsock, VsockState},
     },
     vm::{Vm, VmError},
 };
@@ -36,10 +39,31 @@ pub enum DevicesError {
     /// The system refused a descriptor.
     #[error("cannot make a device's events")]
     Events(#[from] io::Error),
+    /// A device cannot be built from its state.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The saved disk is not that of a guest with its root alone.
+    #[error("the template's disk does not hold the guest root that was given, and nothing else")]
+    SavedRoot,
 }
 
-/// What requests of clients reach of the devices.
+/// All that is saved of the devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicesState {
+    block: SavedDevice<DiskState>,
+    vsock: SavedDevice<VsockState>,
+    console: SavedDevice<ConsoleState>,
+    rng: SavedDevice<RngState>,
+    net: SavedDevice<NetState>,
+    balloon: SavedDevice<BalloonState>,
+}
+
+/// The devices.
 pub struct Devices {
+    block: Arc<MmioTransport<Disk>>,
+    console: Arc<MmioTransport<Console>>,
+    rng: Arc<MmioTransport<Rng>>,
+    balloon: Arc<MmioTransport<Balloon>>,
     /// The pod's disk.
     pub extents: Arc<Extents>,
     /// Bytes the guest read from it.
@@ -76,6 +100,22 @@ impl Root {
         let sectors = file.metadata()?.len().div_ceil(SECTOR);
         Ok(Self { file, sectors })
     }
+
+    /// A disk with the image as its first extent.
+    fn first_extent(self) -> Result<Extents, ExtentError> {
+        let extents = Extents::new();
+        extents.attach(self.file.into(), self.sectors * SECTOR, true)?;
+        Ok(extents)
+    }
+
+    /// A saved disk, whose only extent must be an image of this size.
+    fn saved_extents(self, saved: &DiskState) -> Result<Extents, DevicesError> {
+        let root = ExtentState { offset: 0, length: self.sectors * SECTOR, read_only: true };
+        if saved.extents != [root] {
+            return Err(DevicesError::SavedRoot);
+        }
+        Extents::restore(&saved.extents, vec![self.file.into()]).map_err(DevicesError::Root)
+    }
 }
 
 /// What devices are placed into.
@@ -91,37 +131,51 @@ pub struct Machinery<'a> {
 }
 
 impl Machinery<'_> {
-    /// Makes all devices and the bus that they are on. `root` becomes the first extent of the disk.
+    /// Makes all devices and the bus that they are on, as they were `saved` where that is given. `root` becomes the first
+    /// extent of the disk, or is the one that it has.
     pub fn place_all(
         &mut self,
         root: Root,
         vsock_listener: OwnedFd,
         console: &Arc<ConsoleLog>,
+        saved: Option<&DevicesState>,
     ) -> Result<(Bus, Devices), DevicesError> {
         let mut bus = Bus::new();
-        let extents = Arc::new(Extents::new());
-        extents.attach(root.file.into(), root.sectors * SECTOR, true).map_err(DevicesError::Root)?;
+        let extents = Arc::new(match saved {
+            Some(saved) => root.saved_extents(&saved.block.device)?,
+            None => root.first_extent().map_err(DevicesError::Root)?,
+        });
         let disk = Disk::new(extents.clone());
         let (disk_read, disk_written) = (disk.read_bytes(), disk.written_bytes());
-        self.place(&mut bus, DeviceSlot::Block, |_| Ok(disk))?;
+        let block = self.place(&mut bus, DeviceSlot::Block, saved.map(|s| &s.block), |_| Ok(disk))?;
 
-        let make_vsock = |poller: &Poller| Vsock::new(vsock_listener, poller.clone());
-        let vsock = self.place(&mut bus, DeviceSlot::Vsock, make_vsock)?;
+        let vsock = saved.map(|s| &s.vsock);
+        let vsock = self.place(&mut bus, DeviceSlot::Vsock, vsock, |poller| match vsock {
+            Some(saved) => Vsock::restore(&saved.device, vsock_listener, poller.clone()),
+            None => Vsock::new(vsock_listener, poller.clone()),
+        })?;
         let vsock_connections = vsock.with(|vsock| vsock.open_connections());
 
         let record = console.clone();
         let output = Arc::new(move |bytes: &[u8]| record.append(bytes));
-        self.place(&mut bus, DeviceSlot::Console, |_| Ok(Console::new(output)))?;
-        self.place(&mut bus, DeviceSlot::Rng, |_| Ok(Rng::new()))?;
+        let console = self
+            .place(&mut bus, DeviceSlot::Console, saved.map(|s| &s.console), |_| Ok(Console::new(output)))?;
+        let rng = self.place(&mut bus, DeviceSlot::Rng, saved.map(|s| &s.rng), |_| Ok(Rng::new()))?;
 
-        let net = self.place(&mut bus, DeviceSlot::Net, |poller| Ok(Net::new(poller.clone())))?;
+        let net = saved.map(|s| &s.net);
+        let net = self.place(&mut bus, DeviceSlot::Net, net, |poller| Ok(Net::new(poller.clone())))?;
         let (net_received, net_sent) = net.with(|net| (net.received_bytes(), net.sent_bytes()));
 
-        let balloon = Balloon::new();
+        let saved_balloon = saved.map(|s| &s.balloon);
+        let balloon = Balloon::restore(saved_balloon.map(|s| s.device.clone()).unwrap_or_default());
         let reclaimed = balloon.reclaimed_bytes();
-        self.place(&mut bus, DeviceSlot::Balloon, |_| Ok(balloon))?;
+        let balloon = self.place(&mut bus, DeviceSlot::Balloon, saved_balloon, |_| Ok(balloon))?;
 
         let devices = Devices {
+            block,
+            console,
+            rng,
+            balloon,
             extents,
             disk_read,
             disk_written,
@@ -140,13 +194,17 @@ impl Machinery<'_> {
         &mut self,
         bus: &mut Bus,
         slot: DeviceSlot,
+        saved: Option<&SavedDevice<D::State>>,
         make: impl FnOnce(&Poller) -> io::Result<D>,
     ) -> Result<Arc<MmioTransport<D>>, DevicesError> {
         let poller = self.events.poller();
         let device = make(&poller)?;
         let on_failure = self.on_failure();
         let around = Surroundings { memory: self.memory.clone(), poller: poller.clone(), on_failure };
-        let transport = Arc::new(MmioTransport::new(device, around)?);
+        let transport = Arc::new(match saved {
+            Some(saved) => MmioTransport::restore(device, saved, around)?,
+            None => MmioTransport::new(device, around)?,
+        });
         self.events.subscribe(&poller, transport.clone());
         self.vm.wire(slot, &transport.kick_events()?, transport.interrupt().event())?;
         bus.insert(slot.address(), MMIO_LENGTH, transport.clone())?;
@@ -156,5 +214,49 @@ impl Machinery<'_> {
     fn on_failure(&self) -> OnFailure {
         let ending = self.ending.clone();
         Arc::new(move |error| ending.end(VmExit::Device(error)))
+    }
+}
+
+impl Devices {
+    /// All that is to be saved. The processors must be stopped.
+    pub fn save(&self) -> DevicesState {
+        DevicesState {
+            block: self.block.save(),
+            vsock: self.vsock.save(),
+            console: self.console.save(),
+            rng: self.rng.save(),
+            net: self.net.save(),
+            balloon: self.balloon.save(),
+        }
+    }
+
+    /// Lets all devices go on that were built from what was saved. The interrupt controllers must have their state.
+    pub fn resume(&self) {
+        self.block.resume();
+        self.vsock.resume();
+        self.console.resume();
+        self.rng.resume();
+        self.net.resume();
+        self.balloon.resume();
+    }
+}
+
+#[cfg(test)]
+impl DevicesState {
+    /// As devices are that no driver has found.
+    pub fn example() -> Self {
+        use crate::virtio::mmio::Registers;
+        fn new<S>(device: S) -> SavedDevice<S> {
+            let registers = Registers::default();
+            SavedDevice { registers, interrupt_causes: 0, config_generation: 0, rings: Vec::new(), device }
+        }
+        Self {
+            block: new(DiskState { extents: Vec::new() }),
+            vsock: new(VsockState { next_host_port: 0 }),
+            console: new(ConsoleState {}),
+            rng: new(RngState {}),
+            net: new(NetState {}),
+            balloon: new(BalloonState::default()),
+        }
     }
 }

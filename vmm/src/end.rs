@@ -19,6 +19,9 @@ pub enum VmExit {
     /// A client asked for it.
     #[error("stopped by request")]
     Stopped,
+    /// It is a template now.
+    #[error("saved as a template")]
+    Saved,
     /// The guest reset itself. The kernel does so after a panic.
     #[error("guest reset itself, as its kernel does after a panic")]
     Reset,
@@ -82,7 +85,7 @@ fn emulation_advice(suberror: u32) -> &'static str {
 impl VmExit {
     /// Whether the end was asked for, by the guest or by a client.
     pub fn is_clean(&self) -> bool {
-        matches!(self, VmExit::PowerOff | VmExit::Stopped)
+        matches!(self, VmExit::PowerOff | VmExit::Stopped | VmExit::Saved)
     }
 }
 

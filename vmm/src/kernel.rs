@@ -140,6 +140,7 @@ fn e820(ram: &[Range]) -> Vec<bootparam::boot_e820_entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Backing;
     use std::io::Write;
 
     #[test]
@@ -161,7 +162,7 @@ mod tests {
 
     #[test]
     fn zero_page_points_to_command_line_and_acpi() {
-        let memory = memory::allocate(&layout::ram(64), false).unwrap();
+        let memory = memory::allocate(&layout::ram(64), Backing::Fresh { huge_pages: false }).unwrap();
         let line = command_line(8, &["a=1".into()]).unwrap();
         write_boot_parameters(&memory, &line, &layout::ram(64)).unwrap();
 
@@ -190,7 +191,7 @@ mod tests {
 
     #[test]
     fn file_that_is_no_kernel_is_refused() {
-        let memory = memory::allocate(&layout::ram(64), false).unwrap();
+        let memory = memory::allocate(&layout::ram(64), Backing::Fresh { huge_pages: false }).unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"\x1f\x8b no kernel, but long enough to hold an ELF header of 64 bytes ....")
             .unwrap();
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn empty_kernel_file_is_refused() {
-        let memory = memory::allocate(&layout::ram(64), false).unwrap();
+        let memory = memory::allocate(&layout::ram(64), Backing::Fresh { huge_pages: false }).unwrap();
         assert!(matches!(load(&memory, tempfile::tempfile().unwrap()), Err(KernelError::Load(_))));
     }
 }

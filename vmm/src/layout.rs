@@ -12,6 +12,8 @@
 //! 0x1_0000_0000 RAM that did not fit below
 //! ```
 
+use serde::{Deserialize, Serialize};
+
 /// Global descriptor table for the first instructions of the kernel.
 pub const GDT: u64 = 0x500;
 /// `struct boot_params` (the "zero page" of the Linux x86 boot protocol).
@@ -111,8 +113,8 @@ impl DeviceSlot {
     }
 }
 
-/// A stretch of guest-physical addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A stretch of guest-physical addresses, or of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
     /// First address.
     pub start: u64,

@@ -5,11 +5,14 @@
 //! [`kernel`], and starts the [`vcpu`] threads; then the [`machine`] answers requests while the event loop of [`virtio`]
 //! serves the devices, until something calls [`end`].
 //!
+//! A template ends by being [`saved`]; a pod's VM begins as its [`clone`](crate::clone) where there is one.
+//!
 //! `README.md` beside this crate has the map.
 
 pub mod acpi;
 pub mod builder;
 pub mod bus;
+pub mod clone;
 pub mod console_log;
 pub mod control;
 pub mod cpu;
@@ -23,6 +26,7 @@ pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod power;
+pub mod saved;
 pub mod seccomp;
 pub mod sys;
 pub mod vcpu;

@@ -1,8 +1,9 @@
 //! A running virtual machine, and what each request means to it. Made by the builder, called by the control server.
 
 use std::{
+    fs::File,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use isopod_protocols::vmm::{ErrorKind, Extent, Request, Response, Stats};
@@ -10,11 +11,14 @@ use isopod_protocols::vmm::{ErrorKind, Extent, Request, Response, Stats};
 use crate::{
     console_log::ConsoleLog,
     control::error,
+    cpu::state::{VcpuState, VcpuStateError},
     devices::Devices,
     end::{Ending, VmExit},
-    vcpu::VcpuThreads,
+    memory::{self, MemoryError},
+    saved::{self, MAX_BUILT_FROM, MachineState, SavedError},
+    vcpu::{Vcpu, VcpuThreads},
     virtio::block::ExtentError,
-    vm::Vm,
+    vm::{Vm, VmError},
 };
 
 /// A running VM.
@@ -29,6 +33,37 @@ pub struct Machine {
     pub vcpus: Mutex<VcpuThreads>,
     /// Why the VM ended, once it has.
     pub ending: Ending,
+    /// Set where it is to become a template.
+    pub template: Option<Template>,
+}
+
+/// What a template is made of beside its state.
+pub struct Template {
+    /// The guest's memory.
+    pub memory: File,
+    /// Its size in MiB.
+    pub memory_mib: u32,
+}
+
+/// Why a machine cannot be saved.
+#[derive(Debug, thiserror::Error)]
+enum SaveError {
+    #[error("only a vm that was booted as a template can be saved")]
+    NoTemplate,
+    #[error("what it was made from takes {0} bytes; at most {MAX_BUILT_FROM} are kept")]
+    BuiltFrom(usize),
+    #[error("the guest has {0} vsock connections: close them before it is saved")]
+    Connections(u64),
+    #[error("the disk has {0} extents: detach all but the guest's root before it is saved")]
+    Extents(usize),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error("vcpu {id}: {source}")]
+    Vcpu { id: u8, source: VcpuStateError },
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    File(#[from] SavedError),
 }
 
 impl Machine {
@@ -43,7 +78,8 @@ impl Machine {
             Request::Boot(_) | Request::BootTemplate(_) | Request::Restore { .. } => {
                 return Err(error(ErrorKind::State, "the vm runs already: a vmm boots once"));
             }
-            Request::Save { .. } | Request::ResizeMemory { .. } => {
+            Request::Save { built_from } => self.save(&built_from, one(fds)?.into()).map_err(save_refused)?,
+            Request::ResizeMemory { .. } => {
                 return Err(error(ErrorKind::State, "not possible for this vm"));
             }
             Request::AttachExtent { length, read_only } => {
@@ -76,7 +112,45 @@ impl Machine {
 
     /// Brings the processors back from the guest: from here on nothing of the guest runs.
     pub fn stop(&self) {
-        self.vcpus.lock().expect("nobody panics with this lock").stop();
+        self.processors().stop();
+    }
+
+    /// Stops the processors, writes all state to `file` and ends the VM. Where it is refused before the processors stop, the
+    /// guest runs on.
+    fn save(&self, built_from: &str, file: File) -> Result<(), SaveError> {
+        let template = self.template.as_ref().ok_or(SaveError::NoTemplate)?;
+        if built_from.len() > MAX_BUILT_FROM {
+            return Err(SaveError::BuiltFrom(built_from.len()));
+        }
+        let connections = self.devices.vsock_connections.get();
+        if connections > 0 {
+            return Err(SaveError::Connections(connections));
+        }
+        let extents = self.devices.extents.save().len();
+        if extents != 1 {
+            return Err(SaveError::Extents(extents));
+        }
+        self.vm.check_extended_state()?;
+        let msrs = self.vm.msr_indices()?;
+
+        let vcpus = self.processors().stop();
+        self.ending.end(VmExit::Saved);
+        let take = |vcpu: Vcpu| {
+            let id = vcpu.id;
+            VcpuState::take(&vcpu.fd, &msrs).map_err(|source| SaveError::Vcpu { id, source })
+        };
+        let state = MachineState {
+            memory_mib: template.memory_mib,
+            stretches: memory::stretches(&template.memory)?,
+            vm: self.vm.save()?,
+            vcpus: vcpus.into_iter().map(take).collect::<Result<_, _>>()?,
+            devices: self.devices.save(),
+        };
+        Ok(saved::write(&file, built_from, &state)?)
+    }
+
+    fn processors(&self) -> MutexGuard<'_, VcpuThreads> {
+        self.vcpus.lock().expect("nobody panics with this lock")
     }
 
     fn extents(&self) -> Vec<Extent> {
@@ -87,7 +161,7 @@ impl Machine {
     fn stats(&self) -> Stats {
         let devices = &self.devices;
         Stats {
-            exits: self.vcpus.lock().expect("nobody panics with this lock").exits(),
+            exits: self.processors().exits(),
             disk_read_bytes: devices.disk_read.get(),
             disk_write_bytes: devices.disk_written.get(),
             net_rx_bytes: devices.net_received.get(),
@@ -105,6 +179,16 @@ fn one(fds: Vec<OwnedFd>) -> Result<OwnedFd, Response> {
     let [fd] = <[OwnedFd; 1]>::try_from(fds)
         .map_err(|_| error(ErrorKind::Invalid, format!("the request needs 1 descriptor, got {count}")))?;
     Ok(fd)
+}
+
+fn save_refused(refusal: SaveError) -> Response {
+    let kind = match refusal {
+        SaveError::BuiltFrom(_) => ErrorKind::Invalid,
+        SaveError::NoTemplate | SaveError::Connections(_) | SaveError::Extents(_) => ErrorKind::State,
+        SaveError::Vm(_) | SaveError::Vcpu { .. } => ErrorKind::Kvm,
+        SaveError::Memory(_) | SaveError::File(_) => ErrorKind::System,
+    };
+    error(kind, refusal)
 }
 
 fn extent_refused(refusal: ExtentError) -> Response {

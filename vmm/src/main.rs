@@ -2,14 +2,17 @@
 //!
 //! The steps of its life are those of [`run`]. Standard error is the sandbox's log; its last line says why the process
 //! ended. Exit code 0: the guest powered off or a client asked for the end; 1: it never ran; 2: it ended otherwise.
+//!
+//! `isopod-vmm --hold --uid N --gid N` runs nothing: it keeps a template's memory (descriptor 3) and state (4) open, so that they
+//! outlive the daemon, until it is killed.
 
 use std::{panic, sync::Arc};
 
 use anyhow::Context;
-use isopod_protocols::vmm::{CONTROL_FD, Response};
+use isopod_protocols::vmm::{CONTROL_FD, ErrorKind, Response};
 use isopod_vmm::{
-    builder,
-    control::{self, Client, Listener, Server},
+    builder, clone,
+    control::{self, Client, FirstRequest, Listener, Server},
     end::VmExit,
     jail::{self, Identity},
     log,
@@ -28,7 +31,12 @@ fn main() {
         log::last_words(format_args!("defect: {panic}"), None);
         sys::exit_now(ENDED_BADLY);
     }));
-    let code = match run() {
+    let mut arguments = std::env::args().skip(1).peekable();
+    let outcome = match arguments.next_if_eq("--hold") {
+        Some(_) => hold(arguments),
+        None => run(arguments),
+    };
+    let code = match outcome {
         Ok((exit, _)) if exit.is_clean() => {
             log::last_words(exit, None);
             0
@@ -47,18 +55,19 @@ fn main() {
 }
 
 /// From the start of the process to the end of its VM.
-fn run() -> anyhow::Result<(VmExit, Arc<Machine>)> {
-    let identity = Identity::from_arguments(std::env::args().skip(1))?;
+fn run(arguments: impl Iterator<Item = String>) -> anyhow::Result<(VmExit, Arc<Machine>)> {
+    let identity = Identity::from_arguments(arguments)?;
     sys::close_descriptors_from(CONTROL_FD + 1).context("cannot close inherited descriptors")?;
     let listener = Listener::new(sys::own(CONTROL_FD));
     jail::enter(identity)?;
     Filter::new(Stage::Boot)?.install()?;
 
-    let (client, mut events, machine) = boot(&listener)?;
+    let (client, mut events, machine) = make(&listener)?;
     let poller = events.poller();
     let server = Server::new(listener, client, machine.clone(), poller.clone())?;
     events.subscribe(&poller, server);
-    Filter::new(Stage::EventLoop)?.install()?;
+    let stage = if machine.template.is_some() { Stage::Template } else { Stage::EventLoop };
+    Filter::new(stage)?.install()?;
 
     let served = events.run();
     machine.stop();
@@ -69,23 +78,44 @@ fn run() -> anyhow::Result<(VmExit, Arc<Machine>)> {
     Ok((exit, machine))
 }
 
-/// Waits for the boot request, does it and answers it.
-fn boot(listener: &Listener) -> anyhow::Result<(Client, EventLoop, Arc<Machine>)> {
-    let (client, config, files) = listener.first_boot()?;
-    log::line(format_args!("boot: {} vcpus, {} MiB", config.vcpus, config.memory_mib));
+/// Waits for the request that makes the VM, does it and answers it.
+fn make(listener: &Listener) -> anyhow::Result<(Client, EventLoop, Arc<Machine>)> {
+    let (client, request, files) = listener.first_request()?;
     let mut events = EventLoop::new()?;
-    match builder::boot(&config, files, &mut events) {
+    let made = match &request {
+        FirstRequest::Boot(config) => builder::boot(config, files, &mut events).map_err(boot_failed),
+        FirstRequest::BootTemplate(config) => {
+            builder::boot_template(config, files, &mut events).map_err(boot_failed)
+        }
+        FirstRequest::Restore(built_from) => clone::clone(built_from, files, &mut events)
+            .map_err(|error| (error.kind(), anyhow::Error::new(error).context("clone failed"))),
+    };
+    match made {
         Ok(machine) => {
-            log::line("boot: vcpus run");
+            log::line(format_args!("vcpus run: {request}"));
             // A client that has gone is found by the server.
             let _ = client.answer(&Response::Done {});
             Ok((client, events, Arc::new(machine)))
         }
-        Err(error) => {
-            let kind = error.kind();
-            let error = anyhow::Error::new(error).context("boot failed");
+        Err((kind, error)) => {
             let _ = client.answer(&control::error(kind, format!("{error:#}")));
             Err(error)
         }
+    }
+}
+
+fn boot_failed(error: builder::BootError) -> (ErrorKind, anyhow::Error) {
+    (error.kind(), anyhow::Error::new(error).context("boot failed"))
+}
+
+/// Keeps two descriptors open, locked in like a VM, until the process is killed.
+fn hold(arguments: impl Iterator<Item = String>) -> anyhow::Result<(VmExit, Arc<Machine>)> {
+    const FIRST_FREE: i32 = 5;
+    let identity = Identity::from_arguments(arguments)?;
+    sys::close_descriptors_from(FIRST_FREE).context("cannot close inherited descriptors")?;
+    jail::enter(identity)?;
+    Filter::new(Stage::Hold)?.install()?;
+    loop {
+        nix::unistd::pause();
     }
 }

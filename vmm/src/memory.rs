@@ -1,9 +1,24 @@
-//! Guest memory: one anonymous mapping of the host, aligned to 2 MiB so that KVM can use large pages, seen through
-//! `vm-memory`. Called by the builder. It lives until the process ends: nothing ever unmaps it, so a device may hold a
+//! Guest memory: one mapping of the host, aligned to 2 MiB so that KVM can use large pages, seen through `vm-memory`.
+//! Called by the builder and by `clone`. It lives until the process ends: nothing ever unmaps it, so a device may hold a
 //! reference for as long as it likes.
+//!
+//! ```text
+//!  a pod that boots     anonymous                     pages of zeroes, large ones where containers work
+//!  a template           the daemon's file, shared     what the guest writes is the template
+//!  a clone              the file, private             pages are the template's until they are written
+//!                       anonymous where the file is   as in a pod that boots
+//!                       empty
+//! ```
 #![allow(unsafe_code)]
 
-use std::ptr::NonNull;
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    ptr::NonNull,
+};
+
+use nix::unistd::{Whence, lseek64};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
 
@@ -26,17 +41,47 @@ pub enum MemoryError {
         /// The system's answer.
         source: nix::Error,
     },
+    /// The file does not have the size of the memory.
+    #[error("the memory file has {have} bytes where the guest's memory has {need}")]
+    FileSize {
+        /// Its size.
+        have: u64,
+        /// What it must be.
+        need: usize,
+    },
+    /// The file cannot be examined.
+    #[error("cannot examine the memory file")]
+    File(#[source] io::Error),
     /// The ranges do not make a guest memory.
     #[error("guest memory layout refused: {0}")]
     Region(String),
 }
 
+/// What lies behind guest memory.
+#[derive(Clone, Copy)]
+pub enum Backing<'a> {
+    /// Nothing yet: pages come when they are touched.
+    ///
+    /// `huge_pages` asks for 2 MiB pages everywhere: a faster start that takes more memory. Without it they are asked for
+    /// above [`layout::IDLE_END`] and refused below, whatever the host's default: what an idle pod takes does not depend on
+    /// the node's settings, and what a busy one uses comes with one fault per 2 MiB.
+    Fresh {
+        /// See above.
+        huge_pages: bool,
+    },
+    /// A file that becomes a template by what the guest writes.
+    Template(&'a File),
+    /// The file of a template, which stays as it is. Only its `stretches` are mapped: the rest is [`Backing::Fresh`].
+    Clone {
+        /// The file.
+        file: &'a File,
+        /// What [`stretches`] said of it.
+        stretches: &'a [Range],
+    },
+}
+
 /// Allocates guest memory for `ranges`. Pages cost nothing until the guest touches them.
-///
-/// `huge_pages` asks for 2 MiB pages everywhere: a faster start that takes more memory. Without it they are asked for above
-/// [`layout::IDLE_END`] and refused below, whatever the host's default: what an idle pod takes does not depend on the node's
-/// settings, and what a busy one uses comes with one fault per 2 MiB.
-pub fn allocate(ranges: &[Range], huge_pages: bool) -> Result<GuestMemory, MemoryError> {
+pub fn allocate(ranges: &[Range], backing: Backing<'_>) -> Result<GuestMemory, MemoryError> {
     let bytes = ranges.iter().map(|r| r.len as usize).sum();
     let base = map_aligned(bytes)?;
     let mut offset = 0;
@@ -47,12 +92,93 @@ pub fn allocate(ranges: &[Range], huge_pages: bool) -> Result<GuestMemory, Memor
         offset += len;
     }
     let memory = GuestMemory::from_regions(regions).map_err(|e| MemoryError::Region(e.to_string()))?;
-    let first = if huge_pages { 0 } else { layout::IDLE_END };
+    let first = if matches!(backing, Backing::Fresh { huge_pages: true }) { 0 } else { layout::IDLE_END };
     for range in ranges {
         let start = range.start.max(first);
         advise_huge_pages(&memory, Range { start, len: range.end().saturating_sub(start) });
     }
+    match backing {
+        Backing::Fresh { .. } => {}
+        Backing::Template(file) => {
+            let whole = Range { start: 0, len: bytes as u64 };
+            show(file, base, bytes, &[whole], libc::MAP_SHARED)?;
+        }
+        Backing::Clone { file, stretches } => show(file, base, bytes, stretches, libc::MAP_PRIVATE)?,
+    }
     Ok(memory)
+}
+
+/// The stretches of a memory file that hold anything, in whole blocks of 2 MiB and rising order.
+pub fn stretches(file: &File) -> Result<Vec<Range>, MemoryError> {
+    let block = ALIGNMENT as u64;
+    let seek = |from: u64, what| lseek64(file, from as i64, what).map(|found| found as u64);
+    let failed = |error: nix::Error| MemoryError::File(error.into());
+    let mut found: Vec<Range> = Vec::new();
+    let mut from = 0;
+    loop {
+        let start = match seek(from, Whence::SeekData) {
+            Ok(start) => start / block * block,
+            // Nothing behind `from`.
+            Err(nix::Error::ENXIO) => return Ok(found),
+            Err(error) => return Err(failed(error)),
+        };
+        let end = seek(start.max(from), Whence::SeekHole).map_err(failed)?.next_multiple_of(block);
+        match found.last_mut() {
+            Some(last) if last.end() == start => last.len = end - last.start,
+            _ => found.push(Range { start, len: end - start }),
+        }
+        from = end;
+    }
+}
+
+/// Lays stretches of `file` over the mapping of `bytes` at `base`, which nobody has touched yet.
+fn show(
+    file: &File,
+    base: NonNull<u8>,
+    bytes: usize,
+    stretches: &[Range],
+    sharing: i32,
+) -> Result<(), MemoryError> {
+    let have = file.metadata().map_err(MemoryError::File)?.len();
+    if have != bytes as u64 {
+        return Err(MemoryError::FileSize { have, need: bytes });
+    }
+    let mut end = 0;
+    for stretch in stretches {
+        let aligned = stretch.start.is_multiple_of(4096) && stretch.len.is_multiple_of(4096);
+        let last = stretch.start.checked_add(stretch.len).filter(|last| *last <= have);
+        let (Some(last), true, true) = (last, aligned && stretch.len > 0, stretch.start >= end) else {
+            return Err(MemoryError::Region(
+                "stretches of the memory file overlap or lie outside of it".into(),
+            ));
+        };
+        end = last;
+        show_stretch(file.as_fd(), base, *stretch, sharing)?;
+    }
+    Ok(())
+}
+
+fn show_stretch(
+    file: BorrowedFd<'_>,
+    base: NonNull<u8>,
+    stretch: Range,
+    sharing: i32,
+) -> Result<(), MemoryError> {
+    let bytes = stretch.len as usize;
+    // SAFETY: `show` has checked that the stretch lies in the mapping at `base`.
+    let place = unsafe { base.add(stretch.start as usize) };
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = sharing | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let offset = stretch.start as libc::off_t;
+    // SAFETY: replaces a part of the mapping that `map_aligned` has just made for `allocate`, into which nothing points yet
+    // but the regions of guest memory, whose addresses and access stay the same.
+    let mapped = unsafe { libc::mmap(place.as_ptr().cast(), bytes, access, flags, file.as_raw_fd(), offset) };
+    if mapped == libc::MAP_FAILED {
+        return Err(MemoryError::Map { bytes, source: nix::Error::last() });
+    }
+    // SAFETY: advice about the mapping just made; guest memory must never appear in a core file.
+    unsafe { libc::madvise(mapped, bytes, libc::MADV_DONTDUMP) };
+    Ok(())
 }
 
 /// Asks for the 2 MiB pages that lie wholly in `range`, one fault each: where the guest fills them anyway, they take no memory
@@ -120,18 +246,28 @@ fn map_aligned(bytes: usize) -> Result<NonNull<u8>, MemoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
     use vm_memory::{Bytes, GuestMemoryRegion};
+
+    const FRESH: Backing<'static> = Backing::Fresh { huge_pages: false };
+    const MIB: u64 = 1 << 20;
+
+    fn memory_file(mib: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(mib * MIB).unwrap();
+        file
+    }
 
     #[test]
     fn memory_is_aligned_to_2_mib() {
-        let memory = allocate(&layout::ram(64), true).unwrap();
+        let memory = allocate(&layout::ram(64), Backing::Fresh { huge_pages: true }).unwrap();
         let host = memory.get_host_address(GuestAddress(0)).unwrap();
         assert_eq!(host.align_offset(ALIGNMENT), 0);
     }
 
     #[test]
     fn huge_pages_are_asked_for_inside_a_range_only() {
-        let memory = allocate(&layout::ram(64), false).unwrap();
+        let memory = allocate(&layout::ram(64), FRESH).unwrap();
         advise_huge_pages(&memory, Range { start: 5 << 20, len: 6 << 20 });
         // the advice parts the mapping where it begins and ends
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -145,19 +281,74 @@ mod tests {
 
     #[test]
     fn range_outside_memory_gets_no_huge_pages() {
-        let memory = allocate(&layout::ram(64), false).unwrap();
+        let memory = allocate(&layout::ram(64), FRESH).unwrap();
         advise_huge_pages(&memory, Range { start: 48 << 20, len: 32 << 20 });
         advise_huge_pages(&memory, Range { start: 1 << 20, len: 0 });
     }
 
     #[test]
     fn memory_around_the_hole_can_be_used_and_the_hole_cannot() {
-        let memory = allocate(&layout::ram(4096), false).unwrap();
+        let memory = allocate(&layout::ram(4096), FRESH).unwrap();
         assert_eq!(memory.num_regions(), 2);
         assert_eq!(memory.iter().map(|r| r.len()).sum::<u64>(), 4 << 30);
         let last = GuestAddress(layout::HOLE_END + (1 << 30) - 8);
         memory.write_obj(0x1234_u64, last).unwrap();
         assert_eq!(memory.read_obj::<u64>(last).unwrap(), 0x1234);
         assert!(memory.write_obj(1_u8, GuestAddress(layout::HOLE)).is_err());
+    }
+
+    #[test]
+    fn template_writes_to_its_file_and_clones_do_not() {
+        let file = memory_file(64);
+        let ram = layout::ram(64);
+        let at = GuestAddress(0x12_3450);
+        let template = allocate(&ram, Backing::Template(&file)).unwrap();
+        template.write_obj(7_u64, at).unwrap();
+
+        let stretches = stretches(&file).unwrap();
+        assert_eq!(stretches, [Range { start: 0, len: 2 * MIB }]);
+        let clones: Vec<_> = (0..2)
+            .map(|_| allocate(&ram, Backing::Clone { file: &file, stretches: &stretches }).unwrap())
+            .collect();
+        let outside = GuestAddress(32 * MIB);
+        for (number, clone) in (8_u64..).zip(&clones) {
+            assert_eq!(clone.read_obj::<u64>(at).unwrap(), 7);
+            clone.write_obj(number, at).unwrap();
+            clone.write_obj(number, outside).unwrap();
+        }
+        assert_eq!(clones[0].read_obj::<u64>(at).unwrap(), 8);
+        assert_eq!(clones[1].read_obj::<u64>(outside).unwrap(), 9);
+        assert_eq!(template.read_obj::<u64>(at).unwrap(), 7);
+        assert_eq!(template.read_obj::<u64>(outside).unwrap(), 0);
+    }
+
+    #[test]
+    fn stretches_are_blocks_that_hold_something() {
+        let file = memory_file(64);
+        for mib in [1, 3, 10, 63] {
+            file.write_all_at(b"x", mib * MIB).unwrap();
+        }
+        let found: Vec<_> = stretches(&file).unwrap().iter().map(|s| (s.start / MIB, s.len / MIB)).collect();
+        assert_eq!(found, [(0, 4), (10, 2), (62, 2)]);
+        assert!(stretches(&memory_file(64)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn file_or_stretches_that_do_not_fit_are_refused() {
+        let ram = layout::ram(64);
+        let short = memory_file(63);
+        assert!(matches!(allocate(&ram, Backing::Template(&short)), Err(MemoryError::FileSize { .. })));
+        let file = memory_file(64);
+        let bad: [&[Range]; 5] = [
+            &[Range { start: 63 * MIB, len: 2 * MIB }],
+            &[Range { start: u64::MAX & !4095, len: 4096 }],
+            &[Range { start: 1, len: 4096 }],
+            &[Range { start: 0, len: 0 }],
+            &[Range { start: 4096, len: 8192 }, Range { start: 8192, len: 4096 }],
+        ];
+        for stretches in bad {
+            let refused = allocate(&ram, Backing::Clone { file: &file, stretches });
+            assert!(matches!(refused, Err(MemoryError::Region(_))), "{stretches:?}");
+        }
     }
 }

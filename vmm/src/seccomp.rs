@@ -4,8 +4,10 @@
 //!
 //! ```text
 //! main thread   Boot ---- reads the boot request, builds the VM ---- EventLoop ---- serves devices and control
-//!                  \
+//!                  \                                                 Template ---- the same, and saves the VM
 //! vCPU threads      +--- Vcpu ---- runs the guest
+//!
+//! a template's holder   Hold ---- sleeps
 //! ```
 //!
 //! `Boot` allows what the two others do and what building a VM takes, so it can be in place before the first byte is
@@ -28,8 +30,12 @@ pub enum Stage {
     Boot,
     /// The main thread, once the VM runs.
     EventLoop,
+    /// The main thread of a template in the making.
+    Template,
     /// A virtual processor.
     Vcpu,
+    /// The process that only keeps a template's files open.
+    Hold,
 }
 
 /// A filter that cannot be made or installed.
@@ -79,9 +85,12 @@ use Allow::{Call, With, Without};
 
 fn rules(stage: Stage) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, SeccompError> {
     let lists: &[&[Allow]] = match stage {
-        Stage::Boot => &[EVERY_THREAD, EVENT_LOOP, VCPU, BOOT],
+        // What it installs later can only take away.
+        Stage::Boot => &[EVERY_THREAD, EVENT_LOOP, SAVE, VCPU, BOOT, RESTORE],
         Stage::EventLoop => &[EVERY_THREAD, EVENT_LOOP],
+        Stage::Template => &[EVERY_THREAD, EVENT_LOOP, SAVE],
         Stage::Vcpu => &[EVERY_THREAD, VCPU],
+        Stage::Hold => &[HOLD],
     };
     let mut rules = BTreeMap::<c_long, Vec<SeccompRule>>::new();
     for allow in lists.iter().copied().flatten() {
@@ -227,6 +236,50 @@ const BOOT: &[Allow] = &[
         ],
     ),
 ];
+
+/// What building a VM from a saved state needs beside that.
+const RESTORE: &[Allow] = &[With(
+    libc::SYS_ioctl,
+    1,
+    &[
+        read::<kvm::kvm_irqchip>(0x63), // KVM_SET_IRQCHIP, whose direction is wrong in the kernel's header
+        write::<kvm::kvm_clock_data>(0x7b), // KVM_SET_CLOCK
+        write::<kvm::kvm_lapic_state>(0x8f), // KVM_SET_LAPIC
+        write::<kvm::kvm_mp_state>(0x99), // KVM_SET_MP_STATE
+        write::<kvm::kvm_vcpu_events>(0xa0), // KVM_SET_VCPU_EVENTS
+        write::<kvm::kvm_debugregs>(0xa2), // KVM_SET_DEBUGREGS
+        write::<kvm::kvm_xsave>(0xa5),  // KVM_SET_XSAVE
+        write::<kvm::kvm_xcrs>(0xa7),   // KVM_SET_XCRS
+        none(0xad),                     // KVM_KVMCLOCK_CTRL
+    ],
+)];
+
+/// What saving a VM needs.
+const SAVE: &[Allow] = &[With(
+    libc::SYS_ioctl,
+    1,
+    &[
+        both::<kvm::kvm_msr_list>(0x02),    // KVM_GET_MSR_INDEX_LIST
+        none(0x03),                         // KVM_CHECK_EXTENSION
+        both::<kvm::kvm_irqchip>(0x62),     // KVM_GET_IRQCHIP
+        read::<kvm::kvm_clock_data>(0x7c),  // KVM_GET_CLOCK
+        read::<kvm::kvm_regs>(0x81),        // KVM_GET_REGS
+        read::<kvm::kvm_sregs>(0x83),       // KVM_GET_SREGS
+        both::<kvm::kvm_msrs>(0x88),        // KVM_GET_MSRS
+        write::<kvm::kvm_msrs>(0x89),       // KVM_SET_MSRS, to see which can be written back
+        read::<kvm::kvm_lapic_state>(0x8e), // KVM_GET_LAPIC
+        both::<kvm::kvm_cpuid2>(0x91),      // KVM_GET_CPUID2
+        read::<kvm::kvm_mp_state>(0x98),    // KVM_GET_MP_STATE
+        read::<kvm::kvm_vcpu_events>(0x9f), // KVM_GET_VCPU_EVENTS
+        read::<kvm::kvm_debugregs>(0xa1),   // KVM_GET_DEBUGREGS
+        read::<kvm::kvm_xsave>(0xa4),       // KVM_GET_XSAVE
+        read::<kvm::kvm_xcrs>(0xa6),        // KVM_GET_XCRS
+    ],
+)];
+
+/// What sleeping needs.
+const HOLD: &[Allow] =
+    &[Call(libc::SYS_pause), Call(libc::SYS_rt_sigreturn), Call(libc::SYS_restart_syscall)];
 
 const KVM_RUN: u64 = none(0x80);
 

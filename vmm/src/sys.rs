@@ -111,7 +111,7 @@ pub fn forbid_kicks() {
 }
 
 /// Brings the vCPU of `thread` back from the guest.
-pub fn kick(thread: &JoinHandle<()>) {
+pub fn kick<T>(thread: &JoinHandle<T>) {
     // SAFETY: the handle is not joined yet, so the thread's id is valid even if it has ended.
     unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
 }

@@ -53,7 +53,7 @@ pub struct Vcpu {
 
 /// The running processors.
 pub struct VcpuThreads {
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<Vcpu>>,
     stopping: Arc<AtomicBool>,
     exits: Vec<Arc<AtomicU64>>,
 }
@@ -105,6 +105,7 @@ impl VcpuThreads {
             if !failed {
                 vcpu.run(&stopping, &exits);
             }
+            vcpu
         };
         let spawned = thread::Builder::new().name(format!("vcpu{id}")).spawn(body);
         self.threads.push(spawned.map_err(|source| VcpuError::Spawn { id, source })?);
@@ -117,14 +118,12 @@ impl VcpuThreads {
         self.exits.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
-    /// Brings all processors back from the guest and waits for their threads.
-    pub fn stop(&mut self) {
+    /// Brings all processors back from the guest, for good, and answers them in their order. A later call answers none.
+    pub fn stop(&mut self) -> Vec<Vcpu> {
         self.stopping.store(true, Ordering::Release);
         self.threads.iter().for_each(sys::kick);
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has told so by the panic hook.
-            let _ = thread.join();
-        }
+        // A thread that panicked has told so by the panic hook, which ends the process.
+        self.threads.drain(..).filter_map(|thread| thread.join().ok()).collect()
     }
 }
 
@@ -139,6 +138,15 @@ impl Vcpu {
             exits.fetch_add(1, Ordering::Relaxed);
         }
         sys::forbid_kicks();
+        self.complete_exit();
+    }
+
+    /// Has KVM take the answer to the last exit, which it does at the next entry, and come back before the guest runs: from
+    /// then on its state can be read (Documentation/virt/kvm/api.rst, 5, after `KVM_EXIT_MMIO`).
+    fn complete_exit(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // Always "interrupted".
+        let _ = self.fd.run();
     }
 
     /// Runs the guest up to its next exit and answers it. Says why, if it was the last.

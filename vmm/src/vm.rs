@@ -7,8 +7,12 @@
 
 use std::os::fd::{IntoRawFd, OwnedFd};
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MAX_CPUID_ENTRIES, kvm_clock_data, kvm_irqchip, kvm_userspace_memory_region, kvm_xsave,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -43,6 +47,15 @@ pub enum VmError {
         /// The system's answer.
         source: kvm_ioctls::Error,
     },
+    /// Processors have more state than a template keeps of them.
+    #[error(
+        "processors of this host have {bytes} bytes of extended state, which is more than a template keeps: boot without \
+         templates"
+    )]
+    ExtendedState {
+        /// What KVM says.
+        bytes: i32,
+    },
     /// Guest memory reaches further than the processor's addresses.
     #[error(
         "guest memory ends at {end:#x}, which is beyond this processor's {bits} address bits; take less memory"
@@ -62,6 +75,15 @@ fn failed(step: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
 
 const NEEDED: [Cap; 6] =
     [Cap::Irqchip, Cap::Irqfd, Cap::Ioeventfd, Cap::UserMemory, Cap::TscDeadlineTimer, Cap::ImmediateExit];
+
+const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+
+/// What KVM keeps of a machine beside its processors: the interrupt controllers, and the guest's clock.
+#[derive(Default, Serialize, Deserialize)]
+pub struct VmState {
+    irqchips: [kvm_irqchip; IRQCHIPS.len()],
+    clock: kvm_clock_data,
+}
 
 /// A virtual machine.
 pub struct Vm {
@@ -102,6 +124,42 @@ impl Vm {
     /// What KVM lets this host's guests have.
     pub fn supported_cpuid(&self) -> Result<CpuId, VmError> {
         self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("list processor features"))
+    }
+
+    /// Takes the state of the machine, whose processors are stopped.
+    pub fn save(&self) -> Result<VmState, VmError> {
+        let mut state =
+            VmState { clock: self.fd.get_clock().map_err(failed("read the clock"))?, ..Default::default() };
+        for (chip, id) in state.irqchips.iter_mut().zip(IRQCHIPS) {
+            chip.chip_id = id;
+            self.fd.get_irqchip(chip).map_err(failed("read the interrupt controllers"))?;
+        }
+        Ok(state)
+    }
+
+    /// Gives a new machine this state. Its clock goes on where it was stopped, however long ago that is.
+    pub fn give(&self, state: &VmState) -> Result<(), VmError> {
+        for chip in &state.irqchips {
+            self.fd.set_irqchip(chip).map_err(failed("set the interrupt controllers"))?;
+        }
+        // Without flags: one of them would add the time that has passed.
+        let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
+        self.fd.set_clock(&clock).map_err(failed("set the clock"))
+    }
+
+    /// Numbers of all model-specific registers that KVM keeps.
+    pub fn msr_indices(&self) -> Result<Vec<u32>, VmError> {
+        let list = self.kvm.get_msr_index_list().map_err(failed("list model-specific registers"))?;
+        Ok(list.as_slice().to_vec())
+    }
+
+    /// Refuses processors whose extended state is larger than `kvm_xsave`: its later parts would be lost.
+    pub fn check_extended_state(&self) -> Result<(), VmError> {
+        let bytes = self.fd.check_extension_int(Cap::Xsave2);
+        if bytes > size_of::<kvm_xsave>() as i32 {
+            return Err(VmError::ExtendedState { bytes });
+        }
+        Ok(())
     }
 
     /// Makes processor number `id`.
@@ -147,12 +205,12 @@ pub fn check_address_bits(supported: &CpuId, end: u64) -> Result<(), VmError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory;
+    use crate::memory::{self, Backing};
     use kvm_bindings::kvm_cpuid_entry2;
 
     #[test]
     fn descriptor_that_is_not_kvm_is_refused() {
-        let memory = memory::allocate(&layout::ram(64), false).unwrap();
+        let memory = memory::allocate(&layout::ram(64), Backing::Fresh { huge_pages: false }).unwrap();
         let file = tempfile::tempfile().unwrap();
         assert!(matches!(Vm::new(file.into(), &memory), Err(VmError::Version { version: -1 })));
     }

@@ -1,5 +1,6 @@
-//! The state a virtual processor has when the kernel's first instruction runs: what it claims to be ([`cpuid`]), and
-//! its registers and first page tables ([`registers`]). Called by the builder.
+//! Virtual processors as KVM sees them: what they claim to be ([`cpuid`]), their registers and first page tables when the
+//! kernel's first instruction runs ([`registers`]), and all of their state once they are stopped ([`state`]).
 
 pub mod cpuid;
 pub mod registers;
+pub mod state;

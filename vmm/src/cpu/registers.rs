@@ -117,11 +117,11 @@ fn segment(index: u8) -> kvm_segment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory;
+    use crate::memory::{self, Backing};
 
     #[test]
     fn page_tables_map_the_first_gib_one_to_one() {
-        let memory = memory::allocate(&layout::ram(64), false).unwrap();
+        let memory = memory::allocate(&layout::ram(64), Backing::Fresh { huge_pages: false }).unwrap();
         write_tables(&memory).unwrap();
         let walk = |address: u64| {
             let mut table = special(kvm_sregs::default()).cr3;

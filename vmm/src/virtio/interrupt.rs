@@ -54,6 +54,14 @@ impl Interrupt {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// Raises the line again for causes that the driver has not acknowledged: whether it was told of them is not known when a
+    /// VM is built from its state, and being told twice does no harm.
+    pub fn repeat(&self) {
+        if self.causes() != 0 {
+            self.raise(0);
+        }
+    }
+
     /// Takes the driver's acknowledgement.
     pub fn acknowledge(&self, causes: u32) {
         self.causes.fetch_and(!causes, Ordering::AcqRel);

@@ -141,8 +141,8 @@ impl<D: VirtioDevice> MmioTransport<D> {
         Self::build(device, around, Interrupt::new(0, 0)?)
     }
 
-    /// Puts `device`, which was built from its saved state, behind saved registers and rings. Once the VM runs,
-    /// [`Self::kick_all`] makes it look at what the driver had left for it.
+    /// Puts `device`, which was built from its saved state, behind saved registers and rings. Once it is wired,
+    /// [`Self::resume`] makes it go on.
     pub fn restore(
         device: D,
         saved: &SavedDevice<D::State>,
@@ -210,9 +210,10 @@ impl<D: VirtioDevice> MmioTransport<D> {
         self.lock().rings.iter().map(|ring| ring.kick_event().try_clone()).collect()
     }
 
-    /// Kicks all queues, after a restore.
-    pub fn kick_all(&self) {
+    /// After a restore: looks at what the driver had left for the device, and tells it again what it may not have heard.
+    pub fn resume(&self) {
         self.lock().rings.iter().for_each(Ring::kick);
+        self.interrupt.repeat();
     }
 
     /// Calls `act` on the device, from any thread. Waits for the event that the device is handling.

@@ -110,7 +110,7 @@ impl<D: VirtioDevice> Rig<D> {
         };
         let transport = Arc::new(MmioTransport::restore(make(poller.clone()), saved, around)?);
         events.subscribe(&poller, transport.clone());
-        transport.kick_all();
+        transport.resume();
         Ok(Self { transport, events, failures, ..self })
     }
 

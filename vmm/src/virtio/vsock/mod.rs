@@ -47,8 +47,6 @@ const EVENTS: usize = 2;
 
 /// `VIRTIO_VSOCK_F_STREAM`.
 const FEATURE_STREAM: u64 = 1;
-/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`: the driver drops its connections and reads its context id again.
-const TRANSPORT_RESET: u32 = 0;
 
 /// Event key of the timer for deadlines.
 const TIMER_KEY: u32 = 1;
@@ -61,11 +59,9 @@ pub struct Vsock {
     muxer: Muxer,
     timer: TimerFd,
     ticking: bool,
-    /// The guest is to be told that its connections are gone.
-    tell_reset: bool,
 }
 
-/// All that a guest can observe of its vsock device, but for connections: they end when a VM is built from its state.
+/// All that a guest can observe of its vsock device while it has no connection: with one, a VM is not saved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
     /// Port of the next connection from the host: not used twice in a guest's life.
@@ -89,19 +85,15 @@ struct Slot<'m> {
 impl Vsock {
     /// A device for host programs that connect to `listener`, a unix stream socket.
     pub fn new(listener: OwnedFd, poller: Poller) -> io::Result<Self> {
-        Self::build(listener, poller, 0, false)
+        Self::restore(&VsockState { next_host_port: 0 }, listener, poller)
     }
 
-    /// A device as it was saved. The guest is told that its connections are gone.
+    /// A device as it was saved.
     pub fn restore(saved: &VsockState, listener: OwnedFd, poller: Poller) -> io::Result<Self> {
-        Self::build(listener, poller, saved.next_host_port, true)
-    }
-
-    fn build(listener: OwnedFd, poller: Poller, next_host_port: u32, tell_reset: bool) -> io::Result<Self> {
         let timer = TimerFd::new()?;
         poller.add(&timer, TIMER_KEY, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
-        let muxer = Muxer::new(listener, poller, next_host_port)?;
-        Ok(Self { muxer, timer, ticking: false, tell_reset })
+        let muxer = Muxer::new(listener, poller, saved.next_host_port)?;
+        Ok(Self { muxer, timer, ticking: false })
     }
 
     /// Passes connections of the guest to host port `port` on to `acceptor`, a unix `SOCK_SEQPACKET` socket: each as the
@@ -162,24 +154,6 @@ impl Vsock {
             if turn == Turn::NoRoom {
                 break;
             }
-        }
-        Ok(())
-    }
-
-    /// Tells the guest that its connections are gone, once it has given a buffer for that.
-    fn send_event(&mut self, driver: &mut Driver<'_>) -> Result<(), DeviceError> {
-        let ring = &mut driver.rings[EVENTS];
-        if self.tell_reset
-            && let Some(chain) = ring.pop(driver.memory)?
-        {
-            let event = TRANSPORT_RESET.to_le_bytes();
-            let written = chain.writable.copy_from(&event);
-            if written < event.len() {
-                let what = "the buffer of an event";
-                return Err(ring.fault(Fault::Short { what, need: event.len(), have: written }));
-            }
-            ring.give_back(driver.memory, chain.head, written)?;
-            self.tell_reset = false;
         }
         Ok(())
     }
@@ -299,7 +273,8 @@ impl VirtioDevice for Vsock {
     fn queue_event(&mut self, queue: usize, driver: &mut Driver<'_>) -> Result<(), DeviceError> {
         match queue {
             TRANSMIT => self.receive(driver)?,
-            EVENTS => return self.send_event(driver),
+            // Nothing ever happens that the guest would have to be told of by an event.
+            EVENTS => return Ok(()),
             _ => {}
         }
         self.send(driver)
@@ -324,7 +299,6 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         self.muxer.forget_guest();
-        self.tell_reset = false;
     }
 
     fn save(&self) -> VsockState {

@@ -1,0 +1,164 @@
+//! Cases about VMs that begin as clones of a template: what they share, what they must not, and templates that are no good.
+
+use anyhow::{Context, Result, bail, ensure};
+use isopod_protocols::vmm::{BootConfig, ErrorKind, Request, Response};
+use isopod_tests::agent::{Agent, entropy};
+use isopod_tests::cases;
+use isopod_tests::cri::wait_for;
+use isopod_tests::node::{Isopod, Settings};
+use isopod_tests::vmm::{Vmm, small};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// What the cases' templates are made from.
+const BUILT_FROM: &str = "cases";
+
+fn main() -> ExitCode {
+    isopod_tests::case::run(
+        Settings { isopod: Isopod::Installed, ..Settings::default() },
+        cases!["template":
+            clones_answer_and_are_not_each_other,
+            clone_of_two_processors_answers,
+            template_stays_as_it_was_while_clones_write,
+            damaged_or_foreign_state_is_refused,
+            memory_of_another_size_is_refused,
+            pod_is_not_saved,
+            template_with_a_connection_is_not_saved,
+        ],
+    )
+}
+
+/// A template's memory and state.
+struct Template {
+    memory: File,
+    state: File,
+}
+
+impl Template {
+    fn build(config: BootConfig) -> Result<Self> {
+        let (memory, state) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        let mut vmm = Vmm::start()?;
+        vmm.boot_template(config, &memory)?;
+        Agent::connect(&vmm)?.prepare()?;
+        wait_for("connections to end", || Ok((vmm.stats()?.vsock_connections == 0).then_some(())))?;
+        vmm.done(&Request::Save { built_from: BUILT_FROM.into() }, &[&state])?;
+        let (status, log) = (vmm.ended(SOON)?, vmm.log()?);
+        ensure!(status.code() == Some(0) && log.ends_with("end: saved as a template\n"), "{status} {log}");
+        Ok(Self { memory, state })
+    }
+
+    fn clone(&self) -> Result<Vmm> {
+        let vmm = Vmm::start()?;
+        let answer = vmm.restore(BUILT_FROM, &self.memory, &self.state)?;
+        ensure!(answer == Response::Done {}, "{answer:?}");
+        Ok(vmm)
+    }
+}
+
+fn clones_answer_and_are_not_each_other() -> Result<()> {
+    let template = Template::build(small(&[]))?;
+    let mut boot_ids = BTreeSet::new();
+    let mut alive = Vec::new();
+    for _ in 0..4 {
+        let begin = Instant::now();
+        let vmm = template.clone()?;
+        let hello =
+            Agent::connect(&vmm)?.hello(entropy()?).with_context(|| vmm.console().unwrap_or_default())?;
+        println!("clone answered after {:?}", begin.elapsed());
+        ensure!(boot_ids.insert(hello.boot_id.clone()), "boot id {} twice", hello.boot_id);
+        alive.push(vmm);
+    }
+    Ok(())
+}
+
+fn clone_of_two_processors_answers() -> Result<()> {
+    let template = Template::build(BootConfig { vcpus: 2, ..small(&[]) })?;
+    for _ in 0..2 {
+        let vmm = template.clone()?;
+        Agent::connect(&vmm)?.hello(entropy()?)?;
+    }
+    Ok(())
+}
+
+fn template_stays_as_it_was_while_clones_write() -> Result<()> {
+    let template = Template::build(small(&[]))?;
+    let before = sum(&template.memory)?;
+    let vmm = template.clone()?;
+    Agent::connect(&vmm)?.hello(entropy()?)?;
+    ensure!(sum(&template.memory)? == before, "a clone has changed its template");
+    Ok(())
+}
+
+/// A figure that tells one content of a file from another.
+fn sum(file: &File) -> Result<u64> {
+    let mut buffer = vec![0; 1 << 20];
+    let (mut sum, mut offset) = (0_u64, 0);
+    loop {
+        let count = file.read_at(&mut buffer, offset)?;
+        if count == 0 {
+            return Ok(sum);
+        }
+        for word in buffer[..count].chunks_exact(8) {
+            let word: [u8; 8] = word.try_into()?;
+            sum = sum.rotate_left(5).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from_le_bytes(word);
+        }
+        offset += count as u64;
+    }
+}
+
+fn refused(answer: &Response, kind: ErrorKind, words: &str) -> Result<()> {
+    match answer {
+        Response::Error { kind: found, message } if *found == kind && message.contains(words) => Ok(()),
+        other => bail!("not refused as {kind:?} with {words:?}: {other:?}"),
+    }
+}
+
+fn damaged_or_foreign_state_is_refused() -> Result<()> {
+    let template = Template::build(small(&[]))?;
+    let Template { memory, state } = &template;
+    let answer = Vmm::start()?.restore("something else", memory, state)?;
+    refused(&answer, ErrorKind::Template, "made from")?;
+
+    let mut byte = [0];
+    state.read_exact_at(&mut byte, 5000)?;
+    state.write_all_at(&[!byte[0]], 5000)?;
+    let mut vmm = Vmm::start()?;
+    refused(&vmm.restore(BUILT_FROM, memory, state)?, ErrorKind::Template, "checksum")?;
+    ensure!(vmm.ended(SOON)?.code() == Some(1), "{}", vmm.log()?);
+
+    refused(
+        &Vmm::start()?.restore(BUILT_FROM, memory, &File::open("/etc/passwd")?)?,
+        ErrorKind::Template,
+        "not one of",
+    )
+}
+
+fn memory_of_another_size_is_refused() -> Result<()> {
+    let Template { memory, state } = Template::build(small(&[]))?;
+    memory.set_len(64 << 20)?;
+    refused(&Vmm::start()?.restore(BUILT_FROM, &memory, &state)?, ErrorKind::Template, "bytes")
+}
+
+fn pod_is_not_saved() -> Result<()> {
+    let vmm = Vmm::start()?;
+    vmm.boot_to_agent(small(&[]))?;
+    let save = Request::Save { built_from: BUILT_FROM.into() };
+    refused(&vmm.call(&save, &[&tempfile::tempfile()?])?, ErrorKind::State, "booted as a template")?;
+    Agent::connect(&vmm)?.hello(entropy()?).map(drop)
+}
+
+fn template_with_a_connection_is_not_saved() -> Result<()> {
+    let vmm = Vmm::start()?;
+    vmm.boot_template(small(&[]), &tempfile::tempfile()?)?;
+    let agent = Agent::connect(&vmm)?;
+    agent.prepare()?;
+    let save = Request::Save { built_from: BUILT_FROM.into() };
+    refused(&vmm.call(&save, &[&tempfile::tempfile()?])?, ErrorKind::State, "connections")?;
+    // It runs on.
+    agent.prepare()
+}

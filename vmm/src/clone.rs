@@ -1,0 +1,136 @@
+//! A clone of a template, top to bottom: from its memory and its saved state to a machine that runs.
+//!
+//! ```text
+//! state file -> memory (private, shown from the template's) -> vm (slots, interrupt controllers) -> devices on the bus
+//!   -> state of vm and processors -> devices go on -> threads
+//! ```
+//!
+//! The counterpart of [`crate::builder`], called by `main` in its place. What makes the clone another machine than its
+//! siblings comes right after: the agent's first answer is given to fresh random bytes (`isopod_protocols::agent`).
+
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex},
+};
+
+use isopod_protocols::vmm::ErrorKind;
+
+use crate::{
+    builder::{self, BootError},
+    bus::BusError,
+    console_log::ConsoleLog,
+    cpu::state::{VcpuState, VcpuStateError},
+    devices::{DevicesError, Machinery, Root},
+    end::Ending,
+    layout,
+    machine::Machine,
+    memory::{self, Backing, MemoryError},
+    saved::{self, SavedError},
+    vcpu::Buses,
+    virtio::EventLoop,
+    vm::{Vm, VmError},
+};
+
+/// Why there is no clone.
+#[derive(Debug, thiserror::Error)]
+pub enum CloneError {
+    /// Not the descriptors that a clone needs.
+    #[error(
+        "a clone needs 5 descriptors (/dev/kvm, the template's memory and state, guest root, vsock listener), got {0}"
+    )]
+    Descriptors(usize),
+    /// The template's state.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
+    /// The template's memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The virtual machine.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The guest root cannot be measured.
+    #[error("cannot examine the guest root")]
+    Root(#[source] io::Error),
+    /// The devices.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
+    /// The bus.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A processor does not take its state.
+    #[error("vcpu {id}")]
+    Vcpu {
+        /// The processor.
+        id: u8,
+        /// What it does not take.
+        source: VcpuStateError,
+    },
+    /// The processors do not run.
+    #[error(transparent)]
+    Run(BootError),
+}
+
+impl CloneError {
+    /// The kind that a client is told. What lies at the template is told apart: it must not be used again.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            CloneError::Descriptors(_) => ErrorKind::Invalid,
+            CloneError::Saved(_) | CloneError::Memory(_) | CloneError::Vcpu { .. } => ErrorKind::Template,
+            CloneError::Devices(DevicesError::Restore(_) | DevicesError::SavedRoot) => ErrorKind::Template,
+            CloneError::Vm(_) | CloneError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
+            CloneError::Run(error) => error.kind(),
+            CloneError::Root(_) | CloneError::Devices(_) | CloneError::Bus(_) => ErrorKind::System,
+        }
+    }
+}
+
+/// The descriptors of a restore request, in their order.
+struct CloneFiles {
+    kvm: OwnedFd,
+    memory: File,
+    state: File,
+    root: OwnedFd,
+    vsock: OwnedFd,
+}
+
+impl TryFrom<Vec<OwnedFd>> for CloneFiles {
+    type Error = CloneError;
+
+    fn try_from(fds: Vec<OwnedFd>) -> Result<Self, CloneError> {
+        let [kvm, memory, state, root, vsock] =
+            <[OwnedFd; 5]>::try_from(fds).map_err(|fds| CloneError::Descriptors(fds.len()))?;
+        Ok(Self { kvm, memory: memory.into(), state: state.into(), root, vsock })
+    }
+}
+
+/// Makes the clone of a template that was made from `built_from`, and lets it run; its devices are served by `events`.
+pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> Result<Machine, CloneError> {
+    let files = CloneFiles::try_from(files)?;
+    let state = saved::read(&files.state, built_from)?;
+    let root = Root::new(files.root).map_err(CloneError::Root)?;
+    let ending = Ending::new(events.stopper());
+    let console = Arc::new(ConsoleLog::default());
+
+    let backing = Backing::Clone { file: &files.memory, stretches: &state.stretches };
+    let memory = memory::allocate(&layout::ram(state.memory_mib), backing)?;
+    let vm = Vm::new(files.kvm, &memory)?;
+    let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
+    let (bus, devices) = machinery.place_all(root, files.vsock, &console, Some(&state.devices))?;
+    let buses = Arc::new(Buses { memory: bus, ports: builder::ports(&ending, &console)? });
+
+    let fds = processors(&vm, &state.vcpus)?;
+    vm.give(&state.vm)?;
+    for (id, (fd, state)) in (0..).zip(fds.iter().zip(&state.vcpus)) {
+        state.give(fd).map_err(|source| CloneError::Vcpu { id, source })?;
+    }
+    devices.resume();
+    let vcpus = builder::run(fds, &buses, &ending).map_err(CloneError::Run)?;
+    Ok(Machine { vm, devices, console, vcpus: Mutex::new(vcpus), ending, template: None })
+}
+
+/// All processors are there before any has its state: their clocks are set against each other's.
+fn processors(vm: &Vm, states: &[VcpuState]) -> Result<Vec<kvm_ioctls::VcpuFd>, VmError> {
+    (0..).zip(states).map(|(id, _)| vm.create_vcpu(id)).collect()
+}

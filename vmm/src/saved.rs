@@ -1,0 +1,180 @@
+//! The state of a template in a file: what a clone is built from, beside the template's memory.
+//!
+//! ```text
+//!  0   magic and format, 8 bytes      another program's file, or another version's, is refused here
+//!  8   length of the content, u32     little endian
+//! 12   CRC-32 of the content, u32     so is one that was cut off or damaged
+//! 16   content: what it was made from, then the machine, in postcard's form
+//! ```
+//!
+//! Written once by the machine of a template, read by `clone`. The file comes from the daemon and was sealed by it; still,
+//! whatever is in it ends in an error and never in a panic.
+
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{cpu::state::VcpuState, devices::DevicesState, layout::Range, vm::VmState};
+
+/// Changes with the form of anything below.
+const MAGIC: [u8; 8] = *b"isopodT1";
+const HEADER: usize = 16;
+
+/// Longest content in bytes: 64 processors take less than half of it.
+const LONGEST: u32 = 2 << 20;
+
+/// Longest text of what a template was made from, in bytes.
+pub const MAX_BUILT_FROM: usize = 256;
+
+/// A machine that is stopped.
+#[derive(Serialize, Deserialize)]
+pub struct MachineState {
+    /// Memory that it booted with, MiB.
+    pub memory_mib: u32,
+    /// Stretches of the memory file, in bytes from its start, outside of which it is all zeroes.
+    pub stretches: Vec<Range>,
+    /// KVM's state of the machine as a whole.
+    pub vm: VmState,
+    /// One per processor.
+    pub vcpus: Vec<VcpuState>,
+    /// All devices.
+    pub devices: DevicesState,
+}
+
+/// Why a state cannot be written or used.
+#[derive(Debug, thiserror::Error)]
+pub enum SavedError {
+    /// The file cannot be read or written.
+    #[error("cannot {0} the template's state")]
+    Io(&'static str, #[source] io::Error),
+    /// Not a state file of this program.
+    #[error("the template's state is not one of this vmm's")]
+    Foreign,
+    /// Cut off or changed.
+    #[error("the template's state is damaged: {0}")]
+    Damaged(&'static str),
+    /// A template of something else.
+    #[error("the template was made from {found:?}, not from {wanted:?}")]
+    BuiltFrom {
+        /// What the file says.
+        found: String,
+        /// What the client asked for.
+        wanted: String,
+    },
+    /// More than a file may hold.
+    #[error("the machine's state takes more than {LONGEST} bytes")]
+    TooLong,
+}
+
+/// Writes the state of a template that was made from `built_from`.
+pub fn write(file: &File, built_from: &str, state: &MachineState) -> Result<(), SavedError> {
+    let content = postcard::to_allocvec(&(built_from, state)).map_err(|_| SavedError::TooLong)?;
+    let length = u32::try_from(content.len()).ok().filter(|length| *length <= LONGEST);
+    let length = length.ok_or(SavedError::TooLong)?;
+    let mut bytes = Vec::with_capacity(HEADER + content.len());
+    bytes.extend(MAGIC);
+    bytes.extend(length.to_le_bytes());
+    bytes.extend(crc32fast::hash(&content).to_le_bytes());
+    bytes.extend(content);
+    file.write_all_at(&bytes, 0).map_err(|source| SavedError::Io("write", source))
+}
+
+/// Reads the state of a template that must have been made from `built_from`. Other clones may read the same open file.
+pub fn read(file: &File, built_from: &str) -> Result<MachineState, SavedError> {
+    let failed = |source| SavedError::Io("read", source);
+    let length = file.metadata().map_err(failed)?.len();
+    if length > u64::from(LONGEST) + HEADER as u64 {
+        return Err(SavedError::Damaged("it is longer than any can be"));
+    }
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(failed)?;
+    let (header, content) = bytes.split_first_chunk::<HEADER>().ok_or(SavedError::Foreign)?;
+    if header[..8] != MAGIC {
+        return Err(SavedError::Foreign);
+    }
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    if content.len() != word(8) as usize {
+        return Err(SavedError::Damaged("it is not as long as it says"));
+    }
+    if crc32fast::hash(content) != word(12) {
+        return Err(SavedError::Damaged("its checksum is wrong"));
+    }
+    let (found, state): (String, MachineState) =
+        postcard::from_bytes(content).map_err(|_| SavedError::Damaged("its content cannot be read"))?;
+    if found != built_from {
+        return Err(SavedError::BuiltFrom { found, wanted: built_from.to_owned() });
+    }
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn state() -> MachineState {
+        MachineState {
+            memory_mib: 128,
+            stretches: vec![Range { start: 0, len: 4096 }],
+            vm: VmState::default(),
+            vcpus: Vec::new(),
+            devices: DevicesState::example(),
+        }
+    }
+
+    fn written() -> Vec<u8> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write(file.as_file(), "a b", &state()).unwrap();
+        std::fs::read(file.path()).unwrap()
+    }
+
+    fn read_from(bytes: &[u8], built_from: &str) -> Result<MachineState, SavedError> {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        read(&file, built_from)
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let read = read_from(&written(), "a b").unwrap();
+        assert_eq!((read.memory_mib, read.stretches.len()), (128, 1));
+        assert_eq!(read.devices, DevicesState::example());
+    }
+
+    #[test]
+    fn foreign_file_is_refused() {
+        for bytes in [&b""[..], b"isopodT1", &[0; 100], b"\x7fELF............................"] {
+            assert!(matches!(read_from(bytes, "a b"), Err(SavedError::Foreign)));
+        }
+        assert!(matches!(read_from(&written(), "a c"), Err(SavedError::BuiltFrom { .. })));
+    }
+
+    #[test]
+    fn longer_or_shorter_file_is_refused() {
+        let bytes = written();
+        assert!(matches!(read_from(&bytes[..bytes.len() - 1], "a b"), Err(SavedError::Damaged(_))));
+        assert!(matches!(read_from(&[&bytes[..], &[0]].concat(), "a b"), Err(SavedError::Damaged(_))));
+        let endless = [&bytes[..], &vec![0; LONGEST as usize]].concat();
+        assert!(matches!(read_from(&endless, "a b"), Err(SavedError::Damaged(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_changed_byte_is_noticed(place: prop::sample::Index, flip in 1_u8..) {
+            let mut bytes = written();
+            let place = place.index(bytes.len());
+            bytes[place] ^= flip;
+            prop_assert!(read_from(&bytes, "a b").is_err());
+        }
+
+        /// A content that cannot be, under a right checksum.
+        #[test]
+        fn any_content_is_a_state_or_refused(content in prop::collection::vec(any::<u8>(), 0..400)) {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend((content.len() as u32).to_le_bytes());
+            bytes.extend(crc32fast::hash(&content).to_le_bytes());
+            bytes.extend(content);
+            let _ = read_from(&bytes, "a b");
+        }
+    }
+}
