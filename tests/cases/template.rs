@@ -4,8 +4,8 @@ use anyhow::{Context, Result, bail, ensure};
 use isopod_protocols::vmm::{BootConfig, ErrorKind, Request, Response};
 use isopod_tests::agent::{Agent, entropy};
 use isopod_tests::cases;
-use isopod_tests::cri::wait_for;
 use isopod_tests::node::{Isopod, Settings};
+use isopod_tests::template::{BUILT_FROM, Template};
 use isopod_tests::vmm::{Vmm, small};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -14,9 +14,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(20);
-
-/// What the cases' templates are made from.
-const BUILT_FROM: &str = "cases";
 
 fn main() -> ExitCode {
     isopod_tests::case::run(
@@ -33,40 +30,13 @@ fn main() -> ExitCode {
     )
 }
 
-/// A template's memory and state.
-struct Template {
-    memory: File,
-    state: File,
-}
-
-impl Template {
-    fn build(config: BootConfig) -> Result<Self> {
-        let (memory, state) = (tempfile::tempfile()?, tempfile::tempfile()?);
-        let mut vmm = Vmm::start()?;
-        vmm.boot_template(config, &memory)?;
-        Agent::connect(&vmm)?.prepare()?;
-        wait_for("connections to end", || Ok((vmm.stats()?.vsock_connections == 0).then_some(())))?;
-        vmm.done(&Request::Save { built_from: BUILT_FROM.into() }, &[&state])?;
-        let (status, log) = (vmm.ended(SOON)?, vmm.log()?);
-        ensure!(status.code() == Some(0) && log.ends_with("end: saved as a template\n"), "{status} {log}");
-        Ok(Self { memory, state })
-    }
-
-    fn clone(&self) -> Result<Vmm> {
-        let vmm = Vmm::start()?;
-        let answer = vmm.restore(BUILT_FROM, &self.memory, &self.state)?;
-        ensure!(answer == Response::Done {}, "{answer:?}");
-        Ok(vmm)
-    }
-}
-
 fn clones_answer_and_are_not_each_other() -> Result<()> {
     let template = Template::build(small(&[]))?;
     let mut boot_ids = BTreeSet::new();
     let mut alive = Vec::new();
     for _ in 0..4 {
         let begin = Instant::now();
-        let vmm = template.clone()?;
+        let vmm = template.clone_vm()?;
         let hello =
             Agent::connect(&vmm)?.hello(entropy()?).with_context(|| vmm.console().unwrap_or_default())?;
         println!("clone answered after {:?}", begin.elapsed());
@@ -79,7 +49,7 @@ fn clones_answer_and_are_not_each_other() -> Result<()> {
 fn clone_of_two_processors_answers() -> Result<()> {
     let template = Template::build(BootConfig { vcpus: 2, ..small(&[]) })?;
     for _ in 0..2 {
-        let vmm = template.clone()?;
+        let vmm = template.clone_vm()?;
         Agent::connect(&vmm)?.hello(entropy()?)?;
     }
     Ok(())
@@ -88,7 +58,7 @@ fn clone_of_two_processors_answers() -> Result<()> {
 fn template_stays_as_it_was_while_clones_write() -> Result<()> {
     let template = Template::build(small(&[]))?;
     let before = sum(&template.memory)?;
-    let vmm = template.clone()?;
+    let vmm = template.clone_vm()?;
     Agent::connect(&vmm)?.hello(entropy()?)?;
     ensure!(sum(&template.memory)? == before, "a clone has changed its template");
     Ok(())

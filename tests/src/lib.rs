@@ -12,4 +12,5 @@ pub mod daemon;
 pub mod held;
 pub mod node;
 pub mod registry;
+pub mod template;
 pub mod vmm;

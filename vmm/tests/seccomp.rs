@@ -38,7 +38,7 @@ fn allows(stage: Stage, number: c_long, arguments: [c_long; 4]) {
     assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{stage:?} {status:#x}");
 }
 
-const ALL: [Stage; 3] = [Stage::Boot, Stage::EventLoop, Stage::Vcpu];
+const ALL: [Stage; 5] = [Stage::Boot, Stage::EventLoop, Stage::Template, Stage::Vcpu, Stage::Hold];
 
 #[test]
 fn no_thread_opens_files_makes_sockets_or_runs_programs() {
@@ -78,7 +78,32 @@ fn no_memory_becomes_executable() {
     for stage in ALL {
         kills(stage, libc::SYS_mmap, [0, 4096, executable, 0]);
         kills(stage, libc::SYS_mprotect, [0, 4096, executable, 0]);
-        allows(stage, libc::SYS_mprotect, [0, 0, readable, 0]);
+        if stage != Stage::Hold {
+            allows(stage, libc::SYS_mprotect, [0, 0, readable, 0]);
+        }
+    }
+}
+
+#[test]
+fn state_of_a_vm_is_read_only_from_a_template_and_set_only_at_its_making() {
+    const KVM_GET_MP_STATE: c_long = 0x8004_ae98;
+    const KVM_SET_MP_STATE: c_long = 0x4004_ae99;
+    for (stage, reads, sets) in
+        [(Stage::Boot, true, true), (Stage::Template, true, false), (Stage::EventLoop, false, false)]
+    {
+        let check = |allowed: bool, request| match allowed {
+            true => allows(stage, libc::SYS_ioctl, [-1, request, 0, 0]),
+            false => kills(stage, libc::SYS_ioctl, [-1, request, 0, 0]),
+        };
+        check(reads, KVM_GET_MP_STATE);
+        check(sets, KVM_SET_MP_STATE);
+    }
+}
+
+#[test]
+fn holder_of_a_template_touches_nothing() {
+    for number in [libc::SYS_read, libc::SYS_write, libc::SYS_mmap, libc::SYS_sendmsg, libc::SYS_ioctl] {
+        kills(Stage::Hold, number, [-1; 4]);
     }
 }
 

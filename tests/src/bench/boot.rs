@@ -14,8 +14,8 @@ use anyhow::{Result, anyhow};
 /// Boots on each side before any figure counts.
 const WARM_UP: usize = 2;
 
-/// One of the two VMMs.
-struct Contender<'a> {
+/// One of two ways to a guest.
+pub struct Contender<'a> {
     name: &'static str,
     boot: Box<dyn Fn() -> Result<f64> + 'a>,
     times: Samples,
@@ -23,7 +23,8 @@ struct Contender<'a> {
 }
 
 impl<'a> Contender<'a> {
-    fn new(name: &'static str, boot: impl Fn() -> Result<f64> + 'a) -> Self {
+    /// A way that has not failed yet; `boot` answers the milliseconds it took.
+    pub fn new(name: &'static str, boot: impl Fn() -> Result<f64> + 'a) -> Self {
         Self { name, boot: Box::new(boot), times: Samples::default(), broken: false }
     }
 
@@ -51,7 +52,18 @@ pub fn measure(isopod: &Side<'_>, counts: &Counts, clock: Clock) -> Vec<Row> {
         Ok(guest) => guest.boot(),
         Err(error) => Err(anyhow!("{error:#}")),
     };
-    let mut contenders = [Contender::new("isopod-vmm", boot_isopod), Contender::new("qemu", boot_qemu)];
+    let contenders = [Contender::new("isopod-vmm", boot_isopod), Contender::new("qemu", boot_qemu)];
+    vec![race("vm_boot_to_agent", contenders, qemu_guest::NAME, counts, clock)]
+}
+
+/// Has both take turns.
+pub fn race(
+    metric: &str,
+    mut contenders: [Contender<'_>; 2],
+    peer_name: &str,
+    counts: &Counts,
+    clock: Clock,
+) -> Row {
     for round in 0..WARM_UP + counts.boots {
         for contender in &mut contenders {
             contender.boot(round >= WARM_UP);
@@ -62,7 +74,7 @@ pub fn measure(isopod: &Side<'_>, counts: &Counts, clock: Clock) -> Vec<Row> {
         contender.times
     });
     let n = ours.count().max(peer.count());
-    vec![Row::new(("vm_boot_to_agent", "ms"), (ours.median(), peer.median()), qemu_guest::NAME, n, clock)]
+    Row::new((metric, "ms"), (ours.median(), peer.median()), peer_name, n, clock)
 }
 
 fn boot_isopod() -> Result<f64> {

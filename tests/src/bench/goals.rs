@@ -29,6 +29,7 @@ pub enum Verdict {
 pub fn of(metric: &str, clock: Clock) -> Option<Goal> {
     Some(match (metric, clock) {
         ("vm_boot_to_agent", _) => Goal::RatioAtMost(0.6),
+        ("vm_clone_to_agent", _) => Goal::RatioAtMost(0.05),
         ("pod_start", Clock::Icount) => Goal::RatioAtMost(0.7),
         // under emulation a guest that boots is translated anew each time
         ("pod_start", Clock::Wall) => Goal::RatioAtMost(1.2),

@@ -9,6 +9,7 @@
 //! Nothing here knows Isopod from within. What fails is told and leaves a null in the report; the rest is measured all the same.
 
 pub mod boot;
+pub mod clones;
 pub mod containerd;
 pub mod goals;
 pub mod layers;
@@ -33,6 +34,8 @@ use std::time::Instant;
 pub enum Part {
     /// `vm_boot_to_agent`.
     Boot,
+    /// `vm_clone_to_agent`.
+    Clones,
     /// `pod_start`, `exec`, `pod_stop`.
     Pods,
     /// `idle_pod_memory`, `daemon_memory`: by the wall's clock only, as bytes have none.
@@ -43,17 +46,18 @@ pub enum Part {
 
 impl Part {
     /// In the order in which they are run.
-    pub const ALL: [Self; 4] = [Self::Boot, Self::Pods, Self::Memory, Self::Layers];
+    pub const ALL: [Self; 5] = [Self::Boot, Self::Clones, Self::Pods, Self::Memory, Self::Layers];
 
     /// Whether this clock can measure it.
     fn is_for(self, clock: Clock) -> bool {
-        clock == Clock::Wall || matches!(self, Self::Boot | Self::Pods)
+        clock == Clock::Wall || matches!(self, Self::Boot | Self::Clones | Self::Pods)
     }
 
     /// Its rows without figures.
     fn blank(self, clock: Clock) -> Vec<Row> {
         let (peer, metrics): (_, &[(&str, &str)]) = match self {
             Self::Boot => (qemu_guest::NAME, &[("vm_boot_to_agent", "ms")]),
+            Self::Clones => (clones::PEER, &[("vm_clone_to_agent", "ms")]),
             Self::Pods => (containerd::NAME, &[("pod_start", "ms"), ("exec", "ms"), ("pod_stop", "ms")]),
             Self::Memory => (containerd::NAME, &[("idle_pod_memory", "MiB"), ("daemon_memory", "MiB")]),
             Self::Layers => {
@@ -120,6 +124,7 @@ pub fn measure(clock: Clock, parts: &[Part], counts: &Counts, out: &Path) -> Res
         println!("  measuring {part:?}");
         rows.extend(match part {
             Part::Boot => boot::measure(&sides[0], counts, clock),
+            Part::Clones => clones::measure(counts, clock),
             Part::Pods => {
                 let rows = pods::measure(&mut sides, counts, clock);
                 std::fs::write(out.join("phases.txt"), phases()?)?;
@@ -163,7 +168,7 @@ mod tests {
     #[test]
     fn every_metric_has_a_goal() {
         let rows = missing(&[], &Part::ALL, Clock::Wall);
-        assert_eq!(rows.len(), 8);
+        assert_eq!(rows.len(), 9);
         assert!(rows.iter().all(|row| goals::of(&row.name, row.clock).is_some()));
     }
 }

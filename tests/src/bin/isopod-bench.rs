@@ -22,7 +22,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "wall,icount")]
     clock: Vec<Clock>,
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_value = "boot,pods,memory,layers")]
+    #[arg(long, value_delimiter = ',', default_value = "boot,clones,pods,memory,layers")]
     only: Vec<Part>,
     /// Few samples: to see that it works, not for figures.
     #[arg(long)]
