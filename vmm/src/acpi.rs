@@ -1,4 +1,5 @@
-//! The ACPI tables of the machine: what processors and devices there are, and how the guest powers off.
+//! The ACPI tables of the machine: what processors and devices there are, how the guest powers off, and how it learns that
+//! it is another copy of its VM.
 //!
 //! Hardware-reduced ACPI: no legacy timers, no PCI bus, no firmware. The guest finds its processors in the MADT and its
 //! virtio-mmio devices in the DSDT, and ends through the sleep and reset registers of the FADT. Called by the builder,
@@ -6,7 +7,10 @@
 
 use acpi_tables::{
     Aml,
-    aml::{Device, Interrupt, Memory32Fixed, Name, ONE, Package, Path, ResourceTemplate, Scope},
+    aml::{
+        Arg, Device, Equal, If, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path,
+        ResourceTemplate, Scope, ZERO,
+    },
     fadt::{FADTBuilder, Flags},
     gas::{AccessSize, AddressSpace, GAS},
     madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic},
@@ -77,7 +81,8 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 fn dsdt() -> Vec<u8> {
     const HEADER: u32 = 36;
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM, OEM_TABLE, OEM_REVISION);
-    let devices: Vec<Vec<u8>> = DeviceSlot::ALL.iter().map(|slot| virtio_mmio(*slot)).collect();
+    let mut devices: Vec<Vec<u8>> = DeviceSlot::ALL.iter().map(|slot| virtio_mmio(*slot)).collect();
+    devices.extend([generation(), events()]);
     dsdt.append_slice(&Scope::raw(Path::new("_SB_"), devices.concat()));
     let off = Package::new(vec![&SLEEP_TYPE_OFF, &0_u8, &0_u8, &0_u8]);
     dsdt.append_slice(&bytes(&Name::new(Path::new("_S5_"), &off)));
@@ -98,6 +103,47 @@ fn virtio_mmio(slot: DeviceSlot) -> Vec<u8> {
             &Name::new(Path::new("_UID"), &number),
             &Name::new(Path::new("_CCA"), &ONE),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&registers, &line])),
+        ],
+    ))
+}
+
+/// The compatible id and the description by which guests find the generation (Microsoft, "Virtual Machine Generation ID").
+const GENERATION_COUNTER: &str = "VM_Gen_Counter";
+
+/// Where the VM's generation lies, in two halves of the address.
+fn generation() -> Vec<u8> {
+    let (low, high) = (layout::GENERATION as u32, (layout::GENERATION >> 32) as u32);
+    bytes(&Device::new(
+        Path::new("VGEN"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ISOP0001"),
+            &Name::new(Path::new("_CID"), &GENERATION_COUNTER),
+            &Name::new(Path::new("_DDN"), &GENERATION_COUNTER),
+            &Name::new(Path::new("ADDR"), &Package::new(vec![&low, &high])),
+        ],
+    ))
+}
+
+/// "Device specific" (ACPI 6.5, 5.6.6): for the generation, that it has changed.
+const CHANGED: u8 = 0x80;
+
+/// The generic event device (ACPI 6.5, 5.6.9), which makes notifications of interrupts where there is no GPE block.
+fn events() -> Vec<u8> {
+    let line = Interrupt::new(true, true, false, false, layout::GENERATION_GSI);
+    let generation = Path::new("\\_SB_.VGEN");
+    let notify = Notify::new(&generation, &CHANGED);
+    bytes(&Device::new(
+        Path::new("GED0"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ACPI0013"),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&line])),
+            &Method::new(
+                Path::new("_EVT"),
+                1,
+                true,
+                vec![&If::new(&Equal::new(&Arg(0), &layout::GENERATION_GSI), vec![&notify])],
+            ),
         ],
     ))
 }
@@ -220,6 +266,23 @@ mod tests {
         for slot in DeviceSlot::ALL {
             assert_eq!(found(&(slot.address() as u32).to_le_bytes()), 1, "{slot:?}");
         }
+    }
+
+    #[test]
+    fn dsdt_names_the_generation_and_notifies_of_it() {
+        let blob = tables(BASE, 1);
+        let (_, _, dsdt) = walk(&blob);
+        let found = |needle: &[u8]| dsdt.windows(needle.len()).filter(|w| *w == needle).count();
+        // Name (ADDR, Package (2) { a double word, zero })
+        let address = (layout::GENERATION as u32).to_le_bytes();
+        assert_eq!(found(&[b"\x08ADDR\x12\x08\x02\x0c", &address[..], b"\0"].concat()), 1);
+        assert_eq!(found(&[GENERATION_COUNTER.as_bytes(), b"\0"].concat()), 2);
+        // If (Arg0 == line) { Notify (\_SB_.VGEN, 0x80) }
+        let line = layout::GENERATION_GSI as u8;
+        let condition = [b"\x93\x68\x0a", &[line][..]].concat();
+        let notification = b"\x86\\\x2e_SB_VGEN\x0a\x80";
+        assert_eq!(found(&[&condition[..], notification].concat()), 1);
+        assert_eq!(found(b"ACPI0013\0"), 1);
     }
 
     #[test]

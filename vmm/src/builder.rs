@@ -30,6 +30,7 @@ use crate::{
     devices::{DevicesError, Machinery, Root},
     early_console::{self, EarlyConsole},
     end::Ending,
+    generation::{Generation, GenerationError},
     kernel::{self, KernelError},
     layout,
     machine::{Machine, Template},
@@ -77,6 +78,9 @@ pub enum BootError {
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The VM's generation.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -186,13 +190,15 @@ fn build(
     let buses = Arc::new(Buses { memory: bus, ports: ports(&ending, &console)? });
 
     memory.write_slice(&acpi::tables(layout::ACPI, config.vcpus), GuestAddress(layout::ACPI))?;
+    let generation = Generation::new(&memory)?;
+    vm.route(generation.changed(), layout::GENERATION_GSI)?;
     kernel::write_boot_parameters(&memory, &command_line, &ram)?;
     let entry = kernel::load(&memory, files.kernel.into())?;
 
     let fds = processors(&vm, config.vcpus, &memory, entry)?;
     let vcpus = run(fds, &buses, &ending)?;
     let template = template.map(|memory| Template { memory, memory_mib: config.memory_mib });
-    Ok(Machine { vm, devices, console, vcpus: Mutex::new(vcpus), ending, template })
+    Ok(Machine { vm, generation, devices, console, vcpus: Mutex::new(vcpus), ending, template })
 }
 
 /// Lets processors run, each on a thread.

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! state file -> memory (private, shown from the template's) -> vm (slots, interrupt controllers) -> devices on the bus
-//!   -> state of vm and processors -> devices go on -> threads
+//!   -> state of vm and processors -> another generation -> devices go on -> threads
 //! ```
 //!
 //! The counterpart of [`crate::builder`], called by `main` in its place. What makes the clone another machine than its
-//! siblings comes right after: the agent's first answer is given to fresh random bytes (`isopod_protocols::agent`).
+//! siblings: its [`crate::generation`], at which the kernel seeds its random numbers anew, and right after that the fresh
+//! random bytes to which alone the agent gives its first answer (`isopod_protocols::agent`).
 
 use std::{
     fs::File,
@@ -24,6 +25,7 @@ use crate::{
     cpu::state::{VcpuState, VcpuStateError},
     devices::{DevicesError, Machinery, Root},
     end::Ending,
+    generation::{Generation, GenerationError},
     layout,
     machine::Machine,
     memory::{self, Backing, MemoryError},
@@ -56,6 +58,9 @@ pub enum CloneError {
     /// The devices.
     #[error(transparent)]
     Devices(#[from] DevicesError),
+    /// The VM's generation.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -81,7 +86,9 @@ impl CloneError {
             CloneError::Devices(DevicesError::Restore(_) | DevicesError::SavedRoot) => ErrorKind::Template,
             CloneError::Vm(_) | CloneError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
             CloneError::Run(error) => error.kind(),
-            CloneError::Root(_) | CloneError::Devices(_) | CloneError::Bus(_) => ErrorKind::System,
+            CloneError::Root(_) | CloneError::Devices(_) | CloneError::Generation(_) | CloneError::Bus(_) => {
+                ErrorKind::System
+            }
         }
     }
 }
@@ -120,14 +127,18 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
     let (bus, devices) = machinery.place_all(root, files.vsock, &console, Some(&state.devices))?;
     let buses = Arc::new(Buses { memory: bus, ports: builder::ports(&ending, &console)? });
 
+    let generation = Generation::new(&memory)?;
+    vm.route(generation.changed(), layout::GENERATION_GSI)?;
+
     let fds = processors(&vm, &state.vcpus)?;
     vm.give(&state.vm)?;
     for (id, (fd, state)) in (0..).zip(fds.iter().zip(&state.vcpus)) {
         state.give(fd).map_err(|source| CloneError::Vcpu { id, source })?;
     }
+    generation.signal();
     devices.resume();
     let vcpus = builder::run(fds, &buses, &ending).map_err(CloneError::Run)?;
-    Ok(Machine { vm, devices, console, vcpus: Mutex::new(vcpus), ending, template: None })
+    Ok(Machine { vm, generation, devices, console, vcpus: Mutex::new(vcpus), ending, template: None })
 }
 
 /// All processors are there before any has its state: their clocks are set against each other's.

@@ -5,7 +5,7 @@
 //! ```text
 //! 0x0000_0000  boot structures (GDT, zero page, page tables, command line)
 //! 0x0009_fc00  reserved, as on every PC
-//! 0x000e_0000  ACPI tables
+//! 0x000e_0000  ACPI tables, and the VM's generation in the last page
 //! 0x0010_0000  RAM: the kernel is loaded where its ELF header says
 //! 0xc000_0000  end of low RAM; virtio-mmio devices from 0xd000_0000
 //! 0xfec0_0000  I/O APIC, local APIC, KVM's private pages
@@ -31,7 +31,11 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// Where the ACPI tables begin, the RSDP first.
 pub const ACPI: u64 = 0xe_0000;
 /// End of the space for ACPI tables.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = GENERATION;
+/// The VM's generation, in a page of the area that the memory map reserves.
+pub const GENERATION: u64 = 0xf_f000;
+/// Its size in bytes.
+pub const GENERATION_SIZE: usize = 16;
 /// RAM goes on here.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Where a Linux kernel is linked to lie, `CONFIG_PHYSICAL_START`.
@@ -51,6 +55,8 @@ pub const DEVICES: u64 = 0xd000_0000;
 pub const DEVICE_SIZE: u64 = 0x1000;
 /// Interrupt line of the first device. Lines below belong to PC devices that this machine does not have.
 pub const FIRST_GSI: u32 = 5;
+/// Interrupt line that tells of a new generation: far behind those of the devices, which may become more.
+pub const GENERATION_GSI: u32 = 15;
 
 /// I/O APIC registers, as KVM has them.
 pub const IO_APIC: u32 = 0xfec0_0000;
@@ -151,6 +157,7 @@ mod tests {
             ("page tables", range(PAGE_TABLES, 3 * 0x1000)),
             ("command line", range(COMMAND_LINE, COMMAND_LINE_SIZE as u64)),
             ("acpi", range(ACPI, ACPI_END - ACPI)),
+            ("generation", range(GENERATION, GENERATION_SIZE as u64)),
             ("io apic", range(u64::from(IO_APIC), 0x1000)),
             ("local apic", range(u64::from(LOCAL_APIC), 0x1000)),
             ("identity map", range(KVM_IDENTITY_MAP, 0x1000)),
@@ -177,6 +184,11 @@ mod tests {
     }
 
     #[test]
+    fn generation_lies_in_reserved_memory() {
+        assert!(GENERATION >= LOW_RAM_END && GENERATION + GENERATION_SIZE as u64 <= HIGH_RAM);
+    }
+
+    #[test]
     fn boot_structures_lie_in_low_ram() {
         for (name, r) in fixed_ranges().into_iter().filter(|(_, r)| r.start < ACPI) {
             assert!(r.end() <= LOW_RAM_END, "{name} {r:?}");
@@ -185,8 +197,9 @@ mod tests {
 
     #[test]
     fn each_device_has_its_own_line_of_the_io_apic() {
-        let lines: std::collections::BTreeSet<u32> = DeviceSlot::ALL.iter().map(|d| d.gsi()).collect();
-        assert_eq!(lines.len(), DeviceSlot::ALL.len());
+        let devices = DeviceSlot::ALL.iter().map(|d| d.gsi());
+        let lines: std::collections::BTreeSet<u32> = devices.chain([GENERATION_GSI]).collect();
+        assert_eq!(lines.len(), DeviceSlot::ALL.len() + 1);
         assert!(lines.iter().all(|line| *line < 24));
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The story of a boot, file by file: `main` closes what it inherited and enters the [`jail`]; [`control`] waits for the
 //! boot request; [`builder`] makes [`memory`], the [`vm`], its [`devices`] on the [`bus`], the [`acpi`] tables and the
-//! [`kernel`], and starts the [`vcpu`] threads; then the [`machine`] answers requests while the event loop of [`virtio`]
+//! [`kernel`] and the VM's [`generation`], and starts the [`vcpu`] threads; then the [`machine`] answers requests while the event loop of [`virtio`]
 //! serves the devices, until something calls [`end`].
 //!
 //! A template ends by being [`saved`]; a pod's VM begins as its [`clone`](crate::clone) where there is one.
@@ -19,6 +19,7 @@ pub mod cpu;
 pub mod devices;
 pub mod early_console;
 pub mod end;
+pub mod generation;
 pub mod jail;
 pub mod kernel;
 pub mod layout;

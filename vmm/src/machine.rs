@@ -14,6 +14,7 @@ use crate::{
     cpu::state::{VcpuState, VcpuStateError},
     devices::Devices,
     end::{Ending, VmExit},
+    generation::Generation,
     memory::{self, MemoryError},
     saved::{self, MAX_BUILT_FROM, MachineState, SavedError},
     vcpu::{Vcpu, VcpuThreads},
@@ -25,6 +26,8 @@ use crate::{
 pub struct Machine {
     /// Kept open as long as the guest runs.
     pub vm: Vm,
+    /// What tells the guest that it is another copy, kept for as long as the guest runs.
+    pub generation: Generation,
     /// What requests reach of the devices.
     pub devices: Devices,
     /// The guest's console output.

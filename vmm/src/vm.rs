@@ -173,7 +173,12 @@ impl Vm {
         for (queue, kick) in (0_u32..).zip(kicks) {
             self.fd.register_ioevent(kick, &notify, queue).map_err(failed("watch a queue"))?;
         }
-        self.fd.register_irqfd(interrupt, slot.gsi()).map_err(failed("route an interrupt"))
+        self.route(interrupt, slot.gsi())
+    }
+
+    /// Lets `event` raise interrupt line `gsi` for as long as it is open.
+    pub fn route(&self, event: &EventFd, gsi: u32) -> Result<(), VmError> {
+        self.fd.register_irqfd(event, gsi).map_err(failed("route an interrupt"))
     }
 }
 

@@ -24,7 +24,7 @@ pub mod mmio;
 pub mod net;
 mod ring;
 pub mod rng;
-mod sys;
+pub(crate) mod sys;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod vsock;
