@@ -1,0 +1,72 @@
+//! The image service against a registry on loopback, with a converter that copies: no root, no network, no mkfs.erofs.
+//!
+//! Here is the node that the tests of this folder pull to. Each test has a node and a registry of its own, and none may
+//! reach past loopback.
+
+mod layers;
+mod records;
+mod refusals;
+mod registries;
+
+use super::*;
+use std::fs;
+
+struct Node {
+    directory: tempfile::TempDir,
+    registries: BTreeMap<String, RegistryConfig>,
+    program: &'static str,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), registries: BTreeMap::new(), program: "copies" }
+    }
+
+    fn with_mirrors(host: &str, mirrors: &[String]) -> Self {
+        let section = RegistryConfig { mirrors: mirrors.to_vec(), mirrors_only: true, ..Default::default() };
+        Self { registries: [(host.to_owned(), section)].into(), ..Self::new() }
+    }
+
+    /// The service as a daemon that has just started has it.
+    fn images(&self) -> Images {
+        let converter = Converter {
+            program: PathBuf::from(self.program),
+            launcher: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/image/testdata/convert.sh")),
+            uid: nix::unistd::geteuid().as_raw(),
+            largest_layer: 1 << 20,
+            patience: Duration::from_millis(500),
+            slots: Semaphore::new(2),
+        };
+        let patience = Patience {
+            stall: Duration::from_millis(300),
+            first_pause: Duration::from_millis(1),
+            attempts: 3,
+        };
+        let registry = Registry::open(self.registries.clone(), patience).unwrap();
+        Images::open_with(&self.directory.path().join("images"), converter, registry).unwrap()
+    }
+
+    fn files(&self, name: &str) -> usize {
+        fs::read_dir(self.directory.path().join("images").join(name)).unwrap().count()
+    }
+
+    /// How many blobs, layers, half-done files and records there are.
+    fn kept(&self) -> [usize; 4] {
+        ["blobs", "layers", "incoming", "records"].map(|name| self.files(name))
+    }
+
+    /// As [`Self::kept`], once what runs in the background has settled.
+    async fn settled(&self) -> [usize; 4] {
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if self.files("incoming") == 0 {
+                break;
+            }
+        }
+        self.kept()
+    }
+}
+
+fn anonymous() -> SentCredentials {
+    SentCredentials::default()
+}

@@ -1,0 +1,89 @@
+//! Images that are not what they say, are not for this machine, or cannot be converted: refused with the reason.
+
+use super::{Node, anonymous};
+use crate::image::test_registry::{TestImage, TestRegistry, descriptor};
+use crate::image::{Digest, ImageError, ImageUser};
+use serde_json::json;
+
+#[tokio::test]
+async fn manifest_and_configuration_are_checked_against_their_digests() {
+    let image = TestImage::of_texts(&["x"]);
+    let mut shelf = image.shelf("app", "1");
+    let manifest = Digest::of(&image.manifest());
+    shelf.get_mut(&format!("app/manifests/{manifest}")).unwrap().push(b' ');
+    let config = format!("app/blobs/{}", image.id());
+    shelf.get_mut(&config).unwrap()[3] ^= 1;
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node::new();
+    let images = node.images();
+    let error = images.pull(&registry.name(&format!("app@{manifest}")), &anonymous()).await.unwrap_err();
+    assert!(error.to_string().contains("in place of"), "{error}");
+    let error = images.pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::Corrupt { expected, .. } if expected == image.id()), "{error}");
+}
+
+#[tokio::test]
+async fn layer_that_is_not_what_the_configuration_says_is_refused() {
+    let image = TestImage::of_texts(&["told"]);
+    let other = TestImage::of_texts(&["sent"]);
+    let mut shelf = image.shelf("app", "1");
+    let blob = other.blobs().remove(0);
+    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest()).unwrap();
+    manifest["layers"][0] = descriptor(&blob, "application/vnd.oci.image.layer.v1.tar+gzip");
+    shelf.insert("app/manifests/1".to_owned(), manifest.to_string().into_bytes());
+    shelf.insert(format!("app/blobs/{}", Digest::of(&blob)), blob);
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node::new();
+    let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+    assert!(error.to_string().contains("uncompressed layer"), "{error}");
+    assert_eq!(node.kept(), [0, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn converter_that_fails_complains_or_hangs_is_told_and_leaves_nothing() {
+    let image = TestImage::of_texts(&["x"]);
+    let registry = TestRegistry::of(image.shelf("app", "1")).await;
+    let said = [
+        ("fails", "no such format"),
+        ("complains", "failed to write"),
+        ("hangs", "got nowhere"),
+        ("unjailed", "jail cannot be closed: make namespaces"),
+    ];
+    for (program, said) in said {
+        let node = Node { program, ..Node::new() };
+        let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+        assert!(error.to_string().contains(said), "{program}: {error}");
+        assert_eq!(node.kept(), [0, 0, 0, 0], "{program}");
+    }
+}
+
+#[tokio::test]
+async fn layer_beyond_the_limit_is_refused_by_its_key() {
+    let image = TestImage::of_texts(&[&"x".repeat(2 << 20)]);
+    let registry = TestRegistry::of(image.shelf("app", "1")).await;
+    let node = Node::new();
+    let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::TooLarge { key: "image.max_layer_mib", .. }), "{error}");
+    assert_eq!(node.kept(), [0, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn image_for_another_machine_or_with_malformed_name_is_refused() {
+    let mut image = TestImage::of_texts(&["x"]);
+    let mut shelf = image.shelf("app", "1");
+    let config = String::from_utf8(image.config_document()).unwrap().replace("amd64", "arm64").into_bytes();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest()).unwrap();
+    manifest["config"] = descriptor(&config, "application/vnd.oci.image.config.v1+json");
+    shelf.insert("app/manifests/arm".to_owned(), manifest.to_string().into_bytes());
+    shelf.insert(format!("app/blobs/{}", Digest::of(&config)), config);
+    image.config = json!({"User": "www-data:www"});
+    image.shelve(&mut shelf, "app", "named-user");
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node::new();
+    let images = node.images();
+    let error = images.pull(&registry.name("app:arm"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::WrongPlatform { .. }), "{error}");
+    assert!(matches!(images.pull("BAD//name", &anonymous()).await, Err(ImageError::BadReference { .. })));
+    images.pull(&registry.name("app:named-user"), &anonymous()).await.unwrap();
+    assert_eq!(images.list(None).unwrap()[0].user, ImageUser::Name("www-data".to_owned()));
+}
