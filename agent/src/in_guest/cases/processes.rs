@@ -1,0 +1,132 @@
+//! Cases about processes: a container's first one, execs, signals, the PID namespaces that containers share.
+
+use super::super::guest::{Guest, assert_refused};
+use isopod_protocols::agent::{PidNamespace, State, Stream};
+use serde_json::json;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tonic::Code;
+
+pub async fn command_runs_and_its_output_and_exit_arrive(guest: Guest) {
+    let container = guest.shell("echo out; echo err >&2; exit 3").run().await;
+    let exit = container.wait("").await;
+    assert_eq!((exit.code, exit.oom_killed), (3, false));
+    assert_eq!(container.output("").await, "out\nerr");
+    // Still there, as long as the container is.
+    assert_eq!(container.wait("").await, exit);
+    assert_eq!(container.output("").await, "out\nerr");
+    assert_refused(container.start().await, Code::FailedPrecondition, "exited");
+}
+
+pub async fn commands_that_cannot_be_executed_are_named(guest: Guest) {
+    for (command, names) in [
+        ("no-such-command", "PATH"),
+        ("/no/such/file", "no such file"),
+        ("/etc/not-a-program", "permission"),
+        ("/bin/lost-script", "interpreter"),
+    ] {
+        let container = guest.command(&[command]).create().await.unwrap();
+        assert_refused(container.start().await, Code::InvalidArgument, command);
+        let states = guest.sandbox.containers.board.watch().0.containers;
+        let state = states.iter().find(|state| state.container_id == container.id).unwrap();
+        assert_eq!((state.state(), state.started_at_ns), (State::Exited, 0));
+        assert!([126, 127].contains(&container.wait("").await.code));
+        container.remove().await;
+
+        let container = guest.shell("sleep 100").run().await;
+        let request = container.exec_request("e", &[command]);
+        assert_refused(container.start_exec(request).await, Code::InvalidArgument, names);
+        // The id is free again.
+        container.start_exec(container.exec_request("e", &["true"])).await.unwrap();
+        container.remove().await;
+    }
+}
+
+pub async fn exec_runs_in_the_container(guest: Guest) {
+    let container =
+        guest.shell("sleep 100").with("/process/env", json!(["PATH=/bin", "A=1", "B=1"])).run().await;
+    let mut request = container
+        .exec_request("e", &["sh", "-c", "echo $A$B$C; cat /proc/self/cgroup; cat /proc/1/comm; exit 7"]);
+    request.env = vec!["B=2".to_owned(), "C=3".to_owned()];
+    container.start_exec(request.clone()).await.unwrap();
+    assert_refused(container.start_exec(request).await, Code::AlreadyExists, "e");
+    assert_eq!(container.wait("e").await.code, 7);
+    assert_eq!(container.output("e").await, "123\n0::/exec-e\nsleep");
+    container.remove_exec("e").await.unwrap();
+    container.remove_exec("e").await.unwrap();
+    let gone = container.signal("e", 9, false).await;
+    assert_refused(gone, Code::NotFound, "e");
+    // `yes` ends only if it may be killed by a broken pipe.
+    assert_eq!(container.exec("yes | head -n 1").await, (0, "y".to_owned()));
+
+    container.signal("", 9, false).await.unwrap();
+    assert_eq!(container.wait("").await.code, 137);
+    let late = container.start_exec(container.exec_request("late", &["true"])).await;
+    assert_refused(late, Code::FailedPrecondition, "exited");
+}
+
+pub async fn killing_an_exec_tree_spares_the_container(guest: Guest) {
+    let container = guest.shell("sleep 1000").run().await;
+    // The second sleep leaves session and parent.
+    let script = "sleep 2000 & setsid sleep 3000 & sleep 4000";
+    container.start_exec(container.exec_request("tree", &["sh", "-c", script])).await.unwrap();
+    container.start_exec(container.exec_request("other", &["sleep", "5000"])).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_refused(container.signal("tree", 15, true).await, Code::InvalidArgument, "SIGKILL");
+    container.signal("tree", 9, true).await.unwrap();
+    assert_eq!(container.wait("tree").await.code, 137);
+    let (_, left) = container.exec("ps -o args | grep '[s]leep [0-9]'").await;
+    assert!(left.contains("sleep 1000") && left.contains("sleep 5000"), "{left}");
+    assert!(
+        !left.contains("sleep 2000") && !left.contains("sleep 3000") && !left.contains("sleep 4000"),
+        "{left}"
+    );
+    container.remove_exec("tree").await.unwrap();
+}
+
+pub async fn signals_reach_processes(guest: Guest) {
+    let container =
+        guest.shell("trap 'echo caught; exit 4' TERM; echo ready; while :; do sleep 0.05; done").run().await;
+    let mut host = container.open("", Stream::Stdout).await.unwrap();
+    host.read_exact(&mut [0; 6]).await.unwrap();
+    assert_refused(container.signal("", 65, false).await, Code::InvalidArgument, "signal");
+    container.signal("", 15, false).await.unwrap();
+    assert_eq!(container.wait("").await.code, 4);
+    // A process that has ended is no error.
+    container.signal("", 15, false).await.unwrap();
+    container.signal("", 9, true).await.unwrap();
+    assert_refused(
+        guest.shell("x").create().await.unwrap().signal("none", 9, false).await,
+        Code::NotFound,
+        "none",
+    );
+}
+
+pub async fn pod_pid_namespace_is_shared_and_collects_orphans(guest: Guest) {
+    let first = guest.shell("exec sleep 1234").pid_namespace(PidNamespace::Pod, "").run().await;
+    let second =
+        guest.shell("echo $$; sleep 4321 & exec sleep 2345").pid_namespace(PidNamespace::Pod, "").run().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (_, seen) = first.exec("ps -o args | cut -c1-20").await;
+    assert!(seen.contains("sleep 1234") && seen.contains("sleep 2345"), "{seen}");
+    assert_ne!(second.open("", Stream::Stdout).await.unwrap().read_u8().await.unwrap(), b'1');
+    // The end of the first process of one ends all of that one, and nothing of the other.
+    second.signal("", 9, false).await.unwrap();
+    second.wait("").await;
+    let (_, seen) = first.exec("sleep 0.2; ps -o stat,args").await;
+    assert!(!seen.contains("sleep 4321") && seen.contains("sleep 1234") && !seen.contains("Z "), "{seen}");
+}
+
+pub async fn target_pid_namespace_is_joined(guest: Guest) {
+    let target = guest.shell("exec sleep 1234").run().await;
+    let (_, seen) = guest
+        .shell("cat /proc/1/cmdline | tr '\\0' ' '")
+        .pid_namespace(PidNamespace::Target, &target.id)
+        .outcome()
+        .await;
+    assert_eq!(seen, "sleep 1234");
+    for gone in ["none", ""] {
+        let plan = guest.shell("true").pid_namespace(PidNamespace::Target, gone);
+        assert_refused(plan.create().await.map(|_| ()), Code::FailedPrecondition, gone);
+    }
+}
