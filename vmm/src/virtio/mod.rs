@@ -20,6 +20,7 @@ pub mod console;
 mod error;
 pub mod event_loop;
 mod interrupt;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 mod ring;

@@ -68,6 +68,11 @@ impl<D: VirtioDevice> Rig<D> {
     /// A device whose driver has not started.
     pub fn cold(make: impl FnOnce(Poller) -> D) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("a small mapping");
+        Self::in_memory(memory, make)
+    }
+
+    /// The same in a guest with more memory than [`MEMORY`] from address 0.
+    pub fn in_memory(memory: GuestMemory, make: impl FnOnce(Poller) -> D) -> Self {
         let mut events = EventLoop::new().expect("an epoll instance");
         let poller = events.poller();
         let failures: Arc<Mutex<Vec<DeviceError>>> = Arc::default();
