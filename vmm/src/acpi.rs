@@ -42,10 +42,10 @@ pub fn is_power_off(value: u8) -> bool {
     value == SLEEP_TYPE_OFF << 2 | SLEEP_ENABLE
 }
 
-/// All tables for a machine of `vcpus` processors, the RSDP first, to be placed at `base`.
-pub fn tables(base: u64, vcpus: u8) -> Vec<u8> {
+/// All tables for a machine of `vcpus` processors and the devices in `slots`, the RSDP first, to be placed at `base`.
+pub fn tables(base: u64, vcpus: u8, slots: &[DeviceSlot]) -> Vec<u8> {
     let mut blob = Blob { base, bytes: vec![0; Rsdp::len()] };
-    let dsdt = blob.append(&dsdt());
+    let dsdt = blob.append(&dsdt(slots));
     let fadt = blob.append(&fadt(dsdt));
     let madt = blob.append(&madt(vcpus));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
@@ -78,10 +78,10 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     out
 }
 
-fn dsdt() -> Vec<u8> {
+fn dsdt(slots: &[DeviceSlot]) -> Vec<u8> {
     const HEADER: u32 = 36;
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM, OEM_TABLE, OEM_REVISION);
-    let mut devices: Vec<Vec<u8>> = DeviceSlot::ALL.iter().map(|slot| virtio_mmio(*slot)).collect();
+    let mut devices: Vec<Vec<u8>> = slots.iter().map(|slot| virtio_mmio(*slot)).collect();
     devices.extend([generation(), events()]);
     dsdt.append_slice(&Scope::raw(Path::new("_SB_"), devices.concat()));
     let off = Package::new(vec![&SLEEP_TYPE_OFF, &0_u8, &0_u8, &0_u8]);
@@ -217,18 +217,18 @@ mod tests {
 
     #[test]
     fn tables_are_found_from_the_rsdp_with_right_checksums() {
-        walk(&tables(BASE, 1));
+        walk(&tables(BASE, 1, &DeviceSlot::ALL));
     }
 
     #[test]
     fn tables_of_the_largest_machine_fit_their_space() {
-        let blob = tables(BASE, 64);
+        let blob = tables(BASE, 64, &DeviceSlot::ALL);
         assert!(BASE + blob.len() as u64 <= layout::ACPI_END, "{} bytes", blob.len());
     }
 
     #[test]
     fn madt_lists_every_processor_and_the_io_apic() {
-        let blob = tables(BASE, 4);
+        let blob = tables(BASE, 4, &DeviceSlot::ALL);
         let (_, madt, _) = walk(&blob);
         let mut rest = &madt[44..];
         let (mut processors, mut io_apics) = (vec![], 0);
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn fadt_is_hardware_reduced_and_names_the_end_registers() {
-        let blob = tables(BASE, 1);
+        let blob = tables(BASE, 1, &DeviceSlot::ALL);
         let (fadt, ..) = walk(&blob);
         let flags = u32_at(fadt, 112);
         assert_ne!(flags & 1 << 20, 0, "hardware reduced");
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn dsdt_names_every_device_with_its_registers() {
-        let blob = tables(BASE, 1);
+        let blob = tables(BASE, 1, &DeviceSlot::ALL);
         let (_, _, dsdt) = walk(&blob);
         let found = |needle: &[u8]| dsdt.windows(needle.len()).filter(|w| *w == needle).count();
         assert_eq!(found(VIRTIO_MMIO.as_bytes()), DeviceSlot::ALL.len());
@@ -269,8 +269,17 @@ mod tests {
     }
 
     #[test]
+    fn dsdt_leaves_out_a_device_that_is_not_there() {
+        let blob = tables(BASE, 1, &DeviceSlot::of_machine(false));
+        let (_, _, dsdt) = walk(&blob);
+        let found = |needle: &[u8]| dsdt.windows(needle.len()).filter(|w| *w == needle).count();
+        assert_eq!(found(VIRTIO_MMIO.as_bytes()), DeviceSlot::ALL.len() - 1);
+        assert_eq!(found(&(DeviceSlot::Mem.address() as u32).to_le_bytes()), 0);
+    }
+
+    #[test]
     fn dsdt_names_the_generation_and_notifies_of_it() {
-        let blob = tables(BASE, 1);
+        let blob = tables(BASE, 1, &DeviceSlot::ALL);
         let (_, _, dsdt) = walk(&blob);
         let found = |needle: &[u8]| dsdt.windows(needle.len()).filter(|w| *w == needle).count();
         // Name (ADDR, Package (2) { a double word, zero })

@@ -32,9 +32,10 @@ use crate::{
     end::Ending,
     generation::{Generation, GenerationError},
     kernel::{self, KernelError},
-    layout,
+    layout::{self, DeviceSlot},
     machine::{Machine, Template},
     memory::{self, Backing, MemoryError},
+    pluggable::{self, MemorySize},
     power::{self, Power},
     seccomp::{Filter, SeccompError, Stage},
     vcpu::{Buses, Vcpu, VcpuError, VcpuThreads},
@@ -64,6 +65,9 @@ pub enum BootError {
         /// What was asked for.
         value: u32,
     },
+    /// Memory is plugged in pieces of 2 MiB.
+    #[error("max_memory_mib must be memory_mib or a multiple of 2, got {0}")]
+    OddMaximum(u32),
     /// Not the descriptors that a boot needs.
     #[error(
         "boot needs 4 descriptors (/dev/kvm, kernel, guest root, vsock listener), that of a template a fifth (memory), got {0}"
@@ -118,7 +122,8 @@ impl BootError {
     /// The kind that a client is told.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            BootError::Range { .. } | BootError::Descriptors(_) => ErrorKind::Invalid,
+            BootError::Range { .. } | BootError::OddMaximum(_) => ErrorKind::Invalid,
+            BootError::Descriptors(_) => ErrorKind::Invalid,
             BootError::Vm(_) | BootError::Processor { .. } => ErrorKind::Kvm,
             BootError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
             BootError::Devices(DevicesError::Root(_)) => ErrorKind::Invalid,
@@ -183,13 +188,18 @@ fn build(
         Some(file) => Backing::Template(file),
         None => Backing::Fresh { huge_pages: config.huge_pages },
     };
-    let memory = memory::allocate(&ram, backing)?;
+    let mut memory = memory::allocate(&ram, backing)?;
+    let region = layout::pluggable(config.memory_mib, config.max_memory_mib);
+    if let Some(region) = region {
+        memory = pluggable::add(&memory, region)?;
+    }
     let vm = Vm::new(files.kvm, &memory)?;
     let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
-    let (bus, devices) = machinery.place_all(root, files.vsock, &console, None)?;
+    let (bus, devices) = machinery.place_all(root, files.vsock, &console, region, None)?;
     let buses = Arc::new(Buses { memory: bus, ports: ports(&ending, &console)? });
 
-    memory.write_slice(&acpi::tables(layout::ACPI, config.vcpus), GuestAddress(layout::ACPI))?;
+    let slots = DeviceSlot::of_machine(region.is_some());
+    memory.write_slice(&acpi::tables(layout::ACPI, config.vcpus, &slots), GuestAddress(layout::ACPI))?;
     let generation = Generation::new(&memory)?;
     vm.route(generation.changed(), layout::GENERATION_GSI)?;
     kernel::write_boot_parameters(&memory, &command_line, &ram)?;
@@ -197,8 +207,10 @@ fn build(
 
     let fds = processors(&vm, config.vcpus, &memory, entry)?;
     let vcpus = run(fds, &buses, &ending)?;
-    let template = template.map(|memory| Template { memory, memory_mib: config.memory_mib });
-    Ok(Machine { vm, generation, devices, console, vcpus: Mutex::new(vcpus), ending, template })
+    let (memory_mib, max_memory_mib) = (config.memory_mib, config.max_memory_mib);
+    let memory = MemorySize::new(memory_mib, max_memory_mib, devices.mem.clone());
+    let template = template.map(|memory| Template { memory, memory_mib, max_memory_mib });
+    Ok(Machine { vm, generation, devices, memory, console, vcpus: Mutex::new(vcpus), ending, template })
 }
 
 /// Lets processors run, each on a thread.
@@ -216,7 +228,13 @@ fn check(config: &BootConfig) -> Result<(), BootError> {
         Err(BootError::Range { what, least, most, value })
     };
     range("vcpus", 1, MAX_VCPUS.into(), config.vcpus.into())?;
-    range("memory_mib", MIN_MEMORY_MIB, MAX_MEMORY_MIB, config.memory_mib)
+    let (memory_mib, most) = (config.memory_mib, config.max_memory_mib);
+    range("memory_mib", MIN_MEMORY_MIB, MAX_MEMORY_MIB, memory_mib)?;
+    range("max_memory_mib", memory_mib, MAX_MEMORY_MIB, most)?;
+    if most != memory_mib && !most.is_multiple_of(2) {
+        return Err(BootError::OddMaximum(most));
+    }
+    Ok(())
 }
 
 /// The devices at I/O ports: none of them has anything to save.

@@ -29,6 +29,7 @@ use crate::{
     layout,
     machine::Machine,
     memory::{self, Backing, MemoryError},
+    pluggable::{self, MemorySize},
     saved::{self, SavedError},
     vcpu::Buses,
     virtio::EventLoop,
@@ -83,7 +84,9 @@ impl CloneError {
         match self {
             CloneError::Descriptors(_) => ErrorKind::Invalid,
             CloneError::Saved(_) | CloneError::Memory(_) | CloneError::Vcpu { .. } => ErrorKind::Template,
-            CloneError::Devices(DevicesError::Restore(_) | DevicesError::SavedRoot) => ErrorKind::Template,
+            CloneError::Devices(
+                DevicesError::Restore(_) | DevicesError::SavedRoot | DevicesError::SavedMemory,
+            ) => ErrorKind::Template,
             CloneError::Vm(_) | CloneError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
             CloneError::Run(error) => error.kind(),
             CloneError::Root(_) | CloneError::Devices(_) | CloneError::Generation(_) | CloneError::Bus(_) => {
@@ -121,10 +124,14 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
     let console = Arc::new(ConsoleLog::default());
 
     let backing = Backing::Clone { file: &files.memory, stretches: &state.stretches };
-    let memory = memory::allocate(&layout::ram(state.memory_mib), backing)?;
+    let mut memory = memory::allocate(&layout::ram(state.memory_mib), backing)?;
+    let region = layout::pluggable(state.memory_mib, state.max_memory_mib);
+    if let Some(region) = region {
+        memory = pluggable::add(&memory, region)?;
+    }
     let vm = Vm::new(files.kvm, &memory)?;
     let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
-    let (bus, devices) = machinery.place_all(root, files.vsock, &console, Some(&state.devices))?;
+    let (bus, devices) = machinery.place_all(root, files.vsock, &console, region, Some(&state.devices))?;
     let buses = Arc::new(Buses { memory: bus, ports: builder::ports(&ending, &console)? });
 
     let generation = Generation::new(&memory)?;
@@ -138,7 +145,8 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
     generation.signal();
     devices.resume();
     let vcpus = builder::run(fds, &buses, &ending).map_err(CloneError::Run)?;
-    Ok(Machine { vm, generation, devices, console, vcpus: Mutex::new(vcpus), ending, template: None })
+    let memory = MemorySize::new(state.memory_mib, state.max_memory_mib, devices.mem.clone());
+    Ok(Machine { vm, generation, devices, memory, console, vcpus: Mutex::new(vcpus), ending, template: None })
 }
 
 /// All processors are there before any has its state: their clocks are set against each other's.

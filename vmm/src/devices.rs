@@ -10,12 +10,13 @@ use crate::{
     bus::{Bus, BusError},
     console_log::ConsoleLog,
     end::{Ending, VmExit},
-    layout::DeviceSlot,
+    layout::{DeviceSlot, Range},
     virtio::{
         Counter, EventLoop, GuestMemory, Poller, VirtioDevice,
         balloon::{Balloon, BalloonState},
         block::{Disk, DiskState, ExtentError, ExtentState, Extents},
         console::{Console, ConsoleState},
+        mem::{Mem, MemState},
         mmio::{MMIO_LENGTH, MmioTransport, OnFailure, RestoreError, SavedDevice, Surroundings},
         net::{Net, NetState},
         rng::{Rng, RngState},
@@ -45,6 +46,9 @@ pub enum DevicesError {
     /// The saved disk is not that of a guest with its root alone.
     #[error("the template's disk does not hold the guest root that was given, and nothing else")]
     SavedRoot,
+    /// The saved memory device is not that of a guest that has not grown.
+    #[error("the template's memory device is not that of a guest with the memory it booted with")]
+    SavedMemory,
 }
 
 /// All that is saved of the devices.
@@ -56,6 +60,7 @@ pub struct DevicesState {
     rng: SavedDevice<RngState>,
     net: SavedDevice<NetState>,
     balloon: SavedDevice<BalloonState>,
+    mem: Option<SavedDevice<MemState>>,
 }
 
 /// The devices.
@@ -82,6 +87,8 @@ pub struct Devices {
     pub net_sent: Counter,
     /// Bytes of memory that the guest gave back.
     pub reclaimed: Counter,
+    /// Memory that is plugged after boot, where the machine may grow.
+    pub mem: Option<Arc<MmioTransport<Mem>>>,
 }
 
 const SECTOR: u64 = 512;
@@ -132,12 +139,13 @@ pub struct Machinery<'a> {
 
 impl Machinery<'_> {
     /// Makes all devices and the bus that they are on, as they were `saved` where that is given. `root` becomes the first
-    /// extent of the disk, or is the one that it has.
+    /// extent of the disk, or is the one that it has. Memory is plugged into `pluggable`, if there is such a region.
     pub fn place_all(
         &mut self,
         root: Root,
         vsock_listener: OwnedFd,
         console: &Arc<ConsoleLog>,
+        pluggable: Option<Range>,
         saved: Option<&DevicesState>,
     ) -> Result<(Bus, Devices), DevicesError> {
         let mut bus = Bus::new();
@@ -171,6 +179,16 @@ impl Machinery<'_> {
         let reclaimed = balloon.reclaimed_bytes();
         let balloon = self.place(&mut bus, DeviceSlot::Balloon, saved_balloon, |_| Ok(balloon))?;
 
+        let mem = match (pluggable, saved.map(|s| &s.mem)) {
+            (None, None | Some(None)) => None,
+            (Some(region), None) => {
+                Some(self.place(&mut bus, DeviceSlot::Mem, None, |_| Ok(Mem::new(region)))?)
+            }
+            (Some(region), Some(Some(saved))) if saved.device == MemState::unplugged(region) => {
+                Some(self.place(&mut bus, DeviceSlot::Mem, Some(saved), |_| Ok(Mem::new(region)))?)
+            }
+            _ => return Err(DevicesError::SavedMemory),
+        };
         let devices = Devices {
             block,
             console,
@@ -185,6 +203,7 @@ impl Machinery<'_> {
             net_received,
             net_sent,
             reclaimed,
+            mem,
         };
         Ok((bus, devices))
     }
@@ -227,6 +246,7 @@ impl Devices {
             rng: self.rng.save(),
             net: self.net.save(),
             balloon: self.balloon.save(),
+            mem: self.mem.as_ref().map(|mem| mem.save()),
         }
     }
 
@@ -238,6 +258,9 @@ impl Devices {
         self.rng.resume();
         self.net.resume();
         self.balloon.resume();
+        if let Some(mem) = &self.mem {
+            mem.resume();
+        }
     }
 }
 
@@ -257,6 +280,7 @@ impl DevicesState {
             rng: new(RngState {}),
             net: new(NetState {}),
             balloon: new(BalloonState::default()),
+            mem: None,
         }
     }
 }

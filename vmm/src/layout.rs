@@ -9,7 +9,7 @@
 //! 0x0010_0000  RAM: the kernel is loaded where its ELF header says
 //! 0xc000_0000  end of low RAM; virtio-mmio devices from 0xd000_0000
 //! 0xfec0_0000  I/O APIC, local APIC, KVM's private pages
-//! 0x1_0000_0000 RAM that did not fit below
+//! 0x1_0000_0000 RAM that did not fit below, then the region that memory is plugged into
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,13 @@ pub const IDLE_END: u64 = 0x280_0000;
 pub const HOLE: u64 = 0xc000_0000;
 /// RAM above the hole begins here.
 pub const HOLE_END: u64 = 0x1_0000_0000;
+
+/// Linux adds memory in blocks of this size; of a region, it uses what holds whole ones.
+const MEMORY_BLOCK: u64 = 128 * MIB;
+/// A guest whose memory ends here or later may use blocks of up to [`LARGE_MEMORY_BLOCK`].
+const LARGE_MEMORY: u64 = 64 << 30;
+/// The largest that Linux uses.
+const LARGE_MEMORY_BLOCK: u64 = 2 << 30;
 
 /// First virtio-mmio device.
 pub const DEVICES: u64 = 0xd000_0000;
@@ -95,18 +102,26 @@ pub enum DeviceSlot {
     Net,
     /// Gives unused memory back.
     Balloon,
+    /// Memory that comes and goes. Only a machine that may grow has it.
+    Mem,
 }
 
 impl DeviceSlot {
     /// All slots in bus order.
-    pub const ALL: [DeviceSlot; 6] = [
+    pub const ALL: [DeviceSlot; 7] = [
         DeviceSlot::Block,
         DeviceSlot::Vsock,
         DeviceSlot::Console,
         DeviceSlot::Rng,
         DeviceSlot::Net,
         DeviceSlot::Balloon,
+        DeviceSlot::Mem,
     ];
+
+    /// The slots of a machine that may grow, or not.
+    pub fn of_machine(growing: bool) -> Vec<DeviceSlot> {
+        Self::ALL.into_iter().filter(|slot| growing || *slot != DeviceSlot::Mem).collect()
+    }
 
     /// First guest-physical address of the device's registers.
     pub const fn address(self) -> u64 {
@@ -142,6 +157,16 @@ pub fn ram(memory_mib: u32) -> Vec<Range> {
         return vec![Range { start: 0, len: size }];
     }
     vec![Range { start: 0, len: HOLE }, Range { start: HOLE_END, len: size - HOLE }]
+}
+
+/// The region that a machine plugs memory into to grow from `memory_mib` to `max_memory_mib`; `None` if it does not. It is
+/// larger than what may be plugged where that makes whole blocks of it.
+pub fn pluggable(memory_mib: u32, max_memory_mib: u32) -> Option<Range> {
+    let more = max_memory_mib.checked_sub(memory_mib).filter(|more| *more > 0)?;
+    let ram_end = ram(memory_mib).last().map_or(0, Range::end);
+    let block = if ram_end < LARGE_MEMORY { MEMORY_BLOCK } else { LARGE_MEMORY_BLOCK };
+    let start = ram_end.max(HOLE_END).next_multiple_of(block);
+    Some(Range { start, len: (u64::from(more) * MIB).next_multiple_of(block) })
 }
 
 #[cfg(test)]
@@ -212,5 +237,27 @@ mod tests {
     #[test]
     fn memory_beyond_3_gib_continues_above_the_hole() {
         assert_eq!(ram(4096), [Range { start: 0, len: HOLE }, Range { start: HOLE_END, len: 1024 * MIB }]);
+    }
+    #[test]
+    fn pluggable_region_lies_behind_all_ram() {
+        for (memory, most) in
+            [(64, 66), (128, 1024), (3000, 3100), (4096, 8192), (5001, 6000), (64 << 10, 1 << 20)]
+        {
+            let region = pluggable(memory, most).unwrap();
+            let block = if memory < 60 << 10 { MEMORY_BLOCK } else { LARGE_MEMORY_BLOCK };
+            assert!(region.start >= HOLE_END && region.start.is_multiple_of(block), "{region:?}");
+            assert!(ram(memory).iter().all(|range| range.end() <= region.start), "{region:?}");
+            let more = u64::from(most - memory) * MIB;
+            assert!(region.len >= more && region.len < more + block, "{region:?}");
+            assert!(region.len.is_multiple_of(block), "{region:?}");
+        }
+    }
+
+    #[test]
+    fn machine_of_one_size_has_no_region() {
+        assert_eq!(pluggable(128, 128), None);
+        assert_eq!(pluggable(128, 64), None);
+        assert!(!DeviceSlot::of_machine(false).contains(&DeviceSlot::Mem));
+        assert_eq!(DeviceSlot::of_machine(true), DeviceSlot::ALL);
     }
 }

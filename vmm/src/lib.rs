@@ -26,6 +26,7 @@ pub mod layout;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod pluggable;
 pub mod power;
 pub mod saved;
 pub mod seccomp;

@@ -16,6 +16,7 @@ use crate::{
     end::{Ending, VmExit},
     generation::Generation,
     memory::{self, MemoryError},
+    pluggable::MemorySize,
     saved::{self, MAX_BUILT_FROM, MachineState, SavedError},
     vcpu::{Vcpu, VcpuThreads},
     virtio::block::ExtentError,
@@ -30,6 +31,8 @@ pub struct Machine {
     pub generation: Generation,
     /// What requests reach of the devices.
     pub devices: Devices,
+    /// How much memory the guest has and may have.
+    pub memory: MemorySize,
     /// The guest's console output.
     pub console: Arc<ConsoleLog>,
     /// The processors.
@@ -46,6 +49,8 @@ pub struct Template {
     pub memory: File,
     /// Its size in MiB.
     pub memory_mib: u32,
+    /// What it may grow to, MiB.
+    pub max_memory_mib: u32,
 }
 
 /// Why a machine cannot be saved.
@@ -82,8 +87,8 @@ impl Machine {
                 return Err(error(ErrorKind::State, "the vm runs already: a vmm boots once"));
             }
             Request::Save { built_from } => self.save(&built_from, one(fds)?.into()).map_err(save_refused)?,
-            Request::ResizeMemory { .. } => {
-                return Err(error(ErrorKind::State, "not possible for this vm"));
+            Request::ResizeMemory { memory_mib } => {
+                self.memory.resize(memory_mib).map_err(|e| error(ErrorKind::Invalid, e))?;
             }
             Request::AttachExtent { length, read_only } => {
                 let attached = devices.extents.attach(one(fds)?, length, read_only);
@@ -144,6 +149,7 @@ impl Machine {
         };
         let state = MachineState {
             memory_mib: template.memory_mib,
+            max_memory_mib: template.max_memory_mib,
             stretches: memory::stretches(&template.memory)?,
             vm: self.vm.save()?,
             vcpus: vcpus.into_iter().map(take).collect::<Result<_, _>>()?,
@@ -170,7 +176,7 @@ impl Machine {
             net_rx_bytes: devices.net_received.get(),
             net_tx_bytes: devices.net_sent.get(),
             vsock_connections: devices.vsock_connections.get(),
-            memory_bytes: 0,
+            memory_bytes: self.memory.bytes(),
             reclaimed_bytes: devices.reclaimed.get(),
         }
     }

@@ -31,6 +31,8 @@ pub const MAX_BUILT_FROM: usize = 256;
 pub struct MachineState {
     /// Memory that it booted with, MiB.
     pub memory_mib: u32,
+    /// What it may grow to, MiB.
+    pub max_memory_mib: u32,
     /// Stretches of the memory file, in bytes from its start, outside of which it is all zeroes.
     pub stretches: Vec<Range>,
     /// KVM's state of the machine as a whole.
@@ -115,6 +117,7 @@ mod tests {
     fn state() -> MachineState {
         MachineState {
             memory_mib: 128,
+            max_memory_mib: 256,
             stretches: vec![Range { start: 0, len: 4096 }],
             vm: VmState::default(),
             vcpus: Vec::new(),

@@ -103,15 +103,20 @@ pub struct MemState {
     pub plugged: Vec<BlockRange>,
 }
 
+impl MemState {
+    /// Of a guest that was never asked to grow.
+    pub fn unplugged(region: Range) -> Self {
+        Self { address: region.start, region_bytes: region.len, requested_bytes: 0, plugged: Vec::new() }
+    }
+}
+
 impl Mem {
     /// A device for `region`, of which nothing is plugged or asked for.
     ///
     /// # Panics
     /// When the region is not made of whole blocks: `layout::pluggable` makes no such region.
     pub fn new(region: Range) -> Self {
-        let state =
-            MemState { address: region.start, region_bytes: region.len, requested_bytes: 0, plugged: vec![] };
-        Self::restore(&state).expect("the region is made of whole blocks")
+        Self::restore(&MemState::unplugged(region)).expect("the region is made of whole blocks")
     }
 
     /// A device as it was saved.
