@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use isopod_protocols::vmm::{BootConfig, ErrorKind, Request, Response};
 use isopod_tests::cases;
+use isopod_tests::cri::wait_for;
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::vmm::{Vmm, small, tiny_kernel};
 use std::io::Write;
@@ -30,6 +31,8 @@ fn main() -> ExitCode {
             bad_requests_are_answered_and_the_vm_runs_on,
             another_client_goes_on_with_the_vm,
             extents_come_and_go,
+            memory_grows_and_shrinks,
+            memory_stays_within_its_bounds,
         ],
     )
 }
@@ -139,6 +142,9 @@ fn machine_that_cannot_be_is_refused() -> Result<()> {
         (BootConfig { vcpus: 65, ..small(&[]) }, "vcpus"),
         (BootConfig { memory_mib: 63, ..small(&[]) }, "memory_mib"),
         (BootConfig { memory_mib: u32::MAX, ..small(&[]) }, "memory_mib"),
+        (BootConfig { max_memory_mib: 126, ..small(&[]) }, "max_memory_mib"),
+        (BootConfig { max_memory_mib: (1 << 20) + 2, ..small(&[]) }, "max_memory_mib"),
+        (BootConfig { max_memory_mib: 129, ..small(&[]) }, "multiple of 2"),
         (small(&["two words"]), "two words"),
     ] {
         refused(Vmm::start()?.boot_kernel(config, &kernel)?, ErrorKind::Invalid, text)?;
@@ -204,4 +210,34 @@ fn extents_come_and_go() -> Result<()> {
         refused(vmm.call(&Request::DetachExtent { offset }, &[])?, ErrorKind::State, "no extent")?;
     }
     Ok(())
+}
+
+/// Asks for a size and waits until the guest has it.
+fn resize(vmm: &Vmm, memory_mib: u32) -> Result<()> {
+    vmm.done(&Request::ResizeMemory { memory_mib }, &[])?;
+    let wanted = u64::from(memory_mib) << 20;
+    wait_for(&format!("{memory_mib} MiB"), || match vmm.call(&Request::Stats {}, &[])? {
+        Response::Stats(stats) => Ok((stats.memory_bytes == wanted).then_some(())),
+        other => anyhow::bail!("{other:?}"),
+    })
+}
+
+fn memory_grows_and_shrinks() -> Result<()> {
+    let vmm = Vmm::start()?;
+    vmm.boot_to_agent(BootConfig { max_memory_mib: 1024, ..sized(1, 128) })?;
+    // What the guest makes of the last step down may hold memory of its kernel, which cannot be moved away: it is not asked back.
+    for memory_mib in [128, 512, 256, 1024] {
+        resize(&vmm, memory_mib)?;
+    }
+    Ok(())
+}
+
+fn memory_stays_within_its_bounds() -> Result<()> {
+    let vmm = Vmm::start()?;
+    vmm.boot_to_agent(BootConfig { max_memory_mib: 256, ..sized(1, 128) })?;
+    for memory_mib in [0, 126, 129, 258, u32::MAX] {
+        let asked = vmm.call(&Request::ResizeMemory { memory_mib }, &[])?;
+        refused(asked, ErrorKind::Invalid, "from 128")?;
+    }
+    resize(&vmm, 128)
 }
