@@ -91,7 +91,8 @@ pub struct BootConfig {
     pub vcpus: u8,
     /// Guest memory in MiB, at least 64.
     pub memory_mib: u32,
-    /// Most that [`Request::ResizeMemory`] may make of it, in MiB; costs address space only.
+    /// Most that [`Request::ResizeMemory`] may make of it, in MiB: `memory_mib`, or more and a multiple of 2. Costs address
+    /// space only. A guest that lies can take all of it: what holds it is the cgroup of the VMM.
     pub max_memory_mib: u32,
     /// Ask the host for 2 MiB pages for guest memory.
     pub huge_pages: bool,

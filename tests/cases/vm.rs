@@ -225,7 +225,7 @@ fn resize(vmm: &Vmm, memory_mib: u32) -> Result<()> {
 fn memory_grows_and_shrinks() -> Result<()> {
     let vmm = Vmm::start()?;
     vmm.boot_to_agent(BootConfig { max_memory_mib: 1024, ..sized(1, 128) })?;
-    // What the guest makes of the last step down may hold memory of its kernel, which cannot be moved away: it is not asked back.
+    // A part of what is plugged may come to hold the kernel's own, which cannot be moved away: only what surely can is asked back.
     for memory_mib in [128, 512, 256, 1024] {
         resize(&vmm, memory_mib)?;
     }
