@@ -114,7 +114,12 @@ pub fn table(rows: &[Row]) -> String {
 }
 
 fn cells(row: &Row) -> [String; 10] {
-    let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
+    let figure = |value: Option<f64>| match value {
+        None => "-".to_owned(),
+        // shares lie below 1
+        Some(value) if value < 10.0 => format!("{value:.2}"),
+        Some(value) => format!("{value:.1}"),
+    };
     let goal = goals::of(&row.name, row.clock);
     let verdict = match goal.map(|goal| goal.judge(row)) {
         Some(Verdict::Met) => "met",
@@ -178,6 +183,12 @@ mod tests {
         let rows = [row(Some(1.0), Some(2.0)), row(None, None)];
         write(&path, &rows).unwrap();
         assert_eq!(read(&path).unwrap(), rows);
+    }
+
+    #[test]
+    fn small_figures_are_shown_to_a_hundredth() {
+        let text = table(&[row(Some(0.934), Some(12.34))]);
+        assert!(text.contains("| 0.93 ") && text.contains("| 12.3 "), "{text}");
     }
 
     #[test]
