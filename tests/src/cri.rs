@@ -45,6 +45,14 @@ pub struct Pod {
     pub config: PodSandboxConfig,
 }
 
+impl Pod {
+    /// The name it was run with.
+    pub fn name(&self) -> Result<&str> {
+        let metadata = self.config.metadata.as_ref();
+        Ok(&metadata.with_context(|| format!("pod {} has no metadata", self.id))?.name)
+    }
+}
+
 /// A pod's configuration; every call gives a pod of another uid.
 pub fn pod_config(name: &str) -> PodSandboxConfig {
     static COUNT: AtomicU32 = AtomicU32::new(0);

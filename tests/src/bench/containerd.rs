@@ -1,7 +1,8 @@
 //! The peer: containerd with runc, started in the node beside Isopod.
 //!
 //! As its documentation has it, but for what lies where: programs, root and state on a tmpfs, so that no figure holds a read
-//! from the machine; the sandbox image from the node's registry. CNI configuration and plugins are the ones Isopod uses.
+//! from the machine; the sandbox image from the node's registry. CNI configuration and plugins are the ones Isopod uses. Its
+//! shims get longer to answer, as Isopod's guests do in the node: many at once on an emulated processor take their time.
 
 use crate::cri::{Cri, REGISTRY};
 use anyhow::{Context, Result, ensure};
@@ -90,6 +91,10 @@ root = '{HOME}/root'
 state = '{HOME}/state'
 [grpc]
   address = '{HOME}/containerd.sock'
+[timeouts]
+  'io.containerd.timeout.shim.cleanup' = '60s'
+  'io.containerd.timeout.shim.shutdown' = '60s'
+  'io.containerd.timeout.task.state' = '60s'
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = '{REGISTRY}/isopod/pause:latest'
 "

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! isopod-bench          on the machine: for each clock boot a node, run this same program in it, gather the rows
-//!   +-> measure         in the node: pods, memory, layers, against containerd + runc by the same CRI client;
-//!                       a VM alone, against QEMU microvm with the same kernel and root
+//!   +-> measure         in the node: pods, layers, memory, crowds, against containerd + runc by the same CRI client;
+//!                       a VM alone, against QEMU microvm with the same kernel and root; a clone, against a boot
 //! ```
 //!
 //! Nothing here knows Isopod from within. What fails is told and leaves a null in the report; the rest is measured all the same.
@@ -11,17 +11,21 @@
 pub mod boot;
 pub mod clones;
 pub mod containerd;
+pub mod crowd;
 pub mod goals;
+pub mod idle_cpu;
 pub mod layers;
+pub mod many;
 pub mod memory;
+pub mod memory_return;
 pub mod pods;
+pub mod processes;
 pub mod qemu_guest;
 pub mod report;
 pub mod side;
 pub mod statistics;
 
 use crate::cri::Cri;
-use crate::daemon;
 use anyhow::{Context, Result};
 use containerd::Containerd;
 use report::{Clock, Row};
@@ -38,31 +42,39 @@ pub enum Part {
     Clones,
     /// `pod_start`, `exec`, `pod_stop`.
     Pods,
-    /// `idle_pod_memory`, `daemon_memory`: by the wall's clock only, as bytes have none.
-    Memory,
     /// `layer_read`: by the wall's clock only. Counted instructions say nothing of copied memory.
     Layers,
+    /// `memory_return`: by the wall's clock only, as bytes have none.
+    Return,
+    /// `pod_start_50`; by the wall's clock also `idle_pod_memory`, `daemon_memory`, `idle_cpu`.
+    Crowd,
+    /// `pod_start_at_200`: by the wall's clock only. Two hundred pods take too many instructions to count.
+    Many,
 }
 
 impl Part {
-    /// In the order in which they are run.
-    pub const ALL: [Self; 5] = [Self::Boot, Self::Clones, Self::Pods, Self::Memory, Self::Layers];
+    /// In the order in which they are run; the last leaves its pods to the node's end.
+    pub const ALL: [Self; 7] =
+        [Self::Boot, Self::Clones, Self::Pods, Self::Layers, Self::Return, Self::Crowd, Self::Many];
 
     /// Whether this clock can measure it.
     fn is_for(self, clock: Clock) -> bool {
-        clock == Clock::Wall || matches!(self, Self::Boot | Self::Clones | Self::Pods)
+        clock == Clock::Wall || matches!(self, Self::Boot | Self::Clones | Self::Pods | Self::Crowd)
     }
 
     /// Its rows without figures.
     fn blank(self, clock: Clock) -> Vec<Row> {
-        let (peer, metrics): (_, &[(&str, &str)]) = match self {
-            Self::Boot => (qemu_guest::NAME, &[("vm_boot_to_agent", "ms")]),
-            Self::Clones => (clones::PEER, &[("vm_clone_to_agent", "ms")]),
-            Self::Pods => (containerd::NAME, &[("pod_start", "ms"), ("exec", "ms"), ("pod_stop", "ms")]),
-            Self::Memory => (containerd::NAME, &[("idle_pod_memory", "MiB"), ("daemon_memory", "MiB")]),
-            Self::Layers => {
+        let (peer, metrics): (_, &[(&str, &str)]) = match (self, clock) {
+            (Self::Boot, _) => (qemu_guest::NAME, &[("vm_boot_to_agent", "ms")]),
+            (Self::Clones, _) => (clones::PEER, &[("vm_clone_to_agent", "ms")]),
+            (Self::Pods, _) => (containerd::NAME, &[("pod_start", "ms"), ("exec", "ms"), ("pod_stop", "ms")]),
+            (Self::Layers, _) => {
                 (containerd::NAME, &[("layer_read", layers::SEQUENTIAL), ("layer_read", layers::RANDOM)])
             }
+            (Self::Return, _) => (containerd::NAME, &[memory_return::METRIC]),
+            (Self::Crowd, Clock::Icount) => (containerd::NAME, &crowd::STARTED),
+            (Self::Crowd, Clock::Wall) => (containerd::NAME, &crowd::STARTED_AND_IDLE),
+            (Self::Many, _) => (many::PEER, &[("pod_start_at_200", "ms")]),
         };
         metrics.iter().map(|&metric| Row::new(metric, (None, None), peer, 0, clock)).collect()
     }
@@ -86,19 +98,27 @@ pub struct Counts {
     pub pods: usize,
     /// Commands run.
     pub execs: usize,
-    /// Pods that are idle at the same time.
-    pub idle: usize,
     /// Pods that read a layer, for each way of reading.
     pub reads: usize,
+    /// Pods that take memory and give it back.
+    pub returns: usize,
+    /// Pods that are asked for at once, and then are idle.
+    pub crowd: usize,
+    /// Pods that are alive beside those that are started.
+    pub many: usize,
+    /// Pods that are started beside them.
+    pub beside: usize,
 }
 
 impl Counts {
     /// What the reports are made with.
-    pub const WALL: Self = Self { boots: 10, pods: 20, execs: 50, idle: 20, reads: 3 };
+    pub const WALL: Self =
+        Self { boots: 10, pods: 20, execs: 50, reads: 3, returns: 2, crowd: 50, many: 200, beside: 7 };
     /// The same by counted instructions, which repeat to a percent and take several times as long to run.
     pub const ICOUNT: Self = Self { boots: 3, pods: 7, execs: 20, ..Self::WALL };
     /// Enough to see that everything works.
-    pub const QUICK: Self = Self { boots: 2, pods: 3, execs: 5, idle: 3, reads: 1 };
+    pub const QUICK: Self =
+        Self { boots: 2, pods: 3, execs: 5, reads: 1, returns: 1, crowd: 3, many: 5, beside: 2 };
 }
 
 /// In the node: measures, and writes `rows.json` and `phases.txt` into `out`.
@@ -108,20 +128,20 @@ impl Counts {
 pub fn measure(clock: Clock, parts: &[Part], counts: &Counts, out: &Path) -> Result<()> {
     let mut rows = Vec::new();
     let (isopod, peer) = (Cri::connect()?, Containerd::start()?);
-    let daemon = *daemon::pids()?.first().context("isopod serve does not run")?;
-    let mut sides = [
-        Side::new("isopod", &isopod, daemon.cast_unsigned()),
-        Side::new("containerd", &peer.cri, peer.pid()),
-    ];
+    let mut sides = [Side::isopod(&isopod)?, Side::containerd(&peer)];
     for side in &mut sides {
         println!("  {}: pulling images", side.name);
         side.run("pull", |side| {
             side.cri.pull("busybox")?;
             Ok(side.cri.pull("large")?)
         });
+        if side.run("its template", processes::wait_for_template) == Some(true) {
+            println!("  {}: pods start from a template", side.name);
+        }
     }
     for part in Part::ALL.into_iter().filter(|part| parts.contains(part) && part.is_for(clock)) {
         println!("  measuring {part:?}");
+        let begin = Instant::now();
         rows.extend(match part {
             Part::Boot => boot::measure(&sides[0], counts, clock),
             Part::Clones => clones::measure(counts, clock),
@@ -130,9 +150,12 @@ pub fn measure(clock: Clock, parts: &[Part], counts: &Counts, out: &Path) -> Res
                 std::fs::write(out.join("phases.txt"), phases()?)?;
                 rows
             }
-            Part::Memory => memory::measure(&mut sides, counts),
             Part::Layers => layers::measure(&mut sides, counts),
+            Part::Return => memory_return::measure(&mut sides, counts),
+            Part::Crowd => crowd::measure(&mut sides, counts, clock),
+            Part::Many => many::measure(&mut sides[0], counts, clock),
         });
+        println!("  {part:?} took {} s", begin.elapsed().as_secs());
         // what is there is kept, whatever comes
         report::write(&out.join("rows.json"), &rows)?;
     }
@@ -159,16 +182,16 @@ mod tests {
     #[test]
     fn part_that_gave_nothing_is_reported_as_null() {
         let rows = Part::Boot.blank(Clock::Icount);
-        let missing = missing(&rows, &[Part::Boot, Part::Pods, Part::Memory], Clock::Icount);
+        let missing = missing(&rows, &[Part::Boot, Part::Pods, Part::Crowd, Part::Many], Clock::Icount);
         let names: Vec<&str> = missing.iter().map(|row| row.name.as_str()).collect();
-        assert_eq!(names, ["pod_start", "exec", "pod_stop"]);
+        assert_eq!(names, ["pod_start", "exec", "pod_stop", "pod_start_50"]);
         assert!(missing.iter().all(|row| row.ours.is_none() && row.peer.is_none() && row.n == 0));
     }
 
     #[test]
     fn every_metric_has_a_goal() {
         let rows = missing(&[], &Part::ALL, Clock::Wall);
-        assert_eq!(rows.len(), 9);
+        assert_eq!(rows.len(), 13);
         assert!(rows.iter().all(|row| goals::of(&row.name, row.clock).is_some()));
     }
 }

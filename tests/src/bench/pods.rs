@@ -9,6 +9,7 @@ use super::statistics::Samples;
 use super::{Counts, containerd, timed};
 use crate::cri::{Pod, container_config, pod_config};
 use anyhow::{Result, ensure};
+use k8s_cri::v1::PodSandboxConfig;
 use std::fs;
 
 /// Pods of each side before any figure counts.
@@ -29,7 +30,7 @@ pub fn measure(sides: &mut [Side<'_>; 2], counts: &Counts, clock: Clock) -> Vec<
         for (side, times) in sides.iter_mut().zip(&mut times) {
             let mut unused = Times::default();
             let times = if round < WARM_UP { &mut unused } else { times };
-            side.run("a pod's life", |side| live(side, round, times));
+            side.run("a pod's life", |side| live(side, &format!("round-{round}"), times));
         }
     }
     for (side, times) in sides.iter_mut().zip(&mut times) {
@@ -51,8 +52,8 @@ pub fn measure(sides: &mut [Side<'_>; 2], counts: &Counts, clock: Clock) -> Vec<
 }
 
 /// A pod with a container that sleeps, started and stopped as kubelet would if it were in a hurry.
-fn live(side: &Side<'_>, round: usize, times: &mut Times) -> Result<()> {
-    let (start, pod) = timed(|| start(side, &format!("round-{round}")))?;
+fn live(side: &Side<'_>, name: &str, times: &mut Times) -> Result<()> {
+    let (start, pod) = timed(|| start(side, name))?;
     settle();
     let (stop, ()) = timed(|| {
         side.cri.stop_pod(&pod.0.id)?;
@@ -77,16 +78,31 @@ fn exec(side: &Side<'_>, count: usize, times: &mut Times) -> Result<()> {
     Ok(side.cri.remove_pod(&pod.id)?)
 }
 
+/// What the starts of some pods take, one after another, in milliseconds; each is gone before the next.
+pub fn starts(side: &Side<'_>, name: &str, count: usize) -> Result<Samples> {
+    let mut times = Times::default();
+    for round in 0..WARM_UP + count {
+        let mut unused = Times::default();
+        live(side, &format!("{name}-{round}"), if round < WARM_UP { &mut unused } else { &mut times })?;
+    }
+    Ok(times.start)
+}
+
 /// A pod with one container that sleeps; the container's id.
 pub fn start(side: &Side<'_>, name: &str) -> Result<(Pod, String)> {
+    let pod = side.cri.run_pod_with(config(side, name)?)?;
+    let container =
+        side.cri.run_container(&pod, container_config("sleeper", "busybox", &["sleep", "100000"]))?;
+    Ok((pod, container))
+}
+
+/// The configuration of a pod in a control group of its own.
+pub fn config(side: &Side<'_>, name: &str) -> Result<PodSandboxConfig> {
     let mut config = pod_config(name);
     // kubelet makes it
     fs::create_dir_all(&config.log_directory)?;
     if let Some(linux) = &mut config.linux {
         linux.cgroup_parent = format!("{}/{name}", side.cgroup_parent());
     }
-    let pod = side.cri.run_pod_with(config)?;
-    let container =
-        side.cri.run_container(&pod, container_config("sleeper", "busybox", &["sleep", "100000"]))?;
-    Ok((pod, container))
+    Ok(config)
 }

@@ -1,7 +1,10 @@
 //! One of the two that are compared.
 
+use super::containerd::Containerd;
 use crate::cri::Cri;
-use anyhow::Result;
+use crate::daemon;
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A runtime under measurement.
@@ -12,13 +15,23 @@ pub struct Side<'a> {
     pub cri: &'a Cri,
     /// Its daemon's process.
     pub daemon: u32,
+    /// The name by which processes run that hold memory which all of its pods share, where it has such.
+    pub template_holder: Option<&'static str>,
     broken: bool,
 }
 
 impl<'a> Side<'a> {
-    /// A side that has not failed yet.
-    pub fn new(name: &'static str, cri: &'a Cri, daemon: u32) -> Self {
-        Self { name, cri, daemon, broken: false }
+    /// The Isopod that serves in this node.
+    pub fn isopod(cri: &'a Cri) -> Result<Self> {
+        let daemon = *daemon::pids()?.first().context("isopod serve does not run")?;
+        let template_holder = Some("isopod-template");
+        Ok(Self { name: "isopod", cri, daemon: daemon.cast_unsigned(), template_holder, broken: false })
+    }
+
+    /// The peer.
+    pub fn containerd(peer: &'a Containerd) -> Self {
+        let (cri, daemon) = (&peer.cri, peer.pid());
+        Self { name: "containerd", cri, daemon, template_holder: None, broken: false }
     }
 
     /// Does a piece of work unless this side has failed before; a failure is told, and is the last.
@@ -39,6 +52,11 @@ impl<'a> Side<'a> {
     /// The control group below which all of this side's pods are.
     pub fn cgroup_parent(&self) -> String {
         format!("/bench-{}", self.name)
+    }
+
+    /// Where the control group is that [`super::pods::start`] gives a pod as its parent.
+    pub fn cgroup_of(&self, pod_name: &str) -> PathBuf {
+        Path::new("/sys/fs/cgroup").join(self.cgroup_parent().trim_start_matches('/')).join(pod_name)
     }
 }
 
