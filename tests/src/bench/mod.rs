@@ -8,6 +8,7 @@
 //!
 //! Nothing here knows Isopod from within. What fails is told and leaves a null in the report; the rest is measured all the same.
 
+pub mod at_a_glance;
 pub mod boot;
 pub mod clones;
 pub mod containerd;
