@@ -150,7 +150,7 @@ VmFlags: rd ex mr mw me sd
 Pss:                3000 kB
 Private_Dirty:      2500 kB
 Anonymous:          2000 kB
-7f0010000000-7f0018000000 rw-p 00000000 00:00 0 
+7f0010000000-7f0018000000 rw-p 00000000 00:00 0
 Pss:                 100 kB
 Anonymous:           100 kB
 ";
