@@ -10,7 +10,7 @@ use vm_memory::GuestAddress;
 
 use crate::{
     layout::Range,
-    memory::{self, MemoryError},
+    memory::{self, Backing, MemoryError},
     virtio::{Counter, GuestMemory, mem::Mem, mmio::MmioTransport},
 };
 
@@ -23,7 +23,7 @@ const MIB: u64 = 1 << 20;
 /// When the host refuses the mapping, or the region overlaps `memory`.
 pub fn add(memory: &GuestMemory, region: Range) -> Result<GuestMemory, MemoryError> {
     let refused = |error: &dyn std::fmt::Display| MemoryError::Region(error.to_string());
-    let alone = memory::allocate(&[region], true)?;
+    let alone = memory::allocate(&[region], Backing::Fresh { huge_pages: true })?;
     let (_, region) =
         alone.remove_region(GuestAddress(region.start), region.len).map_err(|error| refused(&error))?;
     memory.insert_region(region).map_err(|error| refused(&error))
@@ -90,10 +90,12 @@ mod tests {
     };
     use vm_memory::{Bytes, GuestMemoryBackend};
 
+    const FRESH: Backing<'static> = Backing::Fresh { huge_pages: false };
+
     #[test]
     fn region_is_guest_memory_of_large_pages() {
         let region = layout::pluggable(64, 200).unwrap();
-        let memory = add(&memory::allocate(&layout::ram(64), false).unwrap(), region).unwrap();
+        let memory = add(&memory::allocate(&layout::ram(64), FRESH).unwrap(), region).unwrap();
         assert_eq!(memory.num_regions(), 2);
         memory.write_obj(7_u64, GuestAddress(region.end() - 8)).unwrap();
         let host = memory.get_host_address(GuestAddress(region.start)).unwrap();
@@ -102,7 +104,7 @@ mod tests {
 
     #[test]
     fn region_over_other_memory_is_refused() {
-        let memory = memory::allocate(&layout::ram(64), false).unwrap();
+        let memory = memory::allocate(&layout::ram(64), FRESH).unwrap();
         assert!(matches!(add(&memory, Range { start: 32 << 20, len: 2 << 20 }), Err(MemoryError::Region(_))));
     }
 
