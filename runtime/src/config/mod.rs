@@ -6,7 +6,8 @@
 mod sections;
 
 pub use sections::{
-    CniConfig, Config, DaemonConfig, HandlerConfig, ImageConfig, LogFormat, RegistryConfig, VmConfig,
+    CniConfig, Config, DaemonConfig, HandlerConfig, ImageConfig, LogFormat, NAMESPACE_SCOPE, RegistryConfig,
+    TemplateScope, VmConfig,
 };
 
 use std::fs;
@@ -184,15 +185,31 @@ mod tests {
     fn handler_overrides_only_what_it_names() {
         let config = load(&[(
             "config.toml",
-            "[vm]\nvcpus = 2\n[handlers.isopod-large]\nmemory_mib = 4096\n[handlers.isopod]\nvcpus = 3\n",
+            "[vm]\nvcpus = 2\n[handlers.isopod-large]\nmemory_mib = 4096\ntemplate = 'off'\n[handlers.isopod]\nvcpus = 3\n",
         )])
         .unwrap();
         let large = config.vm_of("isopod-large").unwrap();
-        assert_eq!((large.vcpus, large.memory_mib), (2, 4096));
+        assert_eq!((large.vcpus, large.memory_mib, large.template), (2, 4096, TemplateScope::Off));
         assert_eq!(config.vm_of("isopod").unwrap().vcpus, 3);
         assert_eq!(config.vm_of("").unwrap().vcpus, 2);
         assert_eq!(config.vm_of("runc"), None);
         assert_eq!(config.handler_names(), ["", "isopod", "isopod-large"]);
+    }
+
+    #[test]
+    fn scope_of_templates_is_named_by_who_shares_them() {
+        use TemplateScope::{Namespace, Node, Off};
+        let name = |scope: TemplateScope| scope.scope(Some("shop"));
+        assert_eq!([Node, Namespace, Off].map(name), [Some(String::new()), Some("ns:shop".into()), None]);
+        assert_eq!(Namespace.scope(None), None);
+    }
+
+    #[test]
+    fn last_user_id_is_kept_from_pods() {
+        let config = load(&[("config.toml", "[vm]\nfirst_uid = 100\nuid_count = 3\n")]).unwrap();
+        assert_eq!((config.vm.pod_uids(), config.vm.template_uid()), (100..102, 102));
+        let error = load(&[("config.toml", "[vm]\nuid_count = 1\n")]).unwrap_err().to_string();
+        assert!(error.contains("vm.uid_count"), "{error}");
     }
 
     #[test]

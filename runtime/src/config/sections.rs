@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// The whole file.
@@ -32,6 +33,34 @@ pub enum LogFormat {
     Text,
     /// For machines: one JSON object a line.
     Json,
+}
+
+/// Which pods may be clones of the same template.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TemplateScope {
+    /// All of the node.
+    #[default]
+    Node,
+    /// Those of one Kubernetes namespace.
+    Namespace,
+    /// None: every pod boots its guest.
+    Off,
+}
+
+/// Begin of the name of a namespace's scope.
+pub const NAMESPACE_SCOPE: &str = "ns:";
+
+impl TemplateScope {
+    /// Name of the scope that a pod of `namespace` belongs to: empty for the whole node. `None` where it shares nothing, or
+    /// with somebody in its namespace, and that is not given.
+    pub fn scope(self, namespace: Option<&str>) -> Option<String> {
+        match self {
+            Self::Node => Some(String::new()),
+            Self::Namespace => namespace.map(|namespace| format!("{NAMESPACE_SCOPE}{namespace}")),
+            Self::Off => None,
+        }
+    }
 }
 
 /// Section `[daemon]`.
@@ -88,9 +117,12 @@ pub struct VmConfig {
     pub kernel_args: Vec<String>,
     /// Size of a pod's scratch disk in MiB, which holds what its containers write; sparse on the host.
     pub scratch_mib: u32,
+    /// Which pods may be clones of the same template, instead of booting.
+    pub template: TemplateScope,
     /// First host user and group id of VMMs: each runs as its own.
     pub first_uid: u32,
-    /// How many of them there are: as many pods can run at once.
+    /// How many of them there are. The last one is for what makes and keeps templates; as many pods as there are others can
+    /// run at once.
     pub uid_count: u32,
 }
 
@@ -106,6 +138,7 @@ impl Default for VmConfig {
             huge_pages: false,
             kernel_args: Vec::new(),
             scratch_mib: 10240,
+            template: TemplateScope::Node,
             first_uid: 2_000_000_000,
             uid_count: 65536,
         }
@@ -127,11 +160,23 @@ impl VmConfig {
         if self.scratch_mib < 16 {
             return Err(("scratch_mib", "must be at least 16, the smallest ext4 that is of use"));
         }
-        if self.uid_count == 0 || self.first_uid == 0 || self.first_uid.checked_add(self.uid_count).is_none()
-        {
+        if self.first_uid == 0 || self.first_uid.checked_add(self.uid_count).is_none() {
             return Err(("first_uid", "and uid_count must be a range of ids above 0 that fits 32 bits"));
         }
+        if self.uid_count < 2 {
+            return Err(("uid_count", "must be at least 2: one is for templates, the others are for pods"));
+        }
         Ok(())
+    }
+
+    /// Host user and group ids of pods' VMMs.
+    pub fn pod_uids(&self) -> Range<u32> {
+        self.first_uid..self.template_uid()
+    }
+
+    /// Host user and group id of what makes and keeps templates: the last of the range.
+    pub fn template_uid(&self) -> u32 {
+        self.first_uid + self.uid_count - 1
     }
 }
 
@@ -158,6 +203,8 @@ pub struct HandlerConfig {
     pub kernel_args: Option<Vec<String>>,
     /// See [`VmConfig::scratch_mib`].
     pub scratch_mib: Option<u32>,
+    /// See [`VmConfig::template`].
+    pub template: Option<TemplateScope>,
 }
 
 impl HandlerConfig {
@@ -174,6 +221,7 @@ impl HandlerConfig {
             huge_pages: self.huge_pages.unwrap_or(base.huge_pages),
             kernel_args: self.kernel_args.clone().unwrap_or(base.kernel_args),
             scratch_mib: self.scratch_mib.unwrap_or(base.scratch_mib),
+            template: self.template.unwrap_or(base.template),
             first_uid: base.first_uid,
             uid_count: base.uid_count,
         }

@@ -10,6 +10,7 @@ use crate::scratch::Scratch;
 use crate::store::{Collection, Durability, Loaded};
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZero;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::available_parallelism;
@@ -114,7 +115,7 @@ impl Sandboxes {
             created_at_ns: now_ns(),
             cgroup: PodCgroup::new(&self.host.cgroup_root, &linux.cgroup_parent, &id)?,
             directory: self.vm_directories().join(&id),
-            uid: free_uid(&table, plan.vm.first_uid, plan.vm.uid_count)?,
+            uid: free_uid(&table, plan.vm.pod_uids())?,
             vm: None,
             guest: Guest::default(),
             size: (plan.vm.vcpus, plan.vm.memory_mib),
@@ -176,7 +177,8 @@ fn name_of(config: &k8s_cri::v1::PodSandboxConfig) -> String {
 }
 
 /// The first user id of the range that no sandbox has.
-fn free_uid(table: &BTreeMap<String, Arc<Sandbox>>, first: u32, count: u32) -> Result<u32, SandboxError> {
+fn free_uid(table: &BTreeMap<String, Arc<Sandbox>>, mut uids: Range<u32>) -> Result<u32, SandboxError> {
     let taken: HashSet<u32> = table.values().map(|sandbox| sandbox.record().uid).collect();
-    (first..first + count).find(|uid| !taken.contains(uid)).ok_or(SandboxError::NoUid(count))
+    let count = uids.end - uids.start;
+    uids.find(|uid| !taken.contains(uid)).ok_or(SandboxError::NoUid(count))
 }
