@@ -1,7 +1,8 @@
 //! The host's cgroups of pods, cgroup v2 only: one directory `isopod-ID` below the parent that kubelet names, which holds
-//! the pod's VMM and whatever else works for it, so that kubelet's accounting and limits see the pod's true cost.
+//! the pod's VMM and whatever else works for it, so that kubelet's accounting and limits see the pod's true cost. Those of
+//! templates, which no pod pays for, are called `isopod-template-NAME`.
 //!
-//! Called by `sandbox`. It must not touch the parent: that is kubelet's.
+//! Called by `sandbox`, and by `hypervisor` for templates. It must not touch the parent: that is kubelet's.
 
 use nix::errno::Errno;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -16,6 +17,9 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 
 /// Begin of the names of all our cgroups.
 pub const PREFIX: &str = "isopod-";
+
+/// What follows [`PREFIX`] in the names of those of templates. No sandbox's id begins like this.
+const TEMPLATE: &str = "template-";
 
 /// Controllers that a pod's accounting needs.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
@@ -80,7 +84,7 @@ pub struct Usage {
     pub pids: Option<u64>,
 }
 
-/// A pod's cgroup. It need not exist yet.
+/// The cgroup of a pod, or of a template. It need not exist yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodCgroup {
     path: PathBuf,
@@ -107,6 +111,18 @@ impl PodCgroup {
         }
         path.push(format!("{PREFIX}{id}"));
         Ok(Self { path })
+    }
+
+    /// The cgroup of a template, at the top of `root`.
+    pub fn of_template(root: &Path, name: &str) -> Self {
+        Self { path: root.join(format!("{PREFIX}{TEMPLATE}{name}")) }
+    }
+
+    /// Puts it last where processors are given out, if there is a controller for that.
+    pub fn give_way(&self) {
+        if let Err(error) = fs::write(self.path.join("cpu.weight"), "1") {
+            tracing::debug!(cgroup = %self.path.display(), %error, "it has the weight of all others");
+        }
     }
 
     /// Its directory.
@@ -203,13 +219,32 @@ impl PodCgroup {
     }
 }
 
-/// All cgroups of ours below `root`, with their sandbox ids.
+/// All cgroups of pods below `root`, with their sandbox ids.
 ///
 /// # Errors
 /// Where the tree cannot be read.
 pub fn find_all(root: &Path) -> Result<Vec<(String, PodCgroup)>, CgroupError> {
     let mut found = Vec::new();
     walk(root, &mut found)?;
+    found.retain(|(id, _)| !id.starts_with(TEMPLATE));
+    Ok(found)
+}
+
+/// All cgroups of templates at the top of `root`, with their names.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn find_templates(root: &Path) -> Result<Vec<(String, PodCgroup)>, CgroupError> {
+    let failed = |source| CgroupError::Io { path: root.to_owned(), action: "list it", source };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX)?.strip_prefix(TEMPLATE).map(str::to_owned));
+        found.extend(name.map(|name| (name, PodCgroup { path: entry.path() })));
+    }
     Ok(found)
 }
 
@@ -315,6 +350,20 @@ mod tests {
         cgroup.create().unwrap();
         cgroup.remove().await.unwrap();
         assert!(!cgroup.path().exists());
+    }
+
+    #[test]
+    fn cgroups_of_templates_are_told_from_those_of_pods() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let (pod, template) = (PodCgroup::new(root, "a/b", "1").unwrap(), PodCgroup::of_template(root, "2"));
+        pod.create().unwrap();
+        template.create().unwrap();
+        fs::write(template.path().join("cpu.weight"), "100").unwrap();
+        template.give_way();
+        assert_eq!(fs::read_to_string(template.path().join("cpu.weight")).unwrap(), "1");
+        assert_eq!(find_all(root).unwrap(), [("1".to_owned(), pod)]);
+        assert_eq!(find_templates(root).unwrap(), [("2".to_owned(), template)]);
     }
 
     #[test]
