@@ -1,10 +1,12 @@
 //! Typed calls to the agent in a guest: gRPC over the VMM's vsock socket.
 //!
-//! Called by `sandbox` and `container`. Every call has a deadline, every answer a limit, and what a guest says in an
+//! Called by `sandbox` and `container`, and by `hypervisor` for templates, through [`Preparation`]. Every call has a deadline, every answer a limit, and what a guest says in an
 //! error is made printable and cut: the guest is hostile. Nothing here retries: callers know what may be repeated.
 
 use crate::hostile_text;
 use crate::hypervisor::VmHandle;
+use crate::hypervisor::template::Preparation;
+use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
 use isopod_protocols::agent::agent_client::AgentClient as Rpc;
 use isopod_protocols::agent::{
@@ -15,6 +17,7 @@ use isopod_protocols::agent::{
     WatchRequest,
 };
 use isopod_protocols::vsock::AGENT_PORT;
+use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -68,6 +71,18 @@ pub enum AgentError {
         /// What the transport said.
         message: String,
     },
+}
+
+/// Templates' guests, prepared by their agents.
+#[derive(Debug, Default)]
+pub struct AgentPreparation {}
+
+#[async_trait]
+impl Preparation for AgentPreparation {
+    async fn prepare(&self, id: &str, vm: VmHandle) -> Result<(), Box<dyn Error + Send + Sync>> {
+        // The client goes with this call, and its connection with it.
+        Ok(AgentClient::new(id, vm).prepare().await?)
+    }
 }
 
 /// The agent of one guest. Clones share one connection, which is made at the first call and again after a break.

@@ -1,5 +1,6 @@
 //! The daemon as a story: open the house, take back what an earlier daemon left, serve, end.
 
+use crate::agent_client::AgentPreparation;
 use crate::cgroup;
 use crate::check;
 use crate::config::Config;
@@ -7,9 +8,11 @@ use crate::container::{ContainerError, Containers};
 use crate::cri::Node;
 use crate::cri::server::{self, ServerError};
 use crate::hypervisor::LocalHypervisor;
+use crate::hypervisor::template::{Recipe, Templates};
 use crate::image::{ImageError, Images};
 use crate::network::{NetworkError, Networks};
 use crate::sandbox::{Host, SandboxError, Sandboxes, network_config};
+use crate::store::StoreError;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -37,6 +40,9 @@ pub enum ServeError {
     /// The containers.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// The templates.
+    #[error(transparent)]
+    Templates(#[from] StoreError),
     /// The networks.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -78,12 +84,14 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     }
     // The socket first: it tells whether another daemon owns the state.
     let listener = server::bind(&config.daemon.socket).await?;
-    let (sandboxes, events) = Sandboxes::new(Arc::clone(&config), host(&config)?)?;
+    let templates = templates(&config).await?;
+    let (sandboxes, events) = Sandboxes::new(Arc::clone(&config), host(&config, &templates)?)?;
     let containers = Containers::open(&config.daemon.state_dir, Arc::clone(&sandboxes), events)?;
     sandboxes.restore().await?;
     containers.restore()?;
     let images = Images::open(&config.daemon.root_dir.join("images"), &config.image, &config.registry)?;
-    let node = Arc::new(Node { config, sandboxes, containers, images });
+    ask_for_templates(&config, &templates);
+    let node = Arc::new(Node { config, sandboxes, containers, images, templates });
     tracing::info!(socket = %node.config.daemon.socket.display(), "serving");
     let (stopping, mut stopped) = watch::channel(());
     let stop = async move {
@@ -110,10 +118,26 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 }
 
 /// What sandboxes are made of on this node.
-fn host(config: &Config) -> Result<Host, ServeError> {
+fn host(config: &Config, templates: &Arc<Templates>) -> Result<Host, ServeError> {
     Ok(Host {
-        hypervisor: Arc::new(LocalHypervisor::default()),
+        hypervisor: Arc::new(LocalHypervisor::new(Arc::clone(templates))),
         networks: Arc::new(Networks::new(network_config(config))?),
         cgroup_root: cgroup::ROOT.into(),
     })
+}
+
+/// What an earlier daemon left of templates, but those that no handler has a use for any more.
+async fn templates(config: &Config) -> Result<Arc<Templates>, ServeError> {
+    let (state_dir, uid) = (&config.daemon.state_dir, config.vm.template_uid());
+    let agents = Box::new(AgentPreparation::default());
+    let templates = Templates::open(state_dir, cgroup::ROOT.into(), uid, agents).await?;
+    let handlers: Vec<_> = config.handler_names().into_iter().filter_map(|name| config.vm_of(name)).collect();
+    templates.keep_only(|recipe| handlers.iter().any(|handler| recipe.serves(handler)));
+    Ok(templates)
+}
+
+/// Has those made that the first pods will need: of every handler, in its own size.
+fn ask_for_templates(config: &Config, templates: &Arc<Templates>) {
+    let handlers = config.handler_names().into_iter().filter_map(|name| config.vm_of(name));
+    handlers.filter_map(|handler| Recipe::node_wide(&handler)).for_each(|recipe| templates.ask_for(&recipe));
 }

@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 
 /// Modules and what each may use, beside those of the lowest level.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("serve", &["check", "cri", "container", "image", "sandbox", "hypervisor", "network", "cgroup"]),
-    ("check", &["sandbox", "network", "cgroup", "scratch"]),
+    (
+        "serve",
+        &["check", "cri", "container", "image", "sandbox", "agent_client", "hypervisor", "network", "cgroup"],
+    ),
+    ("check", &["sandbox", "hypervisor", "network", "cgroup", "scratch"]),
     ("cri", &["container", "image", "sandbox", "agent_client", "hypervisor", "network", "cgroup", "scratch"]),
     ("container", &["sandbox", "image", "hypervisor", "agent_client", "cgroup"]),
     ("sandbox", &["hypervisor", "agent_client", "network", "cgroup", "scratch"]),
     ("image", &[]),
     ("agent_client", &["hypervisor"]),
-    ("hypervisor", &[]),
+    ("hypervisor", &["cgroup"]),
     ("network", &[]),
     ("cgroup", &[]),
     ("scratch", &[]),

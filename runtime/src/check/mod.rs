@@ -6,7 +6,8 @@ mod kvm_probe;
 mod sys;
 
 use crate::cgroup;
-use crate::config::Config;
+use crate::config::{Config, TemplateScope};
+use crate::hypervisor::template;
 use crate::network::Networks;
 use crate::sandbox::network_config;
 use crate::scratch::MKE2FS;
@@ -15,6 +16,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -95,6 +97,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     findings.push(mkfs_erofs(&config.image.mkfs_erofs));
     findings.push(mke2fs());
     findings.push(cni(config).poor());
+    findings.push(templates(config).poor());
     findings
 }
 
@@ -240,6 +243,29 @@ fn cni(config: &Config) -> Finding {
     match networks.and_then(|networks| networks.ready()) {
         Ok(()) => Finding::good("cni", config.cni.conf_dir.display().to_string()),
         Err(error) => Finding::bad("cni", error.to_string(), "until then the node is NetworkReady=false"),
+    }
+}
+
+/// What the records of templates say; only a daemon that runs has some.
+fn templates(config: &Config) -> Finding {
+    let subject = "templates";
+    let off = |name| config.vm_of(name).is_some_and(|vm| vm.template == TemplateScope::Off);
+    if config.handler_names().into_iter().all(off) {
+        return Finding::good(subject, "off: every pod boots its guest");
+    }
+    let records = template::recorded(&config.daemon.state_dir);
+    if !records.is_empty() {
+        let ages = records.iter().map(|record| format!("{} s", template::age_seconds(record.built_at_ns)));
+        let ages: Vec<String> = ages.collect();
+        return Finding::good(subject, format!("{}, made {} ago", records.len(), ages.join(", ")));
+    }
+    match UnixStream::connect(&config.daemon.socket) {
+        Err(_) => Finding::good(subject, "none: the daemon, which makes them, does not run"),
+        Ok(_) => Finding::bad(
+            subject,
+            "none",
+            "pods boot until there is one: crictl info and the daemon's log tell whether it is being made, or why not",
+        ),
     }
 }
 

@@ -41,6 +41,7 @@ mod version;
 
 use crate::config::Config;
 use crate::container::Containers;
+use crate::hypervisor::template::Templates;
 use crate::image::Images;
 use crate::sandbox::Sandboxes;
 use async_trait::async_trait;
@@ -61,6 +62,8 @@ pub struct Node {
     pub containers: Arc<Containers>,
     /// All images.
     pub images: Images,
+    /// All templates.
+    pub templates: Arc<Templates>,
 }
 
 pub use image_door::ImageDoor;

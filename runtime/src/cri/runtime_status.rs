@@ -35,12 +35,16 @@ fn handler(name: &str) -> RuntimeHandler {
     RuntimeHandler { name: name.to_owned(), features: Some(features) }
 }
 
-/// critest reads `stateDir`.
+/// critest reads `stateDir`. `templateMisses` counts the pods that booted though they might have been clones.
 fn info(node: &Node) -> HashMap<String, String> {
     let config = json!({
         "stateDir": node.config.daemon.state_dir,
         "rootDir": node.config.daemon.root_dir,
         "config": *node.config,
     });
-    HashMap::from([("config".to_owned(), config.to_string())])
+    HashMap::from([
+        ("config".to_owned(), config.to_string()),
+        ("templates".to_owned(), json!(node.templates.list()).to_string()),
+        ("templateMisses".to_owned(), node.templates.misses().to_string()),
+    ])
 }

@@ -62,7 +62,12 @@ impl Hypervisor for FakeHypervisor {
         };
         let vm = Arc::new(FakeVm {
             id: config.id.clone(),
-            record: VmRecord { pid, started_at_ticks: 0, directory: config.directory.clone() },
+            record: VmRecord {
+                pid,
+                started_at_ticks: 0,
+                directory: config.directory.clone(),
+                template: None,
+            },
             guest: Arc::clone(&self.guest),
             extents: Mutex::default(),
             ended: watch::Sender::new(false),

@@ -1,22 +1,27 @@
 //! What makes virtual machines, as a trait with two implementations: [`local`], our own VMM in a process of its own, and
-//! [`fake`], for tests that have neither KVM nor root.
+//! [`fake`], for tests that have neither KVM nor root. [`template`] keeps booted guests that pods' VMs are cloned from.
 //!
 //! Called by `sandbox` to boot, adopt and kill VMs, and by `container` to attach and detach extents and to reach guest
 //! ports. It must not know what a pod is, and whatever a guest or a VMM says is bounded and has a deadline here.
 
 mod control;
 pub mod fake;
+mod files;
 mod local;
 mod process;
 mod sys;
+pub mod template;
+mod vm;
+mod vsock;
 
 pub use local::LocalHypervisor;
 
+use crate::config;
 use crate::hostile_text::Tail;
 use crate::undo::{Injected, Undo};
 use async_trait::async_trait;
 pub use isopod_protocols::vmm::Extent;
-use isopod_protocols::vmm::{ErrorKind, Stats};
+use isopod_protocols::vmm::{BootConfig, ErrorKind, Stats};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
@@ -56,6 +61,41 @@ pub struct VmConfig {
     pub kernel_args: Vec<String>,
     /// Time until the agent must be there.
     pub boot_timeout: Duration,
+    /// Among which VMs it may share a template, by the name of that scope: empty for all of the node. `None`: it boots.
+    pub template: Option<String>,
+}
+
+impl VmConfig {
+    /// A VM with these settings; what is its own (id, directory, cgroup, user, scope) is still to be filled in.
+    pub fn new(settings: config::VmConfig) -> Self {
+        Self {
+            id: String::new(),
+            directory: PathBuf::new(),
+            cgroup: None,
+            // No user at all: a VM that is given none does not start.
+            uid: u32::MAX,
+            vmm: settings.vmm,
+            kernel: settings.kernel,
+            root_image: settings.root_image,
+            vcpus: settings.vcpus,
+            memory_mib: settings.memory_mib,
+            huge_pages: settings.huge_pages,
+            kernel_args: settings.kernel_args,
+            boot_timeout: Duration::from_secs(settings.boot_timeout_s.into()),
+            template: None,
+        }
+    }
+
+    /// What the VMM is told of it: nothing that tells it from another pod's.
+    pub fn boot_config(&self) -> BootConfig {
+        BootConfig {
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            max_memory_mib: self.memory_mib,
+            huge_pages: self.huge_pages,
+            kernel_args: self.kernel_args.clone(),
+        }
+    }
 }
 
 /// What a restarted daemon needs to find a VM again.
@@ -67,6 +107,9 @@ pub struct VmRecord {
     pub started_at_ticks: u64,
     /// Directory of its sockets and its log.
     pub directory: PathBuf,
+    /// The template it is a clone of.
+    #[serde(default)]
+    pub template: Option<String>,
 }
 
 /// Why a VM could not be booted, adopted or asked.
@@ -156,7 +199,8 @@ pub enum HypervisorError {
 /// Makes VMs.
 #[async_trait]
 pub trait Hypervisor: Send + Sync {
-    /// Boots a VM; answers when the agent serves its ports. What kills it is pushed to `undo`.
+    /// Makes a VM, by booting it or as a clone of one that did; answers when the agent serves its ports. What kills it is
+    /// pushed to `undo`.
     ///
     /// # Errors
     /// With the last lines of the console where a guest was there. What was taken is on `undo`.

@@ -1,8 +1,10 @@
-//! A VMM's process, by its descriptor: started, found again, watched, killed, reaped. No number is ever signalled that
-//! may have become another process's.
+//! The process of a VMM, or of a template's holder, by its descriptor: started, found again, watched, killed, reaped. No
+//! number is ever signalled that may have become another process's.
+//!
+//! Used by `vm` and `template`. It must not know what the process is for.
 
+use super::HypervisorError;
 use super::sys::{self, Program};
-use super::{HypervisorError, VmConfig};
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -13,6 +15,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -25,28 +28,36 @@ pub struct Process {
     pidfd: AsyncFd<OwnedFd>,
 }
 
+/// What a new process is given.
+pub struct Start<'a> {
+    /// Its program.
+    pub program: &'a Path,
+    /// Its arguments, the name first.
+    pub words: &'a [&'a str],
+    /// Its standard error.
+    pub log: BorrowedFd<'a>,
+    /// What it finds at descriptor 3 and above.
+    pub descriptors: &'a [BorrowedFd<'a>],
+    /// The cgroup it is born in.
+    pub cgroup: Option<&'a Path>,
+}
+
 impl Process {
-    /// Starts the VMM of `config` in its cgroup, with `control` as its control socket and `log` as its standard error.
-    pub fn start_vmm(
-        config: &VmConfig,
-        control: BorrowedFd<'_>,
-        log: BorrowedFd<'_>,
-    ) -> Result<Self, HypervisorError> {
-        let failed = |source| HypervisorError::Spawn { path: config.vmm.clone(), source };
+    /// Starts a process; its standard input and output are nothing.
+    pub fn start(start: &Start<'_>) -> Result<Self, HypervisorError> {
+        let failed = |source| HypervisorError::Spawn { path: start.program.to_owned(), source };
         let nul = |_| failed(io::ErrorKind::InvalidInput.into());
-        let path = CString::new(config.vmm.as_os_str().as_bytes()).map_err(nul)?;
-        let id = config.uid.to_string();
-        let words = ["isopod-vmm", "--uid", &id, "--gid", &id];
-        let arguments = words.map(|word| CString::new(word).expect("digits and letters hold no zero byte"));
+        let path = CString::new(start.program.as_os_str().as_bytes()).map_err(nul)?;
+        let arguments = start.words.iter().map(|word| CString::new(*word)).collect::<Result<Vec<_>, _>>();
+        let arguments = arguments.map_err(nul)?;
         let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;
-        let cgroup = match &config.cgroup {
-            Some(path) => Some(open_directory(path).map_err(failed)?),
-            None => None,
-        };
+        let cgroup = start.cgroup.map(open_directory).transpose().map_err(failed)?;
+        let mut descriptors = vec![null.as_fd(), null.as_fd(), start.log];
+        descriptors.extend(start.descriptors);
         let started = sys::spawn(&Program {
             path: &path,
             arguments: &arguments,
-            descriptors: [null.as_fd(), null.as_fd(), log, control],
+            descriptors: &descriptors,
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
         });
         let started = started.map_err(failed)?;
@@ -89,12 +100,12 @@ impl Process {
     pub async fn kill(&self) {
         match sys::pidfd_kill(self.pidfd.as_fd()) {
             Ok(()) => self.ended().await,
-            Err(error) => tracing::error!(pid = self.pid, %error, "vmm cannot be killed"),
+            Err(error) => tracing::error!(pid = self.pid, %error, "process cannot be killed"),
         }
     }
 }
 
-fn open_directory(path: &std::path::Path) -> io::Result<File> {
+fn open_directory(path: &Path) -> io::Result<File> {
     Ok(open(path, OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
 }
 
@@ -111,27 +122,12 @@ fn start_time(pid: i32) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::{Path, PathBuf};
-    use std::time::Duration;
 
     fn sleeper() -> Process {
-        let config = VmConfig {
-            id: "v".into(),
-            directory: PathBuf::new(),
-            cgroup: None,
-            uid: 1,
-            // Any program that lives until it is killed, whatever its arguments.
-            vmm: Path::new("/usr/bin/yes").into(),
-            kernel: PathBuf::new(),
-            root_image: PathBuf::new(),
-            vcpus: 1,
-            memory_mib: 64,
-            huge_pages: false,
-            kernel_args: vec![],
-            boot_timeout: Duration::from_secs(1),
-        };
         let null = OpenOptions::new().write(true).open("/dev/null").unwrap();
-        Process::start_vmm(&config, null.as_fd(), null.as_fd()).unwrap()
+        let (program, words) = (Path::new("/usr/bin/sleep"), ["sleep", "1000"]);
+        let start = Start { program, words: &words, log: null.as_fd(), descriptors: &[], cgroup: None };
+        Process::start(&start).unwrap()
     }
 
     #[tokio::test]

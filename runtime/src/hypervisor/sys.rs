@@ -23,8 +23,8 @@ pub struct Program<'a> {
     pub path: &'a CStr,
     /// Its arguments, the name first.
     pub arguments: &'a [CString],
-    /// What it finds at descriptors 0, 1, 2 and 3.
-    pub descriptors: [BorrowedFd<'a>; 4],
+    /// What it finds at descriptors 0, 1, 2 and so on; at most [`ABOVE_TARGETS`].
+    pub descriptors: &'a [BorrowedFd<'a>],
     /// The cgroup it is born in.
     pub cgroup: Option<BorrowedFd<'a>>,
 }
@@ -50,7 +50,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Started> {
     let envp: [*const libc::c_char; 1] = [ptr::null()];
     let mut sources = Vec::with_capacity(program.descriptors.len());
     for descriptor in program.descriptors {
-        sources.push(duplicate_above_targets(descriptor)?);
+        sources.push(duplicate_above_targets(*descriptor)?);
     }
     let (failure, low_report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let report = duplicate_above_targets(low_report.as_fd())?;
@@ -186,7 +186,7 @@ mod tests {
         let path = CString::new(path).unwrap();
         let arguments: Vec<CString> = arguments.iter().map(|a| CString::new(*a).unwrap()).collect();
         let out = out.as_fd();
-        spawn(&Program { path: &path, arguments: &arguments, descriptors: [out; 4], cgroup: None })
+        spawn(&Program { path: &path, arguments: &arguments, descriptors: &[out; 4], cgroup: None })
     }
 
     #[test]

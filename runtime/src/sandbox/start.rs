@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   validate -> reserve name, id, user -> wait for a turn -> directories, cgroup
-//!     -> at once: { namespace, CNI, tap } { VMM, boot, agent } { scratch disk }
+//!     -> at once: { namespace, CNI, tap } { VMM, clone or boot, agent } { scratch disk }
 //!     -> join tap and disk to the VM -> the guest's identity -> Ready
 //! ```
 //!
@@ -25,7 +25,6 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{Instrument, info_span};
@@ -267,19 +266,13 @@ fn pod_of(sandbox: &Sandbox, plan: &Plan) -> Pod {
 }
 
 fn vm_config(sandbox: &Sandbox, plan: &Plan) -> VmConfig {
-    let vm = plan.vm.clone();
+    let namespace = sandbox.metadata().namespace;
     VmConfig {
         id: sandbox.id.clone(),
         directory: sandbox.directory.clone(),
         cgroup: Some(sandbox.cgroup.path().to_owned()),
         uid: sandbox.snapshot().uid,
-        vmm: vm.vmm,
-        kernel: vm.kernel,
-        root_image: vm.root_image,
-        vcpus: vm.vcpus,
-        memory_mib: vm.memory_mib,
-        huge_pages: vm.huge_pages,
-        kernel_args: vm.kernel_args,
-        boot_timeout: Duration::from_secs(vm.boot_timeout_s.into()),
+        template: plan.vm.template.scope(Some(&namespace)),
+        ..VmConfig::new(plan.vm.clone())
     }
 }

@@ -1,0 +1,236 @@
+//! Making a template, as a story:
+//!
+//! ```text
+//!   directory, cgroup -> memory and state, empty -> isopod-vmm: BootTemplate -> the agent knocks, and prepares
+//!     -> nobody talks to the guest any more -> Save; the VMM ends -> both files are sealed -> holder -> record
+//! ```
+//!
+//! Called by [`super::Templates`] in the background. Every step pushes its undo; a failure leaves nothing behind, and no pod
+//! waits for any of it.
+
+use super::super::files::{self, Files};
+use super::super::vm::{LocalVm, Place};
+use super::super::{HypervisorError, Vm, VmHandle};
+use super::holder::{self, Template};
+use super::key::Key;
+use super::places::Places;
+use super::sealed::{Sealed, new_file};
+use crate::cgroup::CgroupError;
+use crate::hostile_text::Tail;
+use crate::store::StoreError;
+use crate::undo::{Injected, Undo};
+use async_trait::async_trait;
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// Limit of a boot that gives way to all pods.
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
+
+/// Limit and pause of waiting until nobody talks to the guest any more.
+const QUIET_LIMIT: Duration = Duration::from_secs(10);
+const QUIET_PAUSE: Duration = Duration::from_millis(10);
+
+/// Limit of saving, which copies what little is not in the memory file.
+const SAVE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Limit of the VMM's end after it saved.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a template could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The VM.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// The guest booted and cannot be saved.
+    #[error("guest of {id} {what}{tail}")]
+    Guest {
+        /// The VM.
+        id: String,
+        /// What it did or did not do.
+        what: String,
+        /// The last lines of its console.
+        tail: Tail,
+    },
+    /// One of the files it is made from was replaced meanwhile.
+    #[error(
+        "one of {vmm}, {kernel} and {root_image} was replaced while a template was made: the next one is of the new files"
+    )]
+    Changed {
+        /// The VMM's program.
+        vmm: PathBuf,
+        /// Guest kernel.
+        kernel: PathBuf,
+        /// Guest root.
+        root_image: PathBuf,
+    },
+    /// A file or directory of the template.
+    #[error("template's {what} {path}: {source}")]
+    File {
+        /// Which one.
+        what: &'static str,
+        /// Its path, or that of the directory it belongs to.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The record on disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A test asked for it.
+    #[error(transparent)]
+    Injected(#[from] Injected),
+}
+
+/// Has the agent of a guest get ready what every pod will use. Who talks to agents stands above this module, so it is given
+/// to it.
+#[async_trait]
+pub trait Preparation: Send + Sync {
+    /// Asks the agent of `vm`; when it answers, it has let go of its connection.
+    ///
+    /// # Errors
+    /// The guest cannot become a template then.
+    async fn prepare(&self, id: &str, vm: VmHandle) -> Result<(), Box<dyn Error + Send + Sync>>;
+}
+
+/// Makes templates: for real, or in tests of the table.
+#[async_trait]
+pub trait Make: Send + Sync {
+    /// Makes the template of `key`, and calls it `name`.
+    async fn make(&self, name: &str, key: &Key) -> Result<Arc<Template>, BuildError>;
+}
+
+/// Makes templates for real.
+pub struct Builder {
+    /// Where they are.
+    pub places: Arc<Places>,
+    /// Host user and group of what makes and keeps them.
+    pub uid: u32,
+    /// The agents' side.
+    pub preparation: Box<dyn Preparation>,
+}
+
+#[async_trait]
+impl Make for Builder {
+    async fn make(&self, name: &str, key: &Key) -> Result<Arc<Template>, BuildError> {
+        let mut undo = Undo::new("BuildTemplate");
+        let made = self.steps(name, key, &mut undo).await;
+        match made {
+            Ok(_) => undo.keep(),
+            // What stays is in the log already, and the next daemon tries to remove it.
+            Err(_) => drop(undo.run().await),
+        }
+        made
+    }
+}
+
+impl Builder {
+    async fn steps(&self, name: &str, key: &Key, undo: &mut Undo) -> Result<Arc<Template>, BuildError> {
+        let recipe = &key.recipe;
+        let files = Files::open(&recipe.kernel, &recipe.root_image)?;
+        unchanged(key)?;
+        let directory = self.places.make_directory(name, undo)?;
+        let cgroup = self.places.make_cgroup(name, undo)?;
+        let failed = |what| {
+            let path = directory.clone();
+            move |source| BuildError::File { what, path, source }
+        };
+        let bytes = u64::from(recipe.boot.memory_mib) << 20;
+        let memory = new_file("isopod-template-memory", bytes).map_err(failed("memory"))?;
+        let state = new_file("isopod-template-state", 0).map_err(failed("state"))?;
+
+        let id = format!("template-{name}");
+        let place = Place {
+            id: &id,
+            directory: &directory,
+            cgroup: cgroup.as_deref(),
+            uid: self.uid,
+            vmm: &recipe.vmm,
+        };
+        self.boot_and_save(&place, key, &files, (&memory, &state), undo).await?;
+
+        let memory = Sealed::seal(memory).map_err(failed("memory cannot be sealed"))?;
+        let state = Sealed::seal(state).map_err(failed("state cannot be sealed"))?;
+        unchanged(key)?;
+        undo.done("seal")?;
+        let log = files::log(&directory)?;
+        let holder = holder::start(place.vmm, place.uid, place.cgroup, log.as_fd(), (&memory, &state))?;
+        let template = Arc::new(Template::new(name, key, memory, state, holder));
+        let killed = Arc::clone(&template);
+        undo.push("holder", || async move {
+            killed.kill().await;
+            Ok::<_, io::Error>(())
+        })?;
+        self.places.record(&template, undo)?;
+        Ok(template)
+    }
+
+    /// From the start of a VMM to its end, which leaves a guest in the two files.
+    async fn boot_and_save(
+        &self,
+        place: &Place<'_>,
+        key: &Key,
+        files: &Files,
+        (memory, state): (&File, &File),
+        undo: &mut Undo,
+    ) -> Result<(), BuildError> {
+        let (vm, vsock) = LocalVm::start(place, undo)?;
+        let boot = vm.boot(&key.recipe.boot, files, vsock, Some(memory.as_fd()), BOOT_LIMIT);
+        vm.bring_up(BOOT_LIMIT, boot).await?;
+        undo.done("boot")?;
+        if let Err(error) = self.preparation.prepare(place.id, Arc::clone(&vm) as VmHandle).await {
+            return Err(useless(place.id, &vm, format!("did not prepare: {error}")).await);
+        }
+        quiet(place.id, &vm).await?;
+        undo.done("prepare")?;
+        vm.save(&key.built_from(), state, SAVE_LIMIT).await?;
+        if timeout(END_LIMIT, vm.ended()).await.is_err() {
+            tracing::warn!(vm = place.id, "its vmm did not end after it saved, and is killed");
+            vm.kill().await;
+        }
+        Ok(undo.done("save")?)
+    }
+}
+
+/// Waits until the guest has no connection: one that was saved would be open in every clone.
+async fn quiet(id: &str, vm: &LocalVm) -> Result<(), BuildError> {
+    let wait = async {
+        loop {
+            match vm.stats().await?.vsock_connections {
+                0 => return Ok(()),
+                _ => sleep(QUIET_PAUSE).await,
+            }
+        }
+    };
+    match timeout(QUIET_LIMIT, wait).await {
+        Ok(done) => done,
+        Err(_) => Err(useless(id, vm, format!("kept a connection for {} s", QUIET_LIMIT.as_secs())).await),
+    }
+}
+
+async fn useless(id: &str, vm: &LocalVm, what: String) -> BuildError {
+    BuildError::Guest { id: id.to_owned(), what, tail: vm.last_words().await }
+}
+
+/// The files are what they were when the template was asked for.
+fn unchanged(key: &Key) -> Result<(), BuildError> {
+    let recipe = &key.recipe;
+    match recipe.key() {
+        Ok(now) if now == *key => Ok(()),
+        // One that is gone has changed as well; the next boot says which.
+        _ => Err(BuildError::Changed {
+            vmm: recipe.vmm.clone(),
+            kernel: recipe.kernel.clone(),
+            root_image: recipe.root_image.clone(),
+        }),
+    }
+}

@@ -1,0 +1,150 @@
+//! A template that is made, and the process that keeps it: a jailed sleeper with the two files at descriptors 3 and 4, so
+//! that they outlive the daemon. A later one finds it by its record, and opens them through `/proc`.
+//!
+//! Used by `build` and `places`. The holder's end is the template's: what there is to see of it is gone then.
+
+use super::super::HypervisorError;
+use super::super::process::{Process, Start};
+use super::clones::{Clones, Lease};
+use super::key::Key;
+use super::sealed::Sealed;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Descriptors of a holder.
+const MEMORY: i32 = 3;
+const STATE: i32 = 4;
+
+/// What pods' VMs are cloned from.
+pub struct Template {
+    /// Its name: that of its record, its directory and its cgroup.
+    pub name: String,
+    /// What it was made from.
+    pub key: Key,
+    /// The same, as its state has it.
+    pub built_from: String,
+    /// When, in nanoseconds since the epoch.
+    pub built_at_ns: u64,
+    /// The guest's memory.
+    pub memory: Sealed,
+    /// Processors and devices.
+    pub state: Sealed,
+    holder: Process,
+    clones: Arc<Clones>,
+}
+
+/// What a later daemon needs to find it, one document each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Process of the holder.
+    pub pid: i32,
+    /// When that process began, in clock ticks since the machine's boot.
+    pub started_at_ticks: u64,
+    /// What it was made from.
+    pub key: Key,
+    /// The same, as its state has it.
+    pub built_from: String,
+    /// When, in nanoseconds since the epoch.
+    pub built_at_ns: u64,
+    /// Memory it took when it was made, bytes.
+    pub memory_bytes: u64,
+}
+
+/// Starts the process that keeps the two files: the VMM's program, which jails itself and then only sleeps.
+pub fn start(
+    vmm: &Path,
+    uid: u32,
+    cgroup: Option<&Path>,
+    log: BorrowedFd<'_>,
+    (memory, state): (&Sealed, &Sealed),
+) -> Result<Process, HypervisorError> {
+    let id = uid.to_string();
+    Process::start(&Start {
+        program: vmm,
+        // The name is what tells it from VMMs in lists of processes.
+        words: &["isopod-template", "--hold", "--uid", &id, "--gid", &id],
+        log,
+        descriptors: &[memory.as_fd(), state.as_fd()],
+        cgroup,
+    })
+}
+
+impl Template {
+    /// A template that `holder` keeps from now on.
+    pub fn new(name: &str, key: &Key, memory: Sealed, state: Sealed, holder: Process) -> Self {
+        Self {
+            name: name.to_owned(),
+            key: key.clone(),
+            built_from: key.built_from(),
+            built_at_ns: now_ns(),
+            memory,
+            state,
+            holder,
+            clones: Arc::default(),
+        }
+    }
+
+    /// Finds the template of a record again; `None` where it is no more, or is not what the record says.
+    pub fn find(name: &str, record: Record) -> io::Result<Option<Self>> {
+        let look = || Process::find(record.pid, record.started_at_ticks);
+        let Some(holder) = look()? else { return Ok(None) };
+        let file = |number| Sealed::open(Path::new(&format!("/proc/{}/fd/{number}", record.pid)));
+        let (memory, state) = (file(MEMORY)?, file(STATE)?);
+        let wanted = u64::from(record.key.recipe.boot.memory_mib) << 20;
+        // Once more: the files were opened by number, and the holder may have ended meanwhile. And where an update has changed
+        // what a key is made of, the state says what no key says any more.
+        let same =
+            look()?.is_some() && memory.len()? == wanted && record.built_from == record.key.built_from();
+        let Record { key, built_from, built_at_ns, .. } = record;
+        let name = name.to_owned();
+        let clones = Arc::default();
+        Ok(same.then_some(Self { name, key, built_from, built_at_ns, memory, state, holder, clones }))
+    }
+
+    /// What [`Self::find`] needs.
+    pub fn record(&self) -> io::Result<Record> {
+        Ok(Record {
+            pid: self.holder.pid,
+            started_at_ticks: self.holder.started_at_ticks,
+            key: self.key.clone(),
+            built_from: self.built_from.clone(),
+            built_at_ns: self.built_at_ns,
+            memory_bytes: self.memory_bytes()?,
+        })
+    }
+
+    /// Memory that it takes, bytes: memory and state.
+    pub fn memory_bytes(&self) -> io::Result<u64> {
+        Ok(self.memory.memory_bytes()? + self.state.memory_bytes()?)
+    }
+
+    /// Its clones, counted.
+    pub fn clones(&self) -> &Clones {
+        &self.clones
+    }
+
+    /// Counts a clone until the answer is dropped.
+    pub fn lease(&self) -> Lease {
+        Lease::new(&self.name, Arc::clone(&self.clones))
+    }
+
+    /// Waits for the end of its holder.
+    pub async fn ended(&self) {
+        self.holder.ended().await;
+    }
+
+    /// Kills its holder, and waits for its end. Clones that run are not touched: they have mapped what they need.
+    pub async fn kill(&self) {
+        self.holder.kill().await;
+    }
+}
+
+/// The wall clock, in nanoseconds since the epoch.
+pub fn now_ns() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}

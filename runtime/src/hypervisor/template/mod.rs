@@ -1,0 +1,216 @@
+//! Templates: guests that were booted once, and saved before they had any identity. Pods' VMs are clones of one.
+//!
+//! `local` asks for a template at each pod's start, `serve` at the daemon's; nobody waits for one to be made. What a template may
+//! be cloned for is in its [`Key`]. This module must not know pods, and a template must never know one.
+//!
+//! # States
+//!
+//! ```text
+//!            asked for                 made
+//!   (none) -----------> Building -----------------> Ready -----> (none)
+//!                        |    ^                       |     displaced by another one, made from files that were
+//!                failed  |    | asked for,            |     replaced since, or of a configuration that is no more
+//!                        v    | after a pause         |
+//!                        Failed <---------------------+
+//!                                 its holder ended, or a clone of it would not run
+//! ```
+//!
+//! A pause is a minute after the first failure and doubles up to an hour. A template that was lost after it had served is made
+//! anew at once.
+
+mod build;
+mod clones;
+mod holder;
+mod key;
+mod places;
+mod sealed;
+mod shown;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use build::{BuildError, Preparation};
+pub use clones::Lease;
+pub use holder::{Record, Template};
+pub use key::{Key, Recipe};
+pub use places::recorded;
+pub use shown::{Shown, age_seconds};
+
+use super::HypervisorError;
+use crate::id::new_id;
+use crate::store::StoreError;
+use build::{Builder, Make};
+use places::Places;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use table::Table;
+
+/// All templates of the node.
+pub struct Templates {
+    maker: Box<dyn Make>,
+    places: Arc<Places>,
+    table: Mutex<Table>,
+    /// Held by what makes one: pods come first, so at most one processor is taken.
+    turn: tokio::sync::Mutex<()>,
+    misses: AtomicU64,
+}
+
+impl Templates {
+    /// Takes back what an earlier daemon with this state directory left. `uid` is the host user of what makes and keeps
+    /// templates; cgroups are made below `cgroup_root`.
+    ///
+    /// # Errors
+    /// Where the records cannot be read: what goes wrong with one template only loses that one.
+    pub async fn open(
+        state_dir: &Path,
+        cgroup_root: PathBuf,
+        uid: u32,
+        preparation: Box<dyn Preparation>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let places = Arc::new(Places::open(state_dir, Some(cgroup_root))?);
+        let maker = Builder { places: Arc::clone(&places), uid, preparation };
+        let templates = Self::new(Box::new(maker), places);
+        templates.take_back().await?;
+        Ok(templates)
+    }
+
+    fn new(maker: Box<dyn Make>, places: Arc<Places>) -> Arc<Self> {
+        let (table, turn, misses) = (Mutex::default(), tokio::sync::Mutex::default(), AtomicU64::new(0));
+        Arc::new(Self { maker, places, table, turn, misses })
+    }
+
+    async fn take_back(self: &Arc<Self>) -> Result<(), StoreError> {
+        for template in self.places.take_back().await? {
+            tracing::info!(
+                template = template.name,
+                built_from = template.built_from,
+                "template is taken back"
+            );
+            let replaced = self.table().adopt(Arc::clone(&template), Instant::now());
+            self.watch(template);
+            self.discard(replaced);
+        }
+        Ok(())
+    }
+
+    /// Forgets the templates of recipes that nobody follows any more.
+    pub fn keep_only(self: &Arc<Self>, wanted: impl Fn(&Recipe) -> bool) {
+        let unwanted = self.table().keep_only(wanted);
+        self.discard(unwanted);
+    }
+
+    /// Has a recipe's template made in the background, unless it is there, or failed a short while ago.
+    pub fn ask_for(self: &Arc<Self>, recipe: &Recipe) {
+        match recipe.key() {
+            Ok(key) => self.ask(&key),
+            Err(error) => tracing::warn!(%error, "no template is made: a file of it cannot be looked at"),
+        }
+    }
+
+    /// As [`Self::ask_for`], with the files as somebody found them.
+    pub fn ask(self: &Arc<Self>, key: &Key) {
+        let begun = self.table().begin(key, Instant::now());
+        let Some(displaced) = begun else { return };
+        self.discard(displaced);
+        let (templates, key) = (Arc::clone(self), key.clone());
+        tokio::spawn(async move { templates.make(&key).await });
+    }
+
+    async fn make(self: &Arc<Self>, key: &Key) {
+        let turn = self.turn.lock().await;
+        let begun = Instant::now();
+        let made = match new_id() {
+            Ok(name) => self.maker.make(&name, key).await.map_err(|error| error.to_string()),
+            Err(error) => Err(format!("/dev/urandom: {error}")),
+        };
+        drop(turn);
+        let built_from = key.built_from();
+        match &made {
+            Ok(template) => {
+                let took_ms = begun.elapsed().as_millis();
+                tracing::info!(template = template.name, built_from, took_ms, "template is ready");
+            }
+            Err(error) => tracing::warn!(built_from, error, "no template: pods boot until one is made"),
+        }
+        let ready = made.as_ref().ok().cloned();
+        let gone = self.table().settle(&key.hash(), made, Instant::now());
+        self.discard(gone);
+        // Only now: an end that is seen before the template is in the table would be lost.
+        ready.into_iter().for_each(|template| self.watch(template));
+    }
+
+    /// The template of that key, if it is there.
+    pub fn ready(&self, key: &Key) -> Option<Arc<Template>> {
+        self.table().ready(&key.hash(), Instant::now())
+    }
+
+    /// A VM that could have been a clone had to boot.
+    pub fn missed(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A clone of that template runs; it is counted until the answer is dropped.
+    pub fn cloned(&self, template: &Template) -> Lease {
+        self.table().proved(&template.name);
+        template.lease()
+    }
+
+    /// Counts a clone that an earlier daemon made; `None` where its template is no more.
+    pub fn clone_of(&self, name: &str) -> Option<Lease> {
+        self.table().named(name).map(|template| template.lease())
+    }
+
+    /// A clone of that template would not run: it goes.
+    pub fn refused(self: &Arc<Self>, template: &Template, error: &HypervisorError) {
+        self.lose(&template.name, format!("a clone failed: {error}"));
+    }
+
+    /// All templates, those that are being made or failed too.
+    pub fn list(&self) -> Vec<Shown> {
+        self.table().entries().map(Shown::new).collect()
+    }
+
+    /// VMs that could have been clones and had to boot, since the daemon started.
+    pub fn misses(&self) -> u64 {
+        self.misses.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the end of a template's holder in the background. One that ended by itself is made anew.
+    fn watch(self: &Arc<Self>, template: Arc<Template>) {
+        let templates = Arc::clone(self);
+        tokio::spawn(async move {
+            template.ended().await;
+            if templates.lose(&template.name, "its holder ended".to_owned()) {
+                tracing::warn!(template = template.name, "its holder ended: the template is made anew");
+                templates.ask_for(&template.key.recipe);
+            }
+        });
+    }
+
+    /// Takes a template out of the table; answers whether it was there.
+    fn lose(self: &Arc<Self>, name: &str, reason: String) -> bool {
+        let lost = self.table().lose(name, reason, Instant::now());
+        let there = lost.is_some();
+        self.discard(lost.into_iter().collect());
+        there
+    }
+
+    /// Ends templates that are in the table no more, in the background. Their clones run on.
+    fn discard(self: &Arc<Self>, gone: Vec<Arc<Template>>) {
+        for template in gone {
+            let templates = Arc::clone(self);
+            tokio::spawn(async move {
+                tracing::info!(template = template.name, built_from = template.built_from, "template goes");
+                template.kill().await;
+                templates.places.clear(&template.name).await;
+            });
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // No change of it can panic half-way.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

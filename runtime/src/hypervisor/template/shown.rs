@@ -1,0 +1,63 @@
+//! What people are shown of templates: by Status.
+
+use super::holder::now_ns;
+use super::table::{Entry, State};
+use serde::Serialize;
+
+/// One template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Shown {
+    /// What it is made from.
+    pub built_from: String,
+    /// Who may share it; empty: all of the node.
+    pub scope: String,
+    /// `building`, `ready` or `failed`.
+    pub state: &'static str,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// Its name, where it is ready; so for what follows.
+    pub name: Option<String>,
+    /// Seconds since it was made.
+    pub age_seconds: Option<u64>,
+    /// Memory that it takes, bytes.
+    pub memory_bytes: Option<u64>,
+    /// Clones that live.
+    pub clones_alive: u64,
+    /// Clones that were made since the daemon started.
+    pub clones_made: u64,
+}
+
+impl Shown {
+    /// What there is to see of an entry.
+    pub(super) fn new(entry: &Entry) -> Self {
+        let shown = Self {
+            built_from: entry.key.built_from(),
+            scope: entry.key.recipe.scope.clone(),
+            state: "building",
+            reason: None,
+            name: None,
+            age_seconds: None,
+            memory_bytes: None,
+            clones_alive: 0,
+            clones_made: 0,
+        };
+        match &entry.state {
+            State::Building => shown,
+            State::Failed { reason, .. } => Self { state: "failed", reason: Some(reason.clone()), ..shown },
+            State::Ready(template) => Self {
+                state: "ready",
+                name: Some(template.name.clone()),
+                age_seconds: Some(age_seconds(template.built_at_ns)),
+                memory_bytes: template.memory_bytes().ok(),
+                clones_alive: template.clones().alive(),
+                clones_made: template.clones().made(),
+                ..shown
+            },
+        }
+    }
+}
+
+/// Seconds since a moment of the wall clock.
+pub fn age_seconds(built_at_ns: u64) -> u64 {
+    now_ns().saturating_sub(built_at_ns) / 1_000_000_000
+}

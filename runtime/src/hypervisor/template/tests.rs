@@ -1,0 +1,219 @@
+//! Templates without VMs: real sealed files and real holders, which a test's maker makes of nothing.
+
+use super::build::{BuildError, Make};
+use super::holder::Template;
+use super::key::{Key, Recipe};
+use super::places::Places;
+use super::sealed::{Sealed, new_file};
+use super::{Templates, recorded};
+use crate::config::VmConfig;
+use crate::hypervisor::process::{Process, Start};
+use crate::id::new_id;
+use crate::undo::Undo;
+use async_trait::async_trait;
+use std::fs::{self, OpenOptions};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// A key that differs from others by its size.
+pub fn key(vcpus: u8) -> Key {
+    let file = Path::new("/usr/bin/sleep");
+    let (vmm, kernel, root_image) = (file.into(), file.into(), file.into());
+    let settings = VmConfig { vmm, kernel, root_image, vcpus, memory_mib: 64, ..VmConfig::default() };
+    Recipe::node_wide(&settings).unwrap().key().unwrap()
+}
+
+/// A template of [`key`].
+pub fn template(vcpus: u8) -> Arc<Template> {
+    template_of(&key(vcpus))
+}
+
+/// A template whose holder is any process that has the two files.
+pub fn template_of(key: &Key) -> Arc<Template> {
+    named_template(&new_id().unwrap(), key)
+}
+
+fn named_template(name: &str, key: &Key) -> Arc<Template> {
+    let bytes = u64::from(key.recipe.boot.memory_mib) << 20;
+    let memory = Sealed::seal(new_file("memory", bytes).unwrap()).unwrap();
+    let state = Sealed::seal(new_file("state", 1).unwrap()).unwrap();
+    let null = OpenOptions::new().write(true).open("/dev/null").unwrap();
+    let holder = Process::start(&Start {
+        program: Path::new("/usr/bin/sleep"),
+        words: &["sleep", "60"],
+        log: null.as_fd(),
+        descriptors: &[memory.as_fd(), state.as_fd()],
+        cgroup: None,
+    });
+    Arc::new(Template::new(name, key, memory, state, holder.unwrap()))
+}
+
+/// Makes templates at once, or fails; counts, and keeps what it made, whose holders end with it.
+#[derive(Default)]
+struct Maker {
+    fails: AtomicBool,
+    made: AtomicU32,
+    last: Mutex<Vec<Arc<Template>>>,
+}
+
+impl Maker {
+    /// Ends all holders, and makes no new ones in their place.
+    async fn end(&self) {
+        self.fails.store(true, Ordering::Relaxed);
+        let made = std::mem::take(&mut *self.last.lock().unwrap());
+        for template in made {
+            template.kill().await;
+        }
+    }
+}
+
+/// The table owns its maker, and a test looks at it.
+struct Shared(Arc<Maker>, Arc<Places>);
+
+#[async_trait]
+impl Make for Shared {
+    async fn make(&self, name: &str, key: &Key) -> Result<Arc<Template>, BuildError> {
+        self.0.made.fetch_add(1, Ordering::Relaxed);
+        let mut undo = Undo::new("test");
+        if self.0.fails.load(Ordering::Relaxed) {
+            let path = key.recipe.kernel.clone();
+            return Err(BuildError::File {
+                what: "kernel",
+                path,
+                source: std::io::ErrorKind::NotFound.into(),
+            });
+        }
+        self.1.make_directory(name, &mut undo)?;
+        let template = named_template(name, key);
+        self.1.record(&template, &mut undo)?;
+        undo.keep();
+        self.0.last.lock().unwrap().push(Arc::clone(&template));
+        Ok(template)
+    }
+}
+
+fn templates(directory: &Path, fails: bool) -> (Arc<Templates>, Arc<Maker>) {
+    let maker = Arc::new(Maker { fails: AtomicBool::new(fails), ..Maker::default() });
+    let places = Arc::new(Places::open(directory, None).unwrap());
+    let shared = Shared(Arc::clone(&maker), Arc::clone(&places));
+    (Templates::new(Box::new(shared), places), maker)
+}
+
+/// Waits until something in the background has happened.
+async fn until(done: impl Fn() -> bool) {
+    let wait = async {
+        while !done() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), wait).await.unwrap();
+}
+
+#[tokio::test]
+async fn template_is_made_once_though_asked_often_and_counts_its_clones() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, maker) = templates(directory.path(), false);
+    for _ in 0..5 {
+        templates.ask(&key(1));
+    }
+    until(|| templates.ready(&key(1)).is_some()).await;
+    templates.ask(&key(1));
+    assert_eq!(maker.made.load(Ordering::Relaxed), 1);
+    assert!(templates.ready(&key(2)).is_none());
+    let template = templates.ready(&key(1)).unwrap();
+    let (first, second) = (templates.cloned(&template), templates.clone_of(&template.name).unwrap());
+    assert!(templates.clone_of("other").is_none());
+    drop(first);
+    templates.missed();
+    let shown = &templates.list()[0];
+    assert_eq!((shown.state, shown.clones_alive, shown.clones_made), ("ready", 1, 2));
+    assert_eq!(templates.misses(), 1);
+    drop(second);
+    assert_eq!(templates.list()[0].clones_alive, 0);
+    maker.end().await;
+}
+
+#[tokio::test]
+async fn template_whose_holder_ends_is_dropped_and_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, maker) = templates(directory.path(), false);
+    templates.ask(&key(1));
+    until(|| templates.ready(&key(1)).is_some()).await;
+    let first = templates.ready(&key(1)).unwrap();
+    first.kill().await;
+    until(|| templates.ready(&key(1)).is_some_and(|now| now.name != first.name)).await;
+    assert_eq!(maker.made.load(Ordering::Relaxed), 2);
+    let rest = directory.path().join("templates").join(&first.name);
+    until(|| !rest.exists()).await;
+    assert_eq!(recorded(directory.path()).len(), 1);
+    maker.end().await;
+}
+
+#[tokio::test]
+async fn template_that_cannot_be_made_is_shown_with_the_reason_and_not_tried_again_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, maker) = templates(directory.path(), true);
+    templates.ask(&key(1));
+    until(|| templates.list()[0].state == "failed").await;
+    assert!(templates.list()[0].reason.as_ref().unwrap().contains("kernel"));
+    templates.ask(&key(1));
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!(maker.made.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn later_daemon_takes_back_what_is_whole_and_removes_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let (earlier, maker) = templates(directory.path(), false);
+    for size in [1, 2] {
+        earlier.ask(&key(size));
+        until(|| earlier.ready(&key(size)).is_some()).await;
+    }
+    let (lives, died) = (earlier.ready(&key(1)).unwrap(), earlier.ready(&key(2)).unwrap());
+    let half_made = directory.path().join("templates").join(new_id().unwrap());
+    fs::create_dir(&half_made).unwrap();
+    // The earlier daemon does not see it: the record that it removes is put back.
+    let record = directory.path().join("templates").join(format!("{}.json", died.name));
+    let text = fs::read(&record).unwrap();
+    died.kill().await;
+    until(|| !record.exists()).await;
+    until(|| maker.made.load(Ordering::Relaxed) == 3).await;
+    fs::write(&record, text).unwrap();
+
+    let (later, _) = templates(directory.path(), false);
+    later.take_back().await.unwrap();
+    let back = later.ready(&key(1)).unwrap();
+    assert_eq!((&back.name, &back.built_from), (&lives.name, &lives.built_from));
+    assert_eq!(back.record().unwrap(), lives.record().unwrap());
+    assert!(!half_made.exists() && !record.exists());
+    maker.end().await;
+}
+
+#[tokio::test]
+async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
+    let made = template(1);
+    let record = made.record().unwrap();
+    assert!(Template::find(&made.name, record.clone()).unwrap().is_some());
+    let mut other = record.clone();
+    other.key.recipe.boot.memory_mib = 65;
+    assert!(Template::find(&made.name, other).unwrap().is_none());
+    made.kill().await;
+    assert!(Template::find(&made.name, record.clone()).unwrap().is_none());
+
+    let (memory, state) = (new_file("memory", 64 << 20).unwrap(), new_file("state", 1).unwrap());
+    let holder = Process::start(&Start {
+        program: Path::new("/usr/bin/sleep"),
+        words: &["sleep", "60"],
+        log: state.as_fd(),
+        descriptors: &[memory.as_fd(), state.as_fd()],
+        cgroup: None,
+    });
+    let holder = holder.unwrap();
+    let unsealed = super::Record { pid: holder.pid, started_at_ticks: holder.started_at_ticks, ..record };
+    assert!(Template::find("x", unsealed).is_err());
+    holder.kill().await;
+}

@@ -1,0 +1,336 @@
+//! A VM of ours: a VMM's process, its control socket, and the guest behind it.
+//!
+//! ```text
+//!   start: sockets, process in its cgroup -> boot: Boot, ListenVsock, the agent knocks
+//!                                         -> restore: Restore, the agent's port answers
+//! ```
+//!
+//! Used by `local` for pods and by `template` for what they are cloned from. It must not choose between the two ways. A VMM
+//! outlives the daemon; a later one finds it by its process descriptor and its control socket.
+
+use super::control::{Control, GuestConnections};
+use super::files::{CONTROL, Files, LOG, Sockets, VSOCK};
+use super::process::{Process, Start};
+use super::template::{Lease, Template};
+use super::vsock::connect_guest;
+use super::{HypervisorError, Vm, VmRecord};
+use crate::hostile_text::Tail;
+use crate::undo::Undo;
+use async_trait::async_trait;
+use isopod_protocols::vmm::{BootConfig, Extent, Request, Response, Stats};
+use isopod_protocols::vsock::{AGENT_PORT, READY_PORT};
+use std::fs::File;
+use std::future::Future;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tracing::{Instrument, info_span};
+
+/// Limit of a request to a VMM that runs.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Limit of a connection to a guest's port.
+const VSOCK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Time in which the end of a VMM shows whose socket broke.
+const END_NOTICE: Duration = Duration::from_millis(500);
+
+/// Most bytes read from the end of a VMM's log.
+const LOG_TAIL: u64 = 4096;
+
+/// Where a VMM runs, and as whom.
+pub struct Place<'a> {
+    /// Name of the VM in logs.
+    pub id: &'a str,
+    /// Directory of its sockets and its log.
+    pub directory: &'a Path,
+    /// The cgroup it is born in.
+    pub cgroup: Option<&'a Path>,
+    /// Its host user and group.
+    pub uid: u32,
+    /// Its program.
+    pub vmm: &'a Path,
+}
+
+/// A VM.
+pub struct LocalVm {
+    id: String,
+    directory: PathBuf,
+    control: Control,
+    process: Process,
+    /// A clone's, as long as it lives.
+    lease: Mutex<Option<Lease>>,
+    /// The connection by which a clone's agent was found to serve, for the first who asks for one.
+    agent: Mutex<Option<UnixStream>>,
+}
+
+impl LocalVm {
+    /// Starts a VMM; what kills it is pushed to `undo`. The listener is the guest's vsock, which the VMM is still to get.
+    pub fn start(place: &Place<'_>, undo: &mut Undo) -> Result<(Arc<Self>, UnixListener), HypervisorError> {
+        let sockets = Sockets::bind(place.directory)?;
+        let id = place.uid.to_string();
+        let start = Start {
+            program: place.vmm,
+            words: &["isopod-vmm", "--uid", &id, "--gid", &id],
+            log: sockets.log.as_fd(),
+            descriptors: &[sockets.control.as_fd()],
+            cgroup: place.cgroup,
+        };
+        let process = info_span!("spawn").in_scope(|| Process::start(&start))?;
+        let vm = Arc::new(Self::new(place.id, place.directory, process));
+        let killed = Arc::clone(&vm);
+        undo.push("vmm", move || async move {
+            killed.kill().await;
+            Ok::<_, io::Error>(())
+        })?;
+        tracing::debug!(pid = vm.process.pid, "vmm started");
+        Ok((vm, sockets.vsock))
+    }
+
+    /// The VM of a process that runs.
+    pub fn new(id: &str, directory: &Path, process: Process) -> Self {
+        Self {
+            id: id.to_owned(),
+            directory: directory.to_owned(),
+            control: Control::new(id, directory.join(CONTROL)),
+            process,
+            lease: Mutex::default(),
+            agent: Mutex::default(),
+        }
+    }
+
+    /// Does the first work with a VMM, within `limit`. Its death and its slowness become errors that bring its last words.
+    pub async fn bring_up(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<(), HypervisorError>>,
+    ) -> Result<(), HypervisorError> {
+        let done = tokio::select! {
+            // In this order: a VMM that died has also broken its socket, and its log tells why.
+            biased;
+            () = self.process.ended() => Err(self.ended_in_boot()),
+            done = timeout(limit, work) => match done {
+                Ok(done) => done,
+                Err(_) => Err(self.too_slow(limit).await),
+            },
+        };
+        match done {
+            // The end of the process may be seen a moment after the end of its socket.
+            Err(HypervisorError::Control { source, .. } | HypervisorError::Vsock { source, .. })
+                if is_break(&source) && timeout(END_NOTICE, self.process.ended()).await.is_ok() =>
+            {
+                Err(self.ended_in_boot())
+            }
+            other => other,
+        }
+    }
+
+    /// From the first request to the agent's knock. With `memory` the VM is to become a template, and that is its memory.
+    /// The caller sets the deadline, by [`Self::bring_up`].
+    pub async fn boot(
+        &self,
+        config: &BootConfig,
+        files: &Files,
+        vsock: UnixListener,
+        memory: Option<BorrowedFd<'_>>,
+        limit: Duration,
+    ) -> Result<(), HypervisorError> {
+        let request = match memory {
+            None => Request::Boot(config.clone()),
+            Some(_) => Request::BootTemplate(config.clone()),
+        };
+        let mut descriptors =
+            vec![files.kvm.as_fd(), files.kernel.as_fd(), files.root_image.as_fd(), vsock.as_fd()];
+        descriptors.extend(memory);
+        let built = self.done("boot", &request, &descriptors, limit);
+        built.instrument(info_span!("machine")).await?;
+
+        let failed =
+            |source| HypervisorError::Control { id: self.id.clone(), request: "listen_vsock", source };
+        let (guest, for_vmm) = GuestConnections::new().map_err(failed)?;
+        let listen = Request::ListenVsock { port: READY_PORT };
+        self.done("listen_vsock", &listen, &[for_vmm.as_fd()], REQUEST_LIMIT).await?;
+        // The VMM alone holds the other end now, so its death is seen here too.
+        drop(for_vmm);
+        guest.knock(READY_PORT).instrument(info_span!("guest")).await.map_err(failed)
+    }
+
+    /// Makes it a clone, whose agent serves already. The caller sets the deadline, by [`Self::bring_up`].
+    pub async fn restore(
+        &self,
+        template: &Template,
+        files: &Files,
+        vsock: UnixListener,
+        limit: Duration,
+    ) -> Result<(), HypervisorError> {
+        let request = Request::Restore { built_from: template.built_from.clone() };
+        let descriptors = [
+            files.kvm.as_fd(),
+            template.memory.as_fd(),
+            template.state.as_fd(),
+            files.root_image.as_fd(),
+            vsock.as_fd(),
+        ];
+        self.done("restore", &request, &descriptors, limit).await?;
+        drop(vsock);
+        // A clone that runs and does not live would fail its pod, which a cold boot would not. The first call to the agent
+        // needs this connection anyway.
+        let agent = self.connect_vsock(AGENT_PORT).await?;
+        *lock(&self.agent) = Some(agent);
+        Ok(())
+    }
+
+    /// Counts it as a clone of a template until it ends.
+    pub fn count(&self, lease: Option<Lease>) {
+        *lock(&self.lease) = lease;
+    }
+
+    /// Stops a template for good, and has its state written to `state`.
+    pub async fn save(&self, built_from: &str, state: &File, limit: Duration) -> Result<(), HypervisorError> {
+        let request = Request::Save { built_from: built_from.to_owned() };
+        self.done("save", &request, &[state.as_fd()], limit).await
+    }
+
+    async fn ask(
+        &self,
+        name: &'static str,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<Response, HypervisorError> {
+        self.control.ask(name, request, descriptors, limit).await
+    }
+
+    async fn done(
+        &self,
+        name: &'static str,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<(), HypervisorError> {
+        match self.ask(name, request, descriptors, limit).await? {
+            Response::Done {} => Ok(()),
+            _ => Err(self.control.unexpected(name)),
+        }
+    }
+
+    fn ended_in_boot(&self) -> HypervisorError {
+        HypervisorError::Ended { id: self.id.clone(), tail: Tail::new(&self.log_tail()) }
+    }
+
+    async fn too_slow(&self, limit: Duration) -> HypervisorError {
+        let tail = self.last_words().await;
+        HypervisorError::BootTimeout { id: self.id.clone(), seconds: limit.as_secs(), tail }
+    }
+
+    /// The console's tail, or what there is in its place.
+    pub async fn last_words(&self) -> Tail {
+        let console = match self.console().await {
+            Ok(console) => console,
+            Err(error) => format!("{}\n(no console: {error})", self.log_tail()),
+        };
+        Tail::new(&console)
+    }
+
+    /// The VMM's last words; its log ends with the guest's console where there was one.
+    fn log_tail(&self) -> String {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut log = File::open(self.directory.join(LOG))?;
+            let length = log.metadata()?.len();
+            log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+            let mut tail = Vec::new();
+            log.take(LOG_TAIL).read_to_end(&mut tail)?;
+            Ok(tail)
+        };
+        match read() {
+            Ok(tail) => String::from_utf8_lossy(&tail).into_owned(),
+            Err(error) => format!("(no log: {error})"),
+        }
+    }
+}
+
+#[async_trait]
+impl Vm for LocalVm {
+    fn record(&self) -> VmRecord {
+        VmRecord {
+            pid: self.process.pid,
+            started_at_ticks: self.process.started_at_ticks,
+            directory: self.directory.clone(),
+            template: lock(&self.lease).as_ref().map(|lease| lease.template().to_owned()),
+        }
+    }
+
+    async fn attach_extent(&self, file: File, length: u64, read_only: bool) -> Result<u64, HypervisorError> {
+        let request = Request::AttachExtent { length, read_only };
+        match self.ask("attach_extent", &request, &[file.as_fd()], REQUEST_LIMIT).await? {
+            Response::Extent { offset } => Ok(offset),
+            _ => Err(self.control.unexpected("attach_extent")),
+        }
+    }
+
+    async fn detach_extent(&self, offset: u64) -> Result<(), HypervisorError> {
+        self.done("detach_extent", &Request::DetachExtent { offset }, &[], REQUEST_LIMIT).await
+    }
+
+    async fn extents(&self) -> Result<Vec<Extent>, HypervisorError> {
+        match self.ask("list_extents", &Request::ListExtents {}, &[], REQUEST_LIMIT).await? {
+            Response::Extents { extents } => Ok(extents),
+            _ => Err(self.control.unexpected("list_extents")),
+        }
+    }
+
+    async fn attach_tap(&self, tap: OwnedFd) -> Result<(), HypervisorError> {
+        self.done("attach_tap", &Request::AttachTap {}, &[tap.as_fd()], REQUEST_LIMIT).await
+    }
+
+    async fn connect_vsock(&self, port: u32) -> Result<UnixStream, HypervisorError> {
+        if port == AGENT_PORT
+            && let Some(agent) = lock(&self.agent).take()
+        {
+            return Ok(agent);
+        }
+        let path = self.directory.join(VSOCK);
+        let connected = timeout(VSOCK_LIMIT, connect_guest(&path, port)).await;
+        let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        connected.map_err(|source| HypervisorError::Vsock { id: self.id.clone(), port, source })
+    }
+
+    async fn stats(&self) -> Result<Stats, HypervisorError> {
+        match self.ask("stats", &Request::Stats {}, &[], REQUEST_LIMIT).await? {
+            Response::Stats(stats) => Ok(stats),
+            _ => Err(self.control.unexpected("stats")),
+        }
+    }
+
+    async fn console(&self) -> Result<String, HypervisorError> {
+        match self.ask("console", &Request::Console {}, &[], REQUEST_LIMIT).await? {
+            Response::Console { text } => Ok(text),
+            _ => Err(self.control.unexpected("console")),
+        }
+    }
+
+    async fn kill(&self) {
+        self.process.kill().await;
+        self.count(None);
+    }
+
+    async fn ended(&self) {
+        self.process.ended().await;
+        self.count(None);
+    }
+}
+
+fn is_break(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | UnexpectedEof)
+}
+
+/// No critical section here can panic half-way.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
