@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Among the middle ones `container` may use `sandbox` and `image`; `sandbox` uses neither: it tells what happens to it
-//! by [`sandbox::SandboxEvent`].
+//! by [`sandbox::SandboxEvent`]. `agent_client` uses `hypervisor`, which is given what a template's agent must be asked.
 
 pub mod agent_client;
 pub mod cgroup;
