@@ -114,6 +114,8 @@ fn hold(arguments: impl Iterator<Item = String>) -> anyhow::Result<(VmExit, Arc<
     let identity = Identity::from_arguments(arguments)?;
     sys::close_descriptors_from(FIRST_FREE).context("cannot close inherited descriptors")?;
     jail::enter(identity)?;
+    // Lists of processes shall tell it from VMs.
+    nix::sys::prctl::set_name(c"isopod-template").context("cannot take the name of a holder")?;
     Filter::new(Stage::Hold)?.install()?;
     loop {
         nix::unistd::pause();

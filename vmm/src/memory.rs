@@ -116,13 +116,14 @@ pub fn stretches(file: &File) -> Result<Vec<Range>, MemoryError> {
     let mut found: Vec<Range> = Vec::new();
     let mut from = 0;
     loop {
-        let start = match seek(from, Whence::SeekData) {
-            Ok(start) => start / block * block,
+        let data = match seek(from, Whence::SeekData) {
+            Ok(data) => data,
             // Nothing behind `from`.
             Err(nix::Error::ENXIO) => return Ok(found),
             Err(error) => return Err(failed(error)),
         };
-        let end = seek(start.max(from), Whence::SeekHole).map_err(failed)?.next_multiple_of(block);
+        let end = seek(data, Whence::SeekHole).map_err(failed)?.next_multiple_of(block);
+        let start = data / block * block;
         match found.last_mut() {
             Some(last) if last.end() == start => last.len = end - last.start,
             _ => found.push(Range { start, len: end - start }),
