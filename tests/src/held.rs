@@ -1,5 +1,5 @@
 //! What pods hold on a node: processes, taps, namespaces, mounts, cgroups, leases, records, files. A case looks before and
-//! after; what is more is left over.
+//! after; what is more is left over. What belongs to templates is not a pod's, and comes and goes beside them.
 
 use crate::cri::{Pod, wait_for};
 use anyhow::{Context, Result, bail, ensure};
@@ -28,7 +28,7 @@ pub fn by_pods() -> Result<BTreeSet<String>> {
         }
     }
     walk(Path::new("/sys/fs/cgroup"), &mut |path| {
-        if path.is_dir() && path.to_string_lossy().contains("isopod-") {
+        if path.is_dir() && path.to_string_lossy().contains("isopod-") && !is_of_template(path) {
             held.insert(format!("cgroup {}", path.display()));
         }
     });
@@ -76,7 +76,7 @@ pub fn vmms() -> Result<Vec<(Pid, String)>> {
         let path = entry?.path();
         let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
         let Ok(cgroup) = fs::read_to_string(path.join("cgroup")) else { continue };
-        if name.trim() == "isopod-vmm" {
+        if name.trim() == "isopod-vmm" && !is_of_template(Path::new(cgroup.trim())) {
             let pid = path.file_name().and_then(|n| n.to_str()).context("a pid")?;
             found.push((Pid::from_raw(pid.parse()?), cgroup));
         }
@@ -119,14 +119,20 @@ pub fn images_as_before(before: &BTreeSet<String>, when: &str) -> Result<()> {
 }
 
 fn processes(held: &mut BTreeSet<String>) -> Result<()> {
+    held.extend(vmms()?.into_iter().map(|(pid, _)| format!("process isopod-vmm {pid}")));
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
-        if matches!(name.trim(), "isopod-vmm" | "mkfs.erofs") {
-            held.insert(format!("process {} {}", name.trim(), path.display()));
+        if name.trim() == "mkfs.erofs" {
+            held.insert(format!("process mkfs.erofs {}", path.display()));
         }
     }
     Ok(())
+}
+
+/// Whether a control group is a template's or lies below one.
+fn is_of_template(cgroup: &Path) -> bool {
+    cgroup.to_string_lossy().contains("isopod-template-")
 }
 
 /// Everything below a directory; what cannot be read is not there.

@@ -50,6 +50,9 @@ fn story() -> Result<()> {
     shell(&format!("crictl pull {web}"))?;
     shell("crictl images")?;
 
+    chapter("A guest that was booted once, in the background: the template of which pods are clones");
+    shell("until pgrep -f isopod-template >/dev/null; do sleep 0.1; done; isopod check | grep templates")?;
+
     chapter("Two pods");
     let left_before = held_by_pods()?;
     let first = start_pod("first", &[("server", &web, &[]), ("sleeper", &busybox, &["sleep", "3600"])])?;
@@ -57,7 +60,7 @@ fn story() -> Result<()> {
         start_pod("second", &[("client", &busybox, &["sh", "-c", "echo hello from $HOSTNAME; sleep 3600"])])?;
     look_at(&first, &second)?;
 
-    chapter("Each has a kernel of its own");
+    chapter("Each has a kernel of its own, though both are clones");
     let kernel = |container: &str| {
         shell(&format!("crictl exec -s {container} sh -c 'uname -r; cat /proc/sys/kernel/random/boot_id'"))
     };
@@ -161,8 +164,8 @@ fn address_of(pod: &Pod) -> Result<String> {
 
 /// Everything on the node that a pod may hold, one line each.
 fn held_by_pods() -> Result<String> {
-    let script = "pgrep -a isopod-vmm; ip -o link | grep -oE 'veth[^@:]*|tap[0-9]+'; ip netns list; \
-        grep -E 'isopod-|/run/isopod/' /proc/mounts | cut -d' ' -f2; find /sys/fs/cgroup -name '*isopod-*' -type d; \
+    let script = "pgrep -x isopod-vmm; ip -o link | grep -oE 'veth[^@:]*|tap[0-9]+'; ip netns list; \
+        grep -E 'isopod-|/run/isopod/' /proc/mounts | cut -d' ' -f2; find /sys/fs/cgroup -name '*isopod-*' ! -path '*isopod-template-*' -type d; \
         ls /run/isopod/sandboxes /run/isopod/containers /run/isopod/network 2>/dev/null | grep -v ':$' | grep .; \
         ls /var/lib/cni/networks/*/ 2>/dev/null | grep -E '^[0-9]+\\.'; true";
     capture(script)
