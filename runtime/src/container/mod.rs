@@ -44,7 +44,7 @@ pub use stdio::StdioError;
 use crate::agent_client::AgentError;
 use crate::hypervisor::HypervisorError;
 use crate::id::{Mismatch, resolve};
-use crate::sandbox::{SandboxError, SandboxEvent, Sandboxes};
+use crate::sandbox::{Sandbox, SandboxError, SandboxEvent, Sandboxes};
 use crate::store::{Collection, Durability, StoreError};
 use crate::undo::{Injected, Leftovers};
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
@@ -403,6 +403,19 @@ impl Containers {
             }
         }
         Ok(())
+    }
+
+    /// Has the pod's VM hold the memory limits of its containers, where the one of that id has `limit` bytes. One that has no
+    /// limit takes what there is.
+    async fn make_room(&self, sandbox: &Sandbox, id: &str, limit: i64) -> Result<(), ContainerError> {
+        if limit <= 0 {
+            return Ok(());
+        }
+        let others = self.of_sandbox(&sandbox.id);
+        let others =
+            others.iter().filter(|other| other.id != id && !matches!(other.state(), State::Exited(_)));
+        let sum = others.map(|other| other.record().resources.memory_limit_in_bytes.max(0));
+        Ok(self.sandboxes.make_room(sandbox, sum.fold(limit, i64::saturating_add)).await?)
     }
 
     fn save_resources(

@@ -55,6 +55,7 @@ fn code_of_container(error: &ContainerError) -> Code {
 fn code_of_sandbox(error: &SandboxError) -> Code {
     match error {
         SandboxError::Refused(_) | SandboxError::Ambiguous(_) => Code::InvalidArgument,
+        SandboxError::VcpusFixed { .. } => Code::InvalidArgument,
         SandboxError::Cgroup(CgroupError::BadParent(_)) => Code::InvalidArgument,
         SandboxError::NotFound(_) => Code::NotFound,
         SandboxError::NameTaken { .. } => Code::AlreadyExists,
@@ -72,6 +73,7 @@ fn code_of_sandbox(error: &SandboxError) -> Code {
         | SandboxError::Cgroup(_)
         | SandboxError::Store(_)
         | SandboxError::File { .. }
+        | SandboxError::NoGrowth { .. }
         | SandboxError::Injected(_) => Code::Internal,
     }
 }

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
@@ -70,6 +71,7 @@ impl Hypervisor for FakeHypervisor {
             },
             guest: Arc::clone(&self.guest),
             extents: Mutex::default(),
+            memory_mib: AtomicU32::new(config.boot_memory_mib),
             ended: watch::Sender::new(false),
         });
         lock(&self.running).insert(config.id.clone(), Arc::clone(&vm));
@@ -92,6 +94,7 @@ pub struct FakeVm {
     record: VmRecord,
     guest: Guest,
     extents: Mutex<BTreeMap<u64, (u64, bool)>>,
+    memory_mib: AtomicU32,
     ended: watch::Sender<bool>,
 }
 
@@ -145,6 +148,11 @@ impl Vm for FakeVm {
         Ok(extents.iter().map(|(&offset, &(_, read_only))| Extent { offset, read_only }).collect())
     }
 
+    async fn resize(&self, memory_mib: u32) -> Result<(), HypervisorError> {
+        self.memory_mib.store(memory_mib, Ordering::Relaxed);
+        Ok(())
+    }
+
     async fn attach_tap(&self, _tap: OwnedFd) -> Result<(), HypervisorError> {
         Ok(())
     }
@@ -160,7 +168,8 @@ impl Vm for FakeVm {
     }
 
     async fn stats(&self) -> Result<Stats, HypervisorError> {
-        Ok(Stats::default())
+        let memory_bytes = u64::from(self.memory_mib.load(Ordering::Relaxed)) << 20;
+        Ok(Stats { memory_bytes, ..Stats::default() })
     }
 
     async fn console(&self) -> Result<String, HypervisorError> {

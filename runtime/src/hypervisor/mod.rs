@@ -53,8 +53,10 @@ pub struct VmConfig {
     pub root_image: PathBuf,
     /// Virtual CPUs.
     pub vcpus: u8,
-    /// Guest memory in MiB.
+    /// Guest memory in MiB, once it runs.
     pub memory_mib: u32,
+    /// What of it is there at its boot, or was at its template's, in MiB. The caller has the rest added.
+    pub boot_memory_mib: u32,
     /// Ask for 2 MiB pages.
     pub huge_pages: bool,
     /// Words added to the kernel's command line.
@@ -79,6 +81,7 @@ impl VmConfig {
             root_image: settings.root_image,
             vcpus: settings.vcpus,
             memory_mib: settings.memory_mib,
+            boot_memory_mib: settings.memory_mib,
             huge_pages: settings.huge_pages,
             kernel_args: settings.kernel_args,
             boot_timeout: Duration::from_secs(settings.boot_timeout_s.into()),
@@ -90,12 +93,22 @@ impl VmConfig {
     pub fn boot_config(&self) -> BootConfig {
         BootConfig {
             vcpus: self.vcpus,
-            memory_mib: self.memory_mib,
-            max_memory_mib: self.memory_mib,
+            memory_mib: self.boot_memory_mib,
+            max_memory_mib: self.memory_mib.max(most_memory_mib()).max(self.boot_memory_mib),
             huge_pages: self.huge_pages,
             kernel_args: self.kernel_args.clone(),
         }
     }
+}
+
+/// Most memory that a VM is let grow to on this node, in MiB: what the node has. A guest that lies can touch all of it, up to the
+/// limit of its pod's cgroup, as a container could that has no limit.
+pub fn most_memory_mib() -> u32 {
+    /// Most that a VMM takes.
+    const LARGEST: u64 = 1 << 20;
+    let bytes = nix::sys::sysinfo::sysinfo().map_or(0, |node| node.ram_total());
+    // Less than it: a multiple of 2.
+    (bytes >> 21 << 1).min(LARGEST) as u32
 }
 
 /// What a restarted daemon needs to find a VM again.
@@ -236,6 +249,12 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// Where the VMM does not answer.
     async fn extents(&self) -> Result<Vec<Extent>, HypervisorError>;
+
+    /// Asks the guest to have that much memory in all, in MiB. It follows as far as it can: see [`Stats::memory_bytes`].
+    ///
+    /// # Errors
+    /// [`HypervisorError::Refused`] where that is less than it booted with, or more than it may ever have.
+    async fn resize(&self, memory_mib: u32) -> Result<(), HypervisorError>;
 
     /// Joins the guest's network card to a tap.
     ///

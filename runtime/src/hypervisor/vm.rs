@@ -284,6 +284,10 @@ impl Vm for LocalVm {
         }
     }
 
+    async fn resize(&self, memory_mib: u32) -> Result<(), HypervisorError> {
+        self.done("resize_memory", &Request::ResizeMemory { memory_mib }, &[], REQUEST_LIMIT).await
+    }
+
     async fn attach_tap(&self, tap: OwnedFd) -> Result<(), HypervisorError> {
         self.done("attach_tap", &Request::AttachTap {}, &[tap.as_fd()], REQUEST_LIMIT).await
     }

@@ -39,6 +39,7 @@ mod identity;
 mod networking;
 mod record;
 mod registry;
+mod resize;
 mod restore;
 mod start;
 mod stop;
@@ -95,6 +96,33 @@ pub enum SandboxError {
     /// All host user ids for VMMs are taken.
     #[error("all {0} user ids for VMMs are in use: enlarge vm.uid_count, or remove pods")]
     NoUid(u32),
+    /// It would need more processors than its VM has.
+    #[error(
+        "pod sandbox {id} has {have} virtual CPUs and would need {wanted}: a running VM gets memory, but no CPUs; restart the \
+         pod with its new limits"
+    )]
+    VcpusFixed {
+        /// The sandbox.
+        id: String,
+        /// What it would need.
+        wanted: u8,
+        /// What it has.
+        have: u8,
+    },
+    /// The guest did not take the memory that was added.
+    #[error(
+        "guest of {id} has {have_mib} MiB of {wanted_mib} MiB after {seconds} s: its kernel does not add memory"
+    )]
+    NoGrowth {
+        /// The sandbox.
+        id: String,
+        /// What it should have.
+        wanted_mib: u32,
+        /// What it has.
+        have_mib: u64,
+        /// The limit.
+        seconds: u64,
+    },
     /// The caller left before the sandbox was ready.
     #[error("the caller left before pod sandbox {0} was ready; all of it is undone")]
     Abandoned(String),

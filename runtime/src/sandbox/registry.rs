@@ -118,7 +118,7 @@ impl Sandboxes {
             uid: free_uid(&table, plan.vm.pod_uids())?,
             vm: None,
             guest: Guest::default(),
-            size: (plan.vm.vcpus, plan.vm.memory_mib),
+            size: (plan.size.vcpus, plan.size.memory_mib),
             addresses: Vec::new(),
         };
         self.records.put(&id, &record)?;

@@ -10,6 +10,7 @@
 //! sandbox that is Stopping, so that kubelet's next StopPodSandbox tries again.
 
 use super::identity;
+use super::resize::resize_vm;
 use super::validate::Plan;
 use super::{Guest, Machine, PodNetworks, Sandbox, SandboxError, Sandboxes, State};
 use crate::agent_client::AgentClient;
@@ -215,6 +216,10 @@ impl Sandboxes {
         let config = vm_config(sandbox, plan);
         let vm = self.host.hypervisor.boot(&config, undo).instrument(info_span!("boot")).await?;
         let agent = AgentClient::new(&sandbox.id, Arc::clone(&vm));
+        if config.memory_mib > config.boot_memory_mib {
+            let grown = resize_vm(&sandbox.id, vm.as_ref(), config.memory_mib);
+            grown.instrument(info_span!("grow")).await?;
+        }
         let mut entropy = vec![0; ENTROPY];
         let random = fill_random(&mut entropy);
         random.map_err(sandbox.file_error("random device", Path::new("/dev/urandom")))?;
@@ -273,6 +278,9 @@ fn vm_config(sandbox: &Sandbox, plan: &Plan) -> VmConfig {
         cgroup: Some(sandbox.cgroup.path().to_owned()),
         uid: sandbox.snapshot().uid,
         template: plan.vm.template.scope(Some(&namespace)),
+        vcpus: plan.size.vcpus,
+        memory_mib: plan.size.memory_mib,
+        boot_memory_mib: plan.vm.memory_mib.min(plan.size.memory_mib),
         ..VmConfig::new(plan.vm.clone())
     }
 }

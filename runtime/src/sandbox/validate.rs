@@ -89,6 +89,15 @@ pub enum Refusal {
     TooLarge(String, String),
 }
 
+/// Size of a pod's VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Memory in MiB, a multiple of 2 where limits say it.
+    pub memory_mib: u32,
+}
+
 /// A pod that can be made.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -96,8 +105,10 @@ pub struct Plan {
     pub config: PodSandboxConfig,
     /// As kubelet asked.
     pub handler: String,
-    /// Settings of the handler's VMs; their size is what this pod gets.
+    /// Settings of the handler's VMs.
     pub vm: VmConfig,
+    /// Size of this pod's VM.
+    pub size: Size,
     /// Host ports that lead to the pod.
     pub ports: Vec<PortMapping>,
 }
@@ -126,8 +137,8 @@ impl Plan {
             return Err(Refusal::LogDirectory(config.log_directory));
         }
         let ports = ports(&config.port_mappings)?;
-        let vm = size(vm, linux.resources.as_ref(), linux.overhead.as_ref())?;
-        Ok(Self { config, handler: handler.to_owned(), vm, ports })
+        let size = size(&vm, linux.resources.as_ref(), linux.overhead.as_ref())?;
+        Ok(Self { config, handler: handler.to_owned(), vm, size, ports })
     }
 }
 
@@ -228,11 +239,12 @@ fn port(mapping: &CriPort) -> Result<PortMapping, Refusal> {
 }
 
 /// The VM's size: what the pod's containers may use in all, and what the guest needs beside them.
-fn size(
-    mut vm: VmConfig,
+pub fn size(
+    settings: &VmConfig,
     resources: Option<&LinuxContainerResources>,
     overhead: Option<&LinuxContainerResources>,
-) -> Result<VmConfig, Refusal> {
+) -> Result<Size, Refusal> {
+    let mut size = Size { vcpus: settings.vcpus, memory_mib: settings.memory_mib };
     let cpus = |r: Option<&LinuxContainerResources>| match r {
         // In thousandths of a CPU.
         Some(r) if r.cpu_quota > 0 && r.cpu_period > 0 => r.cpu_quota.saturating_mul(1000) / r.cpu_period,
@@ -243,7 +255,7 @@ fn size(
         let wanted = u64::try_from((limit + cpus(overhead)).max(1)).unwrap_or(u64::MAX).div_ceil(1000);
         let most = std::thread::available_parallelism().map_or(1, NonZero::get).clamp(1, 64);
         // More vCPUs than the node has CPUs only cost: the pod's cgroup cannot use them.
-        vm.vcpus = u8::try_from(wanted.min(most as u64)).unwrap_or(64);
+        size.vcpus = u8::try_from(wanted.min(most as u64)).unwrap_or(64);
     }
     let bytes = |r: Option<&LinuxContainerResources>| {
         r.and_then(|r| u64::try_from(r.memory_limit_in_bytes).ok()).filter(|bytes| *bytes > 0)
@@ -251,13 +263,14 @@ fn size(
     if let Some(limit) = bytes(resources) {
         let own = match bytes(overhead) {
             Some(overhead) => overhead.div_ceil(1 << 20).saturating_sub(VMM_MIB),
-            None => u64::from(vm.memory_mib),
+            None => u64::from(settings.memory_mib),
         };
-        let wanted = (limit.div_ceil(1 << 20) + own).max(MIN_MEMORY_MIB);
-        vm.memory_mib = u32::try_from(wanted)
+        // What is added to a VM comes in pieces of 2 MiB.
+        let wanted = (limit.div_ceil(1 << 20) + own).max(MIN_MEMORY_MIB).next_multiple_of(2);
+        size.memory_mib = u32::try_from(wanted)
             .map_err(|_| Refusal::TooLarge(format!("{wanted} MiB of memory"), format!("{} MiB", u32::MAX)))?;
     }
-    Ok(vm)
+    Ok(size)
 }
 
 #[cfg(test)]
@@ -375,8 +388,8 @@ mod tests {
             ..Default::default()
         };
         let sized = |resources: Option<_>, overhead: Option<_>| {
-            let vm = size(base.clone(), resources.as_ref(), overhead.as_ref()).unwrap();
-            (vm.vcpus, vm.memory_mib)
+            let size = size(&base, resources.as_ref(), overhead.as_ref()).unwrap();
+            (size.vcpus, size.memory_mib)
         };
         assert_eq!(sized(None, None), (1, 256));
         assert_eq!(sized(Some(resources(0, 0)), Some(resources(0, 100))), (1, 256), "no limit: the default");
@@ -385,7 +398,7 @@ mod tests {
         assert_eq!(sized(Some(resources(10_000, 1)), Some(resources(0, 1))), (1, 64));
         let two = if std::thread::available_parallelism().unwrap().get() > 1 { 2 } else { 1 };
         assert_eq!(sized(Some(resources(100_000, 0)), Some(resources(10_000, 0))).0, two);
-        assert!(size(base.clone(), Some(&resources(0, 1 << 40)), None).is_err());
+        assert!(size(&base, Some(&resources(0, 1 << 40)), None).is_err());
     }
 
     #[test]
