@@ -44,6 +44,10 @@ pub const KERNEL: u64 = 0x100_0000;
 /// end, which it fills, and what busy containers use. See docs/decisions/0008.
 pub const IDLE_END: u64 = 0x280_0000;
 
+/// How much memory behind what a template fills a clone gets in small pages: it is where an idle pod's few containers begin, and
+/// large ones would be filled in part. See docs/decisions/0010.
+pub const SETTLING: u64 = 32 << 20;
+
 /// RAM below 4 GiB ends here at the latest.
 pub const HOLE: u64 = 0xc000_0000;
 /// RAM above the hole begins here.

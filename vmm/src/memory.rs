@@ -92,20 +92,37 @@ pub fn allocate(ranges: &[Range], backing: Backing<'_>) -> Result<GuestMemory, M
         offset += len;
     }
     let memory = GuestMemory::from_regions(regions).map_err(|e| MemoryError::Region(e.to_string()))?;
-    let first = if matches!(backing, Backing::Fresh { huge_pages: true }) { 0 } else { layout::IDLE_END };
-    for range in ranges {
-        let start = range.start.max(first);
-        advise_huge_pages(&memory, Range { start, len: range.end().saturating_sub(start) });
-    }
     match backing {
-        Backing::Fresh { .. } => {}
+        Backing::Fresh { huge_pages } => {
+            let first = if huge_pages { 0 } else { layout::IDLE_END };
+            for range in ranges {
+                let start = range.start.max(first);
+                advise_huge_pages(&memory, Range { start, len: range.end().saturating_sub(start) });
+            }
+        }
         Backing::Template(file) => {
             let whole = Range { start: 0, len: bytes as u64 };
             show(file, base, bytes, &[whole], libc::MAP_SHARED)?;
         }
-        Backing::Clone { file, stretches } => show(file, base, bytes, stretches, libc::MAP_PRIVATE)?,
+        Backing::Clone { file, stretches } => {
+            show(file, base, bytes, stretches, libc::MAP_PRIVATE)?;
+            for range in ranges {
+                between(*range, stretches).for_each(|busy| advise_huge_pages(&memory, busy));
+            }
+        }
     }
     Ok(memory)
+}
+
+/// Where a clone's containers work: what lies in `range` at least [`layout::SETTLING`] behind a stretch of its template, up to
+/// the next. An idle pod fills what comes right behind a stretch, and only in part. A place in
+/// the file is an address up to the hole below 4 GiB; behind that the advice is only less exact.
+fn between(range: Range, stretches: &[Range]) -> impl Iterator<Item = Range> {
+    let next = stretches.iter().skip(1).map(|stretch| stretch.start).chain([u64::MAX]);
+    stretches.iter().zip(next).map(move |(stretch, next)| {
+        let start = stretch.end().saturating_add(layout::SETTLING).max(range.start);
+        Range { start, len: next.min(range.end()).saturating_sub(start) }
+    })
 }
 
 /// The stretches of a memory file that hold anything, in whole blocks of 2 MiB and rising order.
@@ -351,5 +368,17 @@ mod tests {
             let refused = allocate(&ram, Backing::Clone { file: &file, stretches });
             assert!(matches!(refused, Err(MemoryError::Region(_))), "{stretches:?}");
         }
+    }
+
+    #[test]
+    fn clone_works_in_large_pages_well_behind_what_its_template_fills() {
+        let mib = |start: u64, len: u64| Range { start: start * MIB, len: len * MIB };
+        let stretches = [mib(0, 2), mib(4, 30), mib(126, 2), mib(250, 6)];
+        let busy: Vec<_> = between(mib(0, 256), &stretches)
+            .filter(|busy| busy.len > 0)
+            .map(|b| (b.start / MIB, b.end() / MIB))
+            .collect();
+        assert_eq!(busy, [(66, 126), (160, 250)]);
+        assert_eq!(between(mib(0, 64), &[]).count(), 0);
     }
 }
