@@ -37,19 +37,22 @@ multi_image() {
 programs() {
   local name
   mkdir programs
-  for name in effective-uid pause read-file; do
+  for name in clocks effective-uid pause read-file; do
     gcc -static -Os -s -o "programs/$name" "$here/$name.c"
   done
+  # its text moves, which it tells of
+  gcc -static-pie -fPIE -Os -s -o programs/random-state "$here/random-state.c"
 }
 
 trees() {
-  mkdir busybox features changes web user large pause
+  mkdir busybox features changes web user large probe pause
   busybox_tree busybox "$busybox"
   features_tree features programs
   changes_tree changes
   web_tree web
   user_tree user
   large_tree large programs
+  probe_tree probe programs
   local number
   for number in {1..45}; do
     mkdir "many-$number"
@@ -74,10 +77,11 @@ build() {
   image zstd "$shell" zstd busybox web
   image uncompressed "$shell" tar busybox web
   image large "$shell" gzip busybox large
+  image probe "$shell" gzip busybox probe
   image many "$shell" gzip busybox many-{1..45}
   image pause '{"Entrypoint":["/pause"]}' gzip pause
   multi_image
 }
 
 busybox=$("$here/../tools/busybox.sh")/busybox
-cached images "$(key_of "$busybox" "$here"/{build,oci-layout,trees}.sh "$here"/{effective-uid,pause,read-file}.c)" build
+cached images "$(key_of "$busybox" "$here"/{build,oci-layout,trees}.sh "$here"/{clocks,effective-uid,pause,random-state,read-file}.c)" build

@@ -86,6 +86,13 @@ large_tree() {
   head -c 64M /dev/zero | openssl enc -aes-128-ctr -K 00000000000000000000000000000000 -iv 00000000000000000000000000000000 >"$root/data/large"
 }
 
+# Programs that tell what two guests must not have in common, and what they must.
+probe_tree() {
+  local root=$1 programs=$2
+  install -d -m 755 "$root"/{usr,usr/bin}
+  install -m 755 "$programs"/{clocks,random-state} "$root/usr/bin/"
+}
+
 # One of many small layers: its own file, and one that each layer above it replaces.
 many_tree() {
   local root=$1 number=$2
