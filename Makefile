@@ -6,7 +6,7 @@
 PROGRAMS = target/x86_64-unknown-linux-gnu/release
 AGENT = target/x86_64-unknown-linux-gnu/guest/isopod-agent
 
-.PHONY: demo shell test soak bench lint build packages artefacts guest-kernel tools images node-run
+.PHONY: demo shell test test-cold soak bench lint build packages artefacts guest-kernel tools images node-run
 
 # Pods in their own VMs on real KVM, by crictl, with every command shown.
 demo: artefacts
@@ -19,6 +19,11 @@ shell: artefacts
 # All tests: those beside the code, then the end-to-end cases, each group in a node of its own.
 test: artefacts
 	cargo test --release --workspace
+
+# The groups that run pods, once more with pods that boot instead of being clones.
+test-cold: artefacts
+	ISOPOD_COLD=1 cargo test --release --workspace --test cri --test storage --test network --test failure --test kill \
+		--test security
 
 # 20 pods at once, then 200 one after another (make soak SOAK=20 for a tenth).
 soak: artefacts

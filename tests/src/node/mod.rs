@@ -108,6 +108,11 @@ impl Default for Settings {
     }
 }
 
+/// Whether the caller wants nodes whose pods all boot, by `ISOPOD_COLD=1`: each group can be run both ways.
+pub fn cold() -> bool {
+    std::env::var_os("ISOPOD_COLD").is_some_and(|value| value == "1")
+}
+
 /// A running node.
 #[derive(Debug)]
 pub struct Node {

@@ -139,6 +139,7 @@ fn node_settings(
         writeln!(text, "JOB_TTY_SIZE='{}'", terminal.size().unwrap_or_default())?;
     }
     writeln!(text, "COUNTED={}", if settings.time == Time::Counted { "yes" } else { "no" })?;
+    writeln!(text, "COLD={}", if super::cold() { "yes" } else { "no" })?;
     let modules: Vec<_> = modules.iter().map(|path| path.display().to_string()).collect();
     writeln!(text, "MODULES='{}'", modules.join(" "))?;
     let registry = if settings.registry { registry::storage()? } else { PathBuf::new() };
