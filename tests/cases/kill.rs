@@ -103,26 +103,28 @@ fn vmm_killed_makes_the_pod_not_ready_and_leaves_others_alone() -> Result<()> {
     nothing_left(&cri, &before, "of a killed VM")
 }
 
+/// A pod that boots: what becomes of a clone whose VMM is killed is told by `clones`.
 fn vmm_killed_while_its_pod_starts_fails_the_start_soon() -> Result<()> {
-    let cri = cri()?;
-    let before = held::by_pods()?;
-    // As soon as it is there, and in the middle of the guest's boot.
-    for spent in [0, 10, 40] {
-        let killer = std::thread::spawn(move || {
-            let vmm = wait_for("a VMM at work", || {
-                Ok(held::vmms()?.into_iter().map(|(pid, _)| pid).find(|pid| ticks(*pid) >= spent))
-            })?;
-            Ok::<_, anyhow::Error>(kill(vmm, Signal::SIGKILL)?)
-        });
-        let begin = Instant::now();
-        let refused = cri.run_pod("stillborn").expect_err("its VM was killed");
-        killer.join().expect("the killer does not panic")?;
-        ensure!(begin.elapsed() < SOON, "it took {:?}", begin.elapsed());
-        ensure!(refused.code() == Code::Internal && refused.message().contains("ended"), "{refused:?}");
-        ensure!(cri.pods()?.is_empty(), "it is listed");
-        nothing_left(&cri, &before, &format!("of a VM killed after {spent} ticks"))?;
-    }
-    Ok(())
+    daemon::configured("[vm]\ntemplate = \"off\"\n", |cri| {
+        let before = held::by_pods()?;
+        // As soon as it is there, and in the middle of the guest's boot.
+        for spent in [0, 10, 40] {
+            let killer = std::thread::spawn(move || {
+                let vmm = wait_for("a VMM at work", || {
+                    Ok(held::vmms()?.into_iter().map(|(pid, _)| pid).find(|pid| ticks(*pid) >= spent))
+                })?;
+                Ok::<_, anyhow::Error>(kill(vmm, Signal::SIGKILL)?)
+            });
+            let begin = Instant::now();
+            let refused = cri.run_pod("stillborn").expect_err("its VM was killed");
+            killer.join().expect("the killer does not panic")?;
+            ensure!(begin.elapsed() < SOON, "it took {:?}", begin.elapsed());
+            ensure!(refused.code() == Code::Internal && refused.message().contains("ended"), "{refused:?}");
+            ensure!(cri.pods()?.is_empty(), "it is listed");
+            nothing_left(cri, &before, &format!("of a VM killed after {spent} ticks"))?;
+        }
+        Ok(())
+    })
 }
 
 /// Waits for an exec that makes a file to show that it runs.

@@ -196,8 +196,13 @@ impl Cri {
 
     /// Runs a pod of that configuration.
     pub fn run_pod_with(&self, config: PodSandboxConfig) -> Result<Pod, Status> {
+        self.run_pod_by("", config)
+    }
+
+    /// Runs a pod by that runtime handler.
+    pub fn run_pod_by(&self, handler: &str, config: PodSandboxConfig) -> Result<Pod, Status> {
         let request =
-            v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+            v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let answer = self.wait(self.service().run_pod_sandbox(request))?;
         Ok(Pod { id: answer.pod_sandbox_id, config })
     }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cri::{Cri, SOCKET};
@@ -61,6 +61,15 @@ pub fn start() -> Result<()> {
         );
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Starts a daemon that looks for faults, and does not wait until it serves: it may be told to die before.
+pub fn begin() -> Result<Child> {
+    let log = File::options().create(true).append(true).open(LOG)?;
+    let mut serve = Command::new("/usr/lib/isopod/isopod");
+    serve.arg("serve").env("ISOPOD_FAULT_FILE", FAULTS);
+    serve.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    serve.spawn().context("cannot start the daemon")
 }
 
 /// Kills it and starts another.

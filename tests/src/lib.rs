@@ -13,4 +13,5 @@ pub mod held;
 pub mod node;
 pub mod registry;
 pub mod template;
+pub mod templates;
 pub mod vmm;
