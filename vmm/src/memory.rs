@@ -359,7 +359,7 @@ mod tests {
         let file = memory_file(64);
         let bad: [&[Range]; 5] = [
             &[Range { start: 63 * MIB, len: 2 * MIB }],
-            &[Range { start: u64::MAX & !4095, len: 4096 }],
+            &[Range { start: !4095, len: 4096 }],
             &[Range { start: 1, len: 4096 }],
             &[Range { start: 0, len: 0 }],
             &[Range { start: 4096, len: 8192 }, Range { start: 8192, len: 4096 }],
