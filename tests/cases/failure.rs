@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, container_config, wait_for};
 use isopod_tests::node::{Isopod, Settings};
-use isopod_tests::{daemon, held};
+use isopod_tests::{daemon, held, templates};
 use k8s_cri::v1::{ContainerState, PodSandboxState};
 use std::collections::BTreeSet;
 use std::fs;
@@ -51,6 +51,7 @@ fn cri() -> Result<Cri> {
     let cri = Cri::connect()?;
     cri.pull("busybox")?;
     cri.clean()?;
+    templates::settled(&cri)?;
     Ok(cri)
 }
 

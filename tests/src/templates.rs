@@ -3,6 +3,7 @@
 
 use crate::cri::{Cri, Pod, wait_for};
 use crate::daemon;
+use crate::node;
 use anyhow::{Context, Result, bail};
 use k8s_cri::v1::StatusRequest;
 use nix::sys::signal::{Signal, kill};
@@ -54,6 +55,11 @@ pub fn wait_ready(cri: &Cri, count: usize) -> Result<Vec<Shown>> {
 pub fn wait_for_one(cri: &Cri) -> Result<String> {
     let ready = wait_ready(cri, 1)?;
     ready.into_iter().find_map(|one| one.name).context("a template that is ready has a name")
+}
+
+/// Waits until pods begin the way they are meant to, so that a case goes one way only: as clones, or by booting.
+pub fn settled(cri: &Cri) -> Result<()> {
+    if node::cold() { Ok(()) } else { wait_for_one(cri).map(drop) }
 }
 
 /// Name of the template that a pod's VM is a clone of, by the pod's record; `None` where it booted.
