@@ -6,6 +6,7 @@
 //! here, before any runtime or thread exists.
 
 mod cgroup;
+mod clock;
 mod console;
 mod container;
 mod error;

@@ -6,6 +6,7 @@
 //!     +--undone--+ a step fails
 //! ```
 
+use crate::clock;
 use crate::console;
 use crate::container::Containers;
 use crate::error::AgentError;
@@ -20,7 +21,6 @@ use isopod_protocols::agent::{
 };
 use isopod_protocols::guest;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use rustix::time::{ClockId, Timespec};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
@@ -144,7 +144,7 @@ pub async fn set_up(
 
 /// The steps of a set-up, none of which blocks for longer than a mount. What they made, [`undo`] takes back.
 async fn apply(identity: &Identity) -> Result<Storage, SandboxError> {
-    set_clock(identity)?;
+    clock::set(identity.realtime).map_err(|e| SandboxError::Kernel("set the clock", e.into()))?;
     rustix::system::sethostname(identity.hostname.as_bytes())
         .map_err(|e| SandboxError::Kernel("set the host name", e.into()))?;
     write_files(identity)?;
@@ -162,13 +162,6 @@ async fn undo() {
     for target in [guest::SHM, guest::SANDBOX_DIR] {
         let _ = unmount(target, UnmountFlags::NOFOLLOW);
     }
-}
-
-fn set_clock(identity: &Identity) -> Result<(), SandboxError> {
-    let seconds = i64::try_from(identity.realtime.as_secs()).unwrap_or(i64::MAX);
-    let time = Timespec { tv_sec: seconds, tv_nsec: identity.realtime.subsec_nanos().into() };
-    rustix::time::clock_settime(ClockId::Realtime, time)
-        .map_err(|e| SandboxError::Kernel("set the clock", e.into()))
 }
 
 /// The files and the shared memory that every container of the sandbox mounts.
