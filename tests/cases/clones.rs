@@ -10,12 +10,17 @@ use k8s_cri::v1::{self, PodSandboxState};
 use nix::sys::signal::{Signal, kill};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
+use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 use tonic::Code;
 
 /// Making a template has fewer steps.
 const MOST_STEPS: u32 = 20;
+
+/// Where `clocks` tells them.
+const CLOCKS_PORT: u16 = 9000;
 
 fn main() -> ExitCode {
     if node::cold() {
@@ -75,7 +80,10 @@ type Values = BTreeMap<String, String>;
 
 /// What a program of the image `probe` prints.
 fn values(cri: &Cri, container: &str, script: &str) -> Result<Values> {
-    let printed = cri.shell(container, script)?;
+    parsed(&cri.shell(container, script)?)
+}
+
+fn parsed(printed: &str) -> Result<Values> {
     let pair = |line: &str| line.split_once(' ').map(|(name, value)| (name.to_owned(), value.to_owned()));
     printed.lines().map(|line| pair(line).with_context(|| format!("{line:?} in {printed}"))).collect()
 }
@@ -140,22 +148,38 @@ fn clock(values: &Values, name: &str) -> Result<Duration> {
     Ok(Duration::from_nanos(values.get(name).with_context(|| format!("no {name} clock"))?.parse()?))
 }
 
+/// What the clocks of a guest tell, and the node's wall clock before and after they were asked.
+fn ask_clocks(address: &str) -> Result<(Duration, Values, Duration)> {
+    let now = || Ok::<_, anyhow::Error>(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?);
+    let before = now()?;
+    let mut told = String::new();
+    TcpStream::connect((address, CLOCKS_PORT))?.read_to_string(&mut told)?;
+    let after = now()?;
+    Ok((before, parsed(&told)?, after))
+}
+
 fn wall_clock_of_a_clone_is_right_to_10_ms() -> Result<()> {
     const NEAR: Duration = Duration::from_millis(10);
-    let now = || Ok::<_, anyhow::Error>(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?);
     let cri = cri()?;
-    let (_, container) = run_probe(&cri, "wall")?;
-    // Asking takes longer than that where processors are emulated, so it is asked until one answer would show it.
-    for _ in 0..10 {
-        let before = now()?;
-        let told = clock(&values(&cri, &container, "clocks")?, "realtime")?;
-        let after = now()?;
+    let (pod, _) = run_probe(&cri, "wall")?;
+    cri.run_container(&pod, container_config("clocks", "probe", &["clocks", &CLOCKS_PORT.to_string()]))?;
+    let address = cri.pod_status(&pod.id)?.network.unwrap_or_default().ip;
+    wait_for("an answer", || Ok(ask_clocks(&address).ok()))?;
+    // An answer shows an error only beyond the time that it took; of many, one is quick.
+    let mut quickest = Duration::MAX;
+    for _ in 0..50 {
+        let (before, told, after) = ask_clocks(&address)?;
+        let told = clock(&told, "realtime")?;
         ensure!(before - NEAR <= told && told <= after + NEAR, "{told:?} between {before:?} and {after:?}");
+        quickest = quickest.min(after - before);
     }
+    println!("the quickest answer took {quickest:?}");
     cri.clean()
 }
 
 fn monotonic_clock_of_a_clone_goes_on_and_does_not_jump() -> Result<()> {
+    /// Both clocks have the time of the same processor; this is for their rates.
+    const NEAR: Duration = Duration::from_millis(1);
     let cri = cri()?;
     let (_, container) = run_probe(&cri, "first")?;
     let read = |of: &str| {
@@ -166,16 +190,15 @@ fn monotonic_clock_of_a_clone_goes_on_and_does_not_jump() -> Result<()> {
     let (begin, first, end) = read(&container)?;
     std::thread::sleep(Duration::from_secs(1));
     let (begin_again, second, end_again) = read(&container)?;
-    // Both have the time of the same processor; a millisecond is for their rates.
-    let (least, most) = (begin_again - end, end_again - begin + Duration::from_millis(1));
-    let gone = second - first + Duration::from_millis(1);
-    ensure!(least <= gone && gone <= most + Duration::from_millis(1), "{gone:?} of {least:?} to {most:?}");
+    let (least, gone, most) = (begin_again - end, second - first, end_again - begin);
+    ensure!(least <= gone + NEAR && gone <= most + NEAR, "{gone:?} of {least:?} to {most:?}");
     // Where it begins, the template stopped: time in which there was no clone does not count.
-    std::thread::sleep(end_again - begin);
+    std::thread::sleep(most);
     let begin = Instant::now();
     let (_, other) = run_probe(&cri, "second")?;
     let (_, later, end) = read(&other)?;
-    ensure!(later - (end - begin) <= first, "{later:?} after {:?}, {first:?} in another", end - begin);
+    let lived = end - begin;
+    ensure!(later <= first + lived, "{later:?} after {lived:?} at most, {first:?} in one that began earlier");
     cri.clean()
 }
 
