@@ -5,7 +5,7 @@
 //! [`kernel`] and the VM's [`generation`], and starts the [`vcpu`] threads; then the [`machine`] answers requests while the event loop of [`virtio`]
 //! serves the devices, until something calls [`end`].
 //!
-//! A template ends by being [`saved`]; a pod's VM begins as its [`clone`](crate::clone) where there is one.
+//! A template ends by being [`saved`]; a pod's VM begins as its [`mod@clone`] where there is one.
 //!
 //! `README.md` beside this crate has the map.
 
