@@ -1,12 +1,14 @@
 //! The daemon of the node a case runs in: killed, and started again, with or without a fault file.
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cri::{Cri, SOCKET};
+use crate::held;
 
 /// Where faults are ordered; the daemons that [`start`] starts look at it.
 pub const FAULTS: &str = "/run/isopod-faults";
@@ -101,18 +103,9 @@ pub fn order_fault(fault: Option<&str>) -> Result<()> {
 
 /// Processes of the daemon.
 pub fn pids() -> Result<Vec<i32>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let Some(pid) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()) else {
-            continue;
-        };
-        let Ok(command) = fs::read(path.join("cmdline")) else { continue };
-        let words: Vec<_> = command.split(|&b| b == 0).collect();
-        if words.first().is_some_and(|w| w.ends_with(b"isopod")) && words.get(1) == Some(&b"serve".as_slice())
-        {
-            found.push(pid);
-        }
-    }
-    Ok(found)
+    let daemons = held::started_as(|words| match words {
+        [program, command, ..] => program.ends_with(b"isopod") && *command == b"serve",
+        _ => false,
+    });
+    Ok(daemons?.into_iter().map(Pid::as_raw).collect())
 }

@@ -69,6 +69,23 @@ pub fn nothing_more_than(before: &BTreeSet<String>, when: &str) -> Result<()> {
     bail!("left {when}: {more:#?}")
 }
 
+/// Processes by the words that they were started with.
+pub fn started_as(is_meant: impl Fn(&[&[u8]]) -> bool) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Some(pid) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        // It may have ended meanwhile.
+        let Ok(command) = fs::read(path.join("cmdline")) else { continue };
+        if is_meant(&command.split(|&byte| byte == 0).collect::<Vec<_>>()) {
+            found.push(Pid::from_raw(pid));
+        }
+    }
+    Ok(found)
+}
+
 /// The VMMs that run, with the cgroup of each, which names its pod.
 pub fn vmms() -> Result<Vec<(Pid, String)>> {
     let mut found = Vec::new();

@@ -2,8 +2,8 @@
 //! node. `template` makes one by hand, without a daemon.
 
 use crate::cri::{Cri, Pod, wait_for};
-use crate::daemon;
 use crate::node;
+use crate::{daemon, held};
 use anyhow::{Context, Result, bail};
 use k8s_cri::v1::StatusRequest;
 use nix::sys::signal::{Signal, kill};
@@ -143,16 +143,5 @@ fn paths_in(directory: &str) -> Result<Vec<String>> {
 
 /// Processes by the name that they were started with.
 fn processes(name: &str) -> Result<Vec<Pid>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let Some(pid) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()) else {
-            continue;
-        };
-        let Ok(command) = fs::read(path.join("cmdline")) else { continue };
-        if command.split(|&byte| byte == 0).next() == Some(name.as_bytes()) {
-            found.push(Pid::from_raw(pid));
-        }
-    }
-    Ok(found)
+    held::started_as(|words| words.first() == Some(&name.as_bytes()))
 }

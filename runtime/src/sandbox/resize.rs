@@ -1,7 +1,8 @@
 //! The memory of a VM that runs: a pod's VM boots, or its template did, with its handler's usual memory, and has the rest added
 //! (virtio-mem) before it is Ready; later it follows its pod's limits up and down.
 //!
-//! Growing is waited for, as who asks is about to use it. Shrinking is not: the guest gives back what it can, when it can.
+//! Growing is waited for until the guest has taken what was added; its kernel has put the last of it to use some milliseconds
+//! later. Shrinking is not waited for: the guest gives back what it can, when it can.
 //! Processors stay as many as they are: a pod that wants more of them is refused.
 
 use super::validate::{Size, size};
