@@ -99,7 +99,8 @@ impl Containers {
         })?;
 
         let limits = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
-        self.make_room(sandbox, &id, limits.map_or(0, |limits| limits.memory_limit_in_bytes)).await?;
+        self.make_room(sandbox, machine, &id, limits.map_or(0, |limits| limits.memory_limit_in_bytes))
+            .await?;
 
         let attached = self.attach_layers(&sandbox.id, &machine.vm, &image.layers, undo);
         let layers = attached.instrument(info_span!("layers")).await?;

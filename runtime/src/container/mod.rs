@@ -44,7 +44,7 @@ pub use stdio::StdioError;
 use crate::agent_client::AgentError;
 use crate::hypervisor::HypervisorError;
 use crate::id::{Mismatch, resolve};
-use crate::sandbox::{Sandbox, SandboxError, SandboxEvent, Sandboxes};
+use crate::sandbox::{Machine, Sandbox, SandboxError, SandboxEvent, Sandboxes};
 use crate::store::{Collection, Durability, StoreError};
 use crate::undo::{Injected, Leftovers};
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
@@ -407,7 +407,13 @@ impl Containers {
 
     /// Has the pod's VM hold the memory limits of its containers, where the one of that id has `limit` bytes. One that has no
     /// limit takes what there is.
-    async fn make_room(&self, sandbox: &Sandbox, id: &str, limit: i64) -> Result<(), ContainerError> {
+    async fn make_room(
+        &self,
+        sandbox: &Sandbox,
+        machine: &Machine,
+        id: &str,
+        limit: i64,
+    ) -> Result<(), ContainerError> {
         if limit <= 0 {
             return Ok(());
         }
@@ -415,7 +421,7 @@ impl Containers {
         let others =
             others.iter().filter(|other| other.id != id && !matches!(other.state(), State::Exited(_)));
         let sum = others.map(|other| other.record().resources.memory_limit_in_bytes.max(0));
-        Ok(self.sandboxes.make_room(sandbox, sum.fold(limit, i64::saturating_add)).await?)
+        Ok(self.sandboxes.make_room(sandbox, machine, sum.fold(limit, i64::saturating_add)).await?)
     }
 
     fn save_resources(

@@ -27,10 +27,11 @@ impl Containers {
         }
         let _operation = container.operation.lock().await;
         let merged = container.record().updated(update);
-        self.make_room(sandbox, &container.id, merged.memory_limit_in_bytes).await?;
+        let entered = sandbox.enter().await?;
+        self.make_room(sandbox, &entered.machine, &container.id, merged.memory_limit_in_bytes).await?;
         let resources = serde_json::to_vec(&linux_resources(&merged)?).map_err(ContainerError::Encode)?;
         let request = UpdateContainerRequest { container_id: container.id.clone(), resources };
-        sandbox.enter().await?.machine.agent.update_container(request).await?;
+        entered.machine.agent.update_container(request).await?;
         self.save_resources(container, merged)
     }
 }

@@ -6,7 +6,7 @@
 //! Processors stay as many as they are: a pod that wants more of them is refused.
 
 use super::validate::{Size, size};
-use super::{Sandbox, SandboxError, Sandboxes};
+use super::{Machine, Sandbox, SandboxError, Sandboxes};
 use crate::hypervisor::{Vm, most_memory_mib};
 use k8s_cri::v1::LinuxContainerResources;
 use std::time::Duration;
@@ -38,21 +38,28 @@ impl Sandboxes {
                 have: vcpus,
             });
         }
-        self.set_memory(sandbox, wanted.memory_mib).await
+        let entered = sandbox.enter().await?;
+        self.set_memory(sandbox, &entered.machine, wanted.memory_mib).await
     }
 
-    /// Has the VM hold containers whose limits are `bytes` together. It never shrinks for that.
+    /// Has the VM hold containers whose limits are `bytes` together. It never shrinks for that. The caller has entered the
+    /// sandbox: to enter it once more while a stop waits would wait for that stop, and it for us.
     ///
     /// # Errors
     /// Where the guest does not take what was added.
-    pub async fn make_room(&self, sandbox: &Sandbox, bytes: i64) -> Result<(), SandboxError> {
+    pub async fn make_room(
+        &self,
+        sandbox: &Sandbox,
+        machine: &Machine,
+        bytes: i64,
+    ) -> Result<(), SandboxError> {
         let limits = LinuxContainerResources { memory_limit_in_bytes: bytes, ..Default::default() };
         let linux = sandbox.config.linux.clone().unwrap_or_default();
         let wanted = self.size_for(sandbox, Some(&limits), linux.overhead.as_ref())?;
         // Limits may be larger than the node, and then are none.
         let memory_mib = wanted.memory_mib.min(most_memory_mib());
         if memory_mib > sandbox.snapshot().size.1 {
-            self.set_memory(sandbox, memory_mib).await
+            self.set_memory(sandbox, machine, memory_mib).await
         } else {
             Ok(())
         }
@@ -69,9 +76,13 @@ impl Sandboxes {
         Ok(size(&settings, resources, overhead)?)
     }
 
-    async fn set_memory(&self, sandbox: &Sandbox, memory_mib: u32) -> Result<(), SandboxError> {
-        let entered = sandbox.enter().await?;
-        resize_vm(&sandbox.id, entered.machine.vm.as_ref(), memory_mib).await?;
+    async fn set_memory(
+        &self,
+        sandbox: &Sandbox,
+        machine: &Machine,
+        memory_mib: u32,
+    ) -> Result<(), SandboxError> {
+        resize_vm(&sandbox.id, machine.vm.as_ref(), memory_mib).await?;
         self.change(sandbox, |record| record.size.1 = memory_mib)
     }
 }
