@@ -9,6 +9,7 @@ use crate::id::IdError;
 use crate::identity::IdentityError;
 use crate::network::netlink::NetworkError;
 use crate::process::ProcessError;
+use crate::processors::ProcessorsError;
 use crate::sandbox::SandboxError;
 use crate::stats::StatsError;
 use crate::storage::StorageError;
@@ -31,6 +32,7 @@ pub enum AgentError {
     Stats(#[from] StatsError),
     Container(#[from] ContainerError),
     Process(#[from] ProcessError),
+    Processors(#[from] ProcessorsError),
 }
 
 impl AgentError {
@@ -43,6 +45,7 @@ impl AgentError {
             AgentError::Stats(error) => stats_code(error),
             AgentError::Container(error) => container_code(error),
             AgentError::Process(error) => process_code(error),
+            AgentError::Processors(error) => processors_code(error),
         }
     }
 }
@@ -112,6 +115,13 @@ fn container_code(error: &ContainerError) -> Code {
         ContainerError::Launch { source, .. } => launch_code(source),
         ContainerError::PidTarget { .. } => Code::FailedPrecondition,
         ContainerError::System { .. } | ContainerError::Immortal(_) => Code::Internal,
+    }
+}
+
+fn processors_code(error: &ProcessorsError) -> Code {
+    match error {
+        ProcessorsError::Count { .. } => Code::InvalidArgument,
+        ProcessorsError::Path { .. } => Code::Internal,
     }
 }
 

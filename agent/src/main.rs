@@ -17,6 +17,7 @@ mod in_guest;
 mod init;
 mod network;
 mod process;
+mod processors;
 mod reaper;
 mod sandbox;
 mod server;

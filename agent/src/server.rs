@@ -1,7 +1,7 @@
 //! The agent's gRPC service: each call is one line that hands it to the module whose business it is.
 
 use crate::sandbox::Sandbox;
-use crate::{container, error::AgentError, process, reaper, sandbox, stats, stdio};
+use crate::{container, error::AgentError, process, processors, reaper, sandbox, stats, stdio};
 use futures_util::TryStreamExt;
 use futures_util::future::ready;
 use isopod_protocols::agent::agent_server::{Agent, AgentServer};
@@ -84,6 +84,9 @@ impl Agent for Service {
     }
     async fn set_up_sandbox(&self, r: Request<SetUpSandboxRequest>) -> Answer<SetUpSandboxResponse> {
         answer(sandbox::set_up(&self.sandbox, r.into_inner()).await)
+    }
+    async fn use_processors(&self, r: Request<UseProcessorsRequest>) -> Answer<UseProcessorsResponse> {
+        answer(processors::use_processors(r.into_inner()).await)
     }
     async fn create_container(&self, r: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
         answer(container::create(&self.sandbox, r.into_inner()).await)

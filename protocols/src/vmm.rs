@@ -50,6 +50,12 @@ pub enum Request {
         /// MiB, a multiple of 2, at least what the VM booted with and at most its `max_memory_mib`.
         memory_mib: u32,
     },
+    /// Makes processors until the VM has this many. They wait until the guest brings them up; none is ever taken away.
+    /// Answered by [`Response::Done`].
+    AddVcpus {
+        /// How many in all: at most the VM's `max_vcpus`.
+        vcpus: u8,
+    },
     /// Maps a file into the pod's extent disk. Descriptor: the file. Answered by [`Response::Extent`].
     AttachExtent {
         /// Length in bytes, a multiple of 512. Reads past the end of a shorter file give zeroes.
@@ -89,6 +95,8 @@ pub enum Request {
 pub struct BootConfig {
     /// Virtual CPUs, 1 to 64.
     pub vcpus: u8,
+    /// Most that [`Request::AddVcpus`] may make of them, up to 64: `vcpus`, or more. The guest has per-CPU memory for all.
+    pub max_vcpus: u8,
     /// Guest memory in MiB, at least 64.
     pub memory_mib: u32,
     /// Most that [`Request::ResizeMemory`] may make of it, in MiB: `memory_mib`, or more and a multiple of 2. Costs address
@@ -176,6 +184,8 @@ pub struct Stats {
     pub net_tx_bytes: u64,
     /// Open vsock connections.
     pub vsock_connections: u64,
+    /// Virtual CPUs, also those that the guest has not brought up.
+    pub vcpus: u8,
     /// Memory that the guest has now, bytes: what it booted with and what was added since.
     pub memory_bytes: u64,
     /// Guest memory given back to the host by free page reporting and the balloon, bytes since boot.

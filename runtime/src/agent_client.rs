@@ -13,8 +13,8 @@ use isopod_protocols::agent::{
     CreateContainerRequest, CreateContainerResponse, Event, HelloRequest, HelloResponse, PrepareRequest,
     RemoveContainerRequest, RemoveExecRequest, ResizeTerminalRequest, SetUpSandboxRequest,
     SignalProcessRequest, StartContainerRequest, StartContainerResponse, StartExecRequest, StartExecResponse,
-    StatsRequest, StatsResponse, UpdateContainerRequest, WaitProcessRequest, WaitProcessResponse,
-    WatchRequest,
+    StatsRequest, StatsResponse, UpdateContainerRequest, UseProcessorsRequest, WaitProcessRequest,
+    WaitProcessResponse, WatchRequest,
 };
 use isopod_protocols::vsock::AGENT_PORT;
 use std::error::Error;
@@ -128,6 +128,15 @@ impl AgentClient {
     /// See [`AgentError`].
     pub async fn set_up_sandbox(&self, request: SetUpSandboxRequest) -> Result<(), AgentError> {
         self.call("SetUpSandbox", WORK, self.rpc.clone().set_up_sandbox(request)).await.map(drop)
+    }
+
+    /// Has the guest use so many of its processors.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn use_processors(&self, count: u8) -> Result<(), AgentError> {
+        let request = UseProcessorsRequest { count: count.into() };
+        self.call("UseProcessors", WORK, self.rpc.clone().use_processors(request)).await.map(drop)
     }
 
     /// Makes a container.

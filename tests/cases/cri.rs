@@ -1,7 +1,6 @@
 //! Cases about the CRI: what kubelet and crictl ask, and what they are answered.
 
 use anyhow::{Result, ensure};
-use isopod_protocols::cri_additions;
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, container_config, image_name, wait_for};
 use isopod_tests::held;
@@ -28,7 +27,6 @@ fn main() -> ExitCode {
             lists_can_be_streamed,
             stats_tell_cpu_and_memory,
             limits_hold_and_can_be_changed,
-            vm_follows_its_pods_limits_up_and_down,
             oom_kill_is_told_as_such,
             stop_and_remove_twice_succeed,
             stop_signal_of_the_pod_wins,
@@ -307,51 +305,6 @@ fn user_of_the_image_runs_its_process() -> Result<()> {
         refused.code() == Code::InvalidArgument && refused.message().contains("no-such-user"),
         "{refused:?}"
     );
-    cri.clean()
-}
-
-fn vm_follows_its_pods_limits_up_and_down() -> Result<()> {
-    const MIB: i64 = 1 << 20;
-    let cri = cri()?;
-    let (pod, container) = cri.run_sleeper("growing")?;
-    let total_mib = || -> Result<i64> {
-        Ok(cri.shell(&container, "grep MemTotal /proc/meminfo | tr -dc 0-9")?.trim().parse::<i64>()? >> 10)
-    };
-    let begun_with = total_mib()?;
-    ensure!(begun_with < 256, "{begun_with} MiB");
-
-    // A container's limit, and what the guest needs for itself.
-    let limits = |mib| v1::LinuxContainerResources { memory_limit_in_bytes: mib * MIB, ..Default::default() };
-    let update = v1::UpdateContainerResourcesRequest {
-        container_id: container.clone(),
-        linux: Some(limits(512)),
-        ..Default::default()
-    };
-    cri.wait(cri.service().update_container_resources(update))?;
-    // The guest has taken it; the last of it is in use a moment later.
-    let reaches = |wanted: std::ops::Range<i64>| {
-        wait_for("memory to be in use", || Ok(Some(total_mib()?).filter(|total| wanted.contains(total))))
-    };
-    let grown = reaches(begun_with + 500..768)?;
-
-    let resize = |mib: i64| -> Result<()> {
-        let resources =
-            cri_additions::LinuxContainerResources { memory_limit_in_bytes: mib * MIB, ..Default::default() };
-        let request = cri_additions::UpdatePodSandboxResourcesRequest {
-            pod_sandbox_id: pod.id.clone(),
-            overhead: None,
-            resources: Some(resources),
-        };
-        let path = "/runtime.v1.RuntimeService/UpdatePodSandboxResources";
-        let answers: Vec<cri_additions::UpdatePodSandboxResourcesResponse> = cri.stream(path, request)?;
-        ensure!(answers.len() == 1, "{answers:?}");
-        Ok(())
-    };
-    resize(1024)?;
-    let largest = reaches(grown + 500..1280)?;
-    // The guest gives back what it can, when it can.
-    resize(256)?;
-    wait_for("the guest to shrink", || Ok((total_mib()? < largest - 256).then_some(())))?;
     cri.clean()
 }
 

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         cases!["template":
             clones_answer_and_are_not_each_other,
             clone_of_two_processors_answers,
+            clone_is_given_processors_that_come_and_go,
             template_stays_as_it_was_while_clones_write,
             damaged_or_foreign_state_is_refused,
             memory_of_another_size_is_refused,
@@ -47,11 +48,37 @@ fn clones_answer_and_are_not_each_other() -> Result<()> {
 }
 
 fn clone_of_two_processors_answers() -> Result<()> {
-    let template = Template::build(BootConfig { vcpus: 2, ..small(&[]) })?;
+    let template = Template::build(BootConfig { vcpus: 2, max_vcpus: 2, ..small(&[]) })?;
     for _ in 0..2 {
         let vmm = template.clone_vm()?;
         Agent::connect(&vmm)?.hello(entropy()?)?;
     }
+    Ok(())
+}
+
+fn clone_is_given_processors_that_come_and_go() -> Result<()> {
+    let template = Template::build(BootConfig { max_vcpus: 4, ..small(&["loglevel=7"]) })?;
+    let vmm = template.clone_vm()?;
+    let agent = Agent::connect(&vmm)?;
+    agent.hello(entropy()?)?;
+    ensure!(vmm.stats()?.vcpus == 1, "{:?}", vmm.stats()?);
+
+    // One alone, and two at once.
+    for vcpus in [2, 4] {
+        vmm.done(&Request::AddVcpus { vcpus }, &[])?;
+        agent.use_processors(vcpus.into()).with_context(|| vmm.console().unwrap_or_default())?;
+    }
+    for line in ["Processor 1 APIC 0x1", "Processor 3 APIC 0x3"] {
+        ensure!(vmm.console()?.contains(line), "no {line:?}: {}", vmm.console()?);
+    }
+    agent.use_processors(1)?;
+    ensure!(vmm.console()?.contains("CPU 3 is now offline"), "{}", vmm.console()?);
+    agent.use_processors(2)?;
+    ensure!(vmm.stats()?.vcpus == 4, "{:?}", vmm.stats()?);
+
+    refused(&vmm.call(&Request::AddVcpus { vcpus: 5 }, &[])?, ErrorKind::Invalid, "at most 4")?;
+    let too_many = agent.use_processors(5).expect_err("it has places for four");
+    ensure!(format!("{too_many:#}").contains("from 1 to 4"), "{too_many:#}");
     Ok(())
 }
 

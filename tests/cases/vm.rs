@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use isopod_protocols::vmm::{BootConfig, ErrorKind, Request, Response};
+use isopod_tests::agent::Agent;
 use isopod_tests::cases;
 use isopod_tests::cri::wait_for;
 use isopod_tests::node::{Isopod, Settings};
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
             agent_answers_in_the_smallest_vm,
             agent_answers_in_a_vm_around_the_hole_below_4_gib,
             four_processors_come_up,
+            processors_are_added_to_a_guest_that_booted,
             guest_that_powers_off_ends_the_vmm_cleanly,
             guest_that_resets_ends_the_vmm_with_its_console,
             triple_fault_is_named,
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn sized(vcpus: u8, memory_mib: u32) -> BootConfig {
-    BootConfig { vcpus, memory_mib, max_memory_mib: memory_mib, ..small(&["loglevel=7"]) }
+    BootConfig { vcpus, max_vcpus: vcpus, memory_mib, max_memory_mib: memory_mib, ..small(&["loglevel=7"]) }
 }
 
 fn agent_answers_in_the_smallest_vm() -> Result<()> {
@@ -56,6 +58,19 @@ fn four_processors_come_up() -> Result<()> {
     let vmm = Vmm::start()?;
     vmm.boot_to_agent(sized(4, 256))?;
     // The console's tail begins after the processors came up: what it must not hold is a complaint.
+    ensure!(!vmm.console()?.contains("[Firmware Bug]"), "{}", vmm.console()?);
+    Ok(())
+}
+
+fn processors_are_added_to_a_guest_that_booted() -> Result<()> {
+    let vmm = Vmm::start()?;
+    vmm.boot_to_agent(BootConfig { max_vcpus: 4, ..sized(2, 256) })?;
+    let agent = Agent::connect(&vmm)?;
+    for _ in 0..2 {
+        vmm.done(&Request::AddVcpus { vcpus: 3 }, &[])?;
+    }
+    agent.use_processors(3)?;
+    ensure!(vmm.stats()?.vcpus == 3, "{:?}", vmm.stats()?);
     ensure!(!vmm.console()?.contains("[Firmware Bug]"), "{}", vmm.console()?);
     Ok(())
 }
@@ -140,6 +155,8 @@ fn machine_that_cannot_be_is_refused() -> Result<()> {
     for (config, text) in [
         (BootConfig { vcpus: 0, ..small(&[]) }, "vcpus"),
         (BootConfig { vcpus: 65, ..small(&[]) }, "vcpus"),
+        (BootConfig { vcpus: 2, ..small(&[]) }, "max_vcpus"),
+        (BootConfig { max_vcpus: 65, ..small(&[]) }, "max_vcpus"),
         (BootConfig { memory_mib: 63, ..small(&[]) }, "memory_mib"),
         (BootConfig { memory_mib: u32::MAX, ..small(&[]) }, "memory_mib"),
         (BootConfig { max_memory_mib: 126, ..small(&[]) }, "max_memory_mib"),

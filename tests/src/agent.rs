@@ -4,7 +4,7 @@ use crate::vmm::Vmm;
 use anyhow::{Context, Result, ensure};
 use hyper_util::rt::TokioIo;
 use isopod_protocols::agent::agent_client::AgentClient;
-use isopod_protocols::agent::{HelloRequest, HelloResponse, PrepareRequest};
+use isopod_protocols::agent::{HelloRequest, HelloResponse, PrepareRequest, UseProcessorsRequest};
 use isopod_protocols::vsock::AGENT_PORT;
 use std::future::Future;
 use std::io;
@@ -45,6 +45,12 @@ impl Agent {
     pub fn prepare(&self) -> Result<()> {
         let mut rpc = self.rpc.clone();
         self.wait(async move { rpc.prepare(PrepareRequest {}).await }).map(drop)
+    }
+
+    /// Has the guest use so many of its processors.
+    pub fn use_processors(&self, count: u32) -> Result<()> {
+        let mut rpc = self.rpc.clone();
+        self.wait(async move { rpc.use_processors(UseProcessorsRequest { count }).await }).map(drop)
     }
 
     fn wait<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T> {

@@ -30,7 +30,14 @@ pub struct Vmm {
 /// A machine of one processor and 128 MiB, with these words on the kernel's command line.
 pub fn small(kernel_args: &[&str]) -> BootConfig {
     let kernel_args = kernel_args.iter().map(ToString::to_string).collect();
-    BootConfig { vcpus: 1, memory_mib: 128, max_memory_mib: 128, huge_pages: false, kernel_args }
+    BootConfig {
+        vcpus: 1,
+        max_vcpus: 1,
+        memory_mib: 128,
+        max_memory_mib: 128,
+        huge_pages: false,
+        kernel_args,
+    }
 }
 
 /// What a node has installed under this variable of [`crate::artefacts::Artefacts::variables`].

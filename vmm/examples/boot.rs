@@ -38,8 +38,14 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mut next = |what: &str| arguments.next().with_context(|| format!("{what} is missing"));
     let (vmm, kernel, root) = (next("VMM")?, next("KERNEL")?, next("ROOT")?);
-    let mut config =
-        BootConfig { vcpus: 1, memory_mib: 128, max_memory_mib: 128, huge_pages: false, kernel_args: vec![] };
+    let mut config = BootConfig {
+        vcpus: 1,
+        max_vcpus: 1,
+        memory_mib: 128,
+        max_memory_mib: 128,
+        huge_pages: false,
+        kernel_args: vec![],
+    };
     let mut seconds = 20;
     for word in arguments {
         match word.split_once('=') {

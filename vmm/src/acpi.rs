@@ -42,7 +42,7 @@ pub fn is_power_off(value: u8) -> bool {
     value == SLEEP_TYPE_OFF << 2 | SLEEP_ENABLE
 }
 
-/// All tables for a machine of `vcpus` processors and the devices in `slots`, the RSDP first, to be placed at `base`.
+/// All tables for a machine of `vcpus` places for processors and the devices in `slots`, the RSDP first, to be placed at `base`.
 pub fn tables(base: u64, vcpus: u8, slots: &[DeviceSlot]) -> Vec<u8> {
     let mut blob = Blob { base, bytes: vec![0; Rsdp::len()] };
     let dsdt = blob.append(&dsdt(slots));

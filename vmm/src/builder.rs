@@ -8,12 +8,7 @@
 //! Called once, by `main`, with the answer of the control socket in hand. Nothing in here tells one pod from another. How a
 //! clone is made instead is in [`crate::clone`].
 
-use std::{
-    fs::File,
-    io,
-    os::fd::OwnedFd,
-    sync::{Arc, Mutex},
-};
+use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
 
 use isopod_protocols::vmm::{BootConfig, ErrorKind};
 use kvm_ioctls::VcpuFd;
@@ -23,10 +18,7 @@ use crate::{
     acpi,
     bus::{Bus, BusError},
     console_log::ConsoleLog,
-    cpu::{
-        cpuid::{self, Place},
-        registers,
-    },
+    cpu::registers,
     devices::{DevicesError, Machinery, Root},
     early_console::{self, EarlyConsole},
     end::Ending,
@@ -37,8 +29,8 @@ use crate::{
     memory::{self, Backing, MemoryError},
     pluggable::{self, MemorySize},
     power::{self, Power},
-    seccomp::{Filter, SeccompError, Stage},
-    vcpu::{Buses, Vcpu, VcpuError, VcpuThreads},
+    processors::{Fresh, Processors, ProcessorsError, Surroundings},
+    vcpu::Buses,
     virtio::{EventLoop, GuestMemory},
     vm::{self, Vm, VmError},
 };
@@ -91,25 +83,17 @@ pub enum BootError {
     /// Boot structures do not fit into guest memory.
     #[error("cannot write boot structures into guest memory")]
     Write(#[from] GuestMemoryError),
-    /// A processor's state was refused.
-    #[error("kvm cannot set {what} of vcpu {id}")]
-    Processor {
-        /// Which state.
+    /// The first processor does not take its registers.
+    #[error("kvm cannot set {what} of the first vcpu")]
+    Registers {
+        /// Which of them.
         what: &'static str,
-        /// The processor.
-        id: u8,
         /// The system's answer.
         source: kvm_ioctls::Error,
     },
-    /// KVM gave an impossible list of processor features or registers.
-    #[error("processor state is too large")]
-    State(#[from] vmm_sys_util::fam::Error),
-    /// The seccomp filter of the processors.
+    /// The processors.
     #[error(transparent)]
-    Seccomp(#[from] SeccompError),
-    /// The processors' threads.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
+    Processors(#[from] ProcessorsError),
     /// The guest root cannot be measured.
     #[error("cannot examine the guest root")]
     Root(#[source] io::Error),
@@ -124,7 +108,8 @@ impl BootError {
         match self {
             BootError::Range { .. } | BootError::OddMaximum(_) => ErrorKind::Invalid,
             BootError::Descriptors(_) => ErrorKind::Invalid,
-            BootError::Vm(_) | BootError::Processor { .. } => ErrorKind::Kvm,
+            BootError::Vm(_) | BootError::Registers { .. } => ErrorKind::Kvm,
+            BootError::Processors(error) => error.kind(),
             BootError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
             BootError::Devices(DevicesError::Root(_)) => ErrorKind::Invalid,
             BootError::Kernel(KernelError::Word { .. } | KernelError::TooLong { .. }) => ErrorKind::Invalid,
@@ -179,7 +164,7 @@ fn build(
 ) -> Result<Machine, BootError> {
     check(config)?;
     let root = Root::new(files.root).map_err(BootError::Root)?;
-    let command_line = kernel::command_line(root.sectors, &config.kernel_args)?;
+    let command_line = kernel::command_line(root.sectors, config.vcpus, &config.kernel_args)?;
     let ending = Ending::new(events.stopper());
     let console = Arc::new(ConsoleLog::default());
 
@@ -193,31 +178,28 @@ fn build(
     if let Some(region) = region {
         memory = pluggable::add(&memory, region)?;
     }
-    let vm = Vm::new(files.kvm, &memory)?;
+    let vm = Arc::new(Vm::new(files.kvm, &memory)?);
     let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
     let (bus, devices) = machinery.place_all(root, files.vsock, &console, region, None)?;
     let buses = Arc::new(Buses { memory: bus, ports: ports(&ending, &console)? });
 
     let slots = DeviceSlot::of_machine(region.is_some());
-    memory.write_slice(&acpi::tables(layout::ACPI, config.vcpus, &slots), GuestAddress(layout::ACPI))?;
+    memory.write_slice(&acpi::tables(layout::ACPI, config.max_vcpus, &slots), GuestAddress(layout::ACPI))?;
     let generation = Generation::new(&memory)?;
     vm.route(generation.changed(), layout::GENERATION_GSI)?;
     kernel::write_boot_parameters(&memory, &command_line, &ram)?;
     let entry = kernel::load(&memory, files.kernel.into())?;
 
-    let fds = processors(&vm, config.vcpus, &memory, entry)?;
-    let vcpus = run(fds, &buses, &ending)?;
+    let fds = processors(&vm, config, &memory, entry)?;
+    let around = Surroundings { vm: vm.clone(), buses, ending: ending.clone() };
+    // A template gets no more: its clones do.
+    let most = if template.is_some() { config.vcpus } else { config.max_vcpus };
+    let processors = Processors::begin(&around, fds, most)?;
     let (memory_mib, max_memory_mib) = (config.memory_mib, config.max_memory_mib);
     let memory = MemorySize::new(memory_mib, max_memory_mib, devices.mem.clone());
-    let template = template.map(|memory| Template { memory, memory_mib, max_memory_mib });
-    Ok(Machine { vm, generation, devices, memory, console, vcpus: Mutex::new(vcpus), ending, template })
-}
-
-/// Lets processors run, each on a thread.
-pub fn run(fds: Vec<VcpuFd>, buses: &Arc<Buses>, ending: &Ending) -> Result<VcpuThreads, BootError> {
-    let vcpu = |(id, fd)| Vcpu { id, fd, buses: buses.clone(), ending: ending.clone() };
-    let vcpus = (0..).zip(fds).map(vcpu).collect();
-    Ok(VcpuThreads::spawn(vcpus, &Filter::new(Stage::Vcpu)?)?)
+    let template =
+        template.map(|memory| Template { memory, memory_mib, max_memory_mib, max_vcpus: config.max_vcpus });
+    Ok(Machine { vm, generation, devices, memory, console, processors, ending, template })
 }
 
 fn check(config: &BootConfig) -> Result<(), BootError> {
@@ -228,6 +210,7 @@ fn check(config: &BootConfig) -> Result<(), BootError> {
         Err(BootError::Range { what, least, most, value })
     };
     range("vcpus", 1, MAX_VCPUS.into(), config.vcpus.into())?;
+    range("max_vcpus", config.vcpus.into(), MAX_VCPUS.into(), config.max_vcpus.into())?;
     let (memory_mib, most) = (config.memory_mib, config.max_memory_mib);
     range("memory_mib", MIN_MEMORY_MIB, MAX_MEMORY_MIB, memory_mib)?;
     range("max_memory_mib", memory_mib, MAX_MEMORY_MIB, most)?;
@@ -246,28 +229,21 @@ pub fn ports(ending: &Ending, console: &Arc<ConsoleLog>) -> Result<Bus, BusError
     Ok(ports)
 }
 
-/// Makes all processors. The first starts at the kernel's entry, the others wait for it.
-fn processors(vm: &Vm, count: u8, memory: &GuestMemory, entry: u64) -> Result<Vec<VcpuFd>, BootError> {
-    let supported = vm.supported_cpuid()?;
-    let end = memory_end(memory);
-    vm::check_address_bits(&supported, end)?;
+/// Makes the processors that the machine begins with. The first starts at the kernel's entry, the others wait for it.
+fn processors(
+    vm: &Vm,
+    config: &BootConfig,
+    memory: &GuestMemory,
+    entry: u64,
+) -> Result<Vec<VcpuFd>, BootError> {
+    let fresh = Fresh::new(vm, config.max_vcpus)?;
+    vm::check_address_bits(fresh.supported(), memory_end(memory))?;
     registers::write_tables(memory)?;
-    let msrs = registers::model_specific()?;
-    let mut fds = Vec::with_capacity(count.into());
-    for id in 0..count {
-        let fd = vm.create_vcpu(id)?;
-        let refused = |what| move |source| BootError::Processor { what, id, source };
-        let cpuid = cpuid::for_vcpu(&supported, Place { id, vcpus: count })?;
-        fd.set_cpuid2(&cpuid).map_err(refused("the features"))?;
-        fd.set_msrs(&msrs).map_err(refused("the model-specific registers"))?;
-        fd.set_fpu(&registers::floating_point()).map_err(refused("the floating point unit"))?;
-        if id == 0 {
-            let sregs = fd.get_sregs().map_err(refused("the special registers"))?;
-            fd.set_sregs(&registers::special(sregs)).map_err(refused("the special registers"))?;
-            fd.set_regs(&registers::general(entry)).map_err(refused("the registers"))?;
-        }
-        fds.push(fd);
-    }
+    let fds = (0..config.vcpus).map(|id| fresh.processor(id)).collect::<Result<Vec<_>, _>>()?;
+    let refused = |what| move |source| BootError::Registers { what, source };
+    let sregs = fds[0].get_sregs().map_err(refused("the special registers"))?;
+    fds[0].set_sregs(&registers::special(sregs)).map_err(refused("the special registers"))?;
+    fds[0].set_regs(&registers::general(entry)).map_err(refused("the registers"))?;
     Ok(fds)
 }
 

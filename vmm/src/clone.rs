@@ -9,17 +9,12 @@
 //! siblings: its [`crate::generation`], at which the kernel seeds its random numbers anew, and right after that the fresh
 //! random bytes to which alone the agent gives its first answer (`isopod_protocols::agent`).
 
-use std::{
-    fs::File,
-    io,
-    os::fd::OwnedFd,
-    sync::{Arc, Mutex},
-};
+use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
 
 use isopod_protocols::vmm::ErrorKind;
 
 use crate::{
-    builder::{self, BootError},
+    builder,
     bus::BusError,
     console_log::ConsoleLog,
     cpu::state::{VcpuState, VcpuStateError},
@@ -30,6 +25,7 @@ use crate::{
     machine::Machine,
     memory::{self, Backing, MemoryError},
     pluggable::{self, MemorySize},
+    processors::{Processors, ProcessorsError, Surroundings},
     saved::{self, SavedError},
     vcpu::Buses,
     virtio::EventLoop,
@@ -75,7 +71,7 @@ pub enum CloneError {
     },
     /// The processors do not run.
     #[error(transparent)]
-    Run(BootError),
+    Processors(#[from] ProcessorsError),
 }
 
 impl CloneError {
@@ -88,7 +84,7 @@ impl CloneError {
                 DevicesError::Restore(_) | DevicesError::SavedRoot | DevicesError::SavedMemory,
             ) => ErrorKind::Template,
             CloneError::Vm(_) | CloneError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
-            CloneError::Run(error) => error.kind(),
+            CloneError::Processors(error) => error.kind(),
             CloneError::Root(_) | CloneError::Devices(_) | CloneError::Generation(_) | CloneError::Bus(_) => {
                 ErrorKind::System
             }
@@ -129,7 +125,7 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
     if let Some(region) = region {
         memory = pluggable::add(&memory, region)?;
     }
-    let vm = Vm::new(files.kvm, &memory)?;
+    let vm = Arc::new(Vm::new(files.kvm, &memory)?);
     let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
     let (bus, devices) = machinery.place_all(root, files.vsock, &console, region, Some(&state.devices))?;
     let buses = Arc::new(Buses { memory: bus, ports: builder::ports(&ending, &console)? });
@@ -137,19 +133,20 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
     let generation = Generation::new(&memory)?;
     vm.route(generation.changed(), layout::GENERATION_GSI)?;
 
-    let fds = processors(&vm, &state.vcpus)?;
+    let fds = created(&vm, &state.vcpus)?;
     vm.give(&state.vm)?;
     for (id, (fd, state)) in (0..).zip(fds.iter().zip(&state.vcpus)) {
         state.give(fd).map_err(|source| CloneError::Vcpu { id, source })?;
     }
     generation.signal();
     devices.resume();
-    let vcpus = builder::run(fds, &buses, &ending).map_err(CloneError::Run)?;
+    let around = Surroundings { vm: vm.clone(), buses, ending: ending.clone() };
+    let processors = Processors::begin(&around, fds, state.max_vcpus)?;
     let memory = MemorySize::new(state.memory_mib, state.max_memory_mib, devices.mem.clone());
-    Ok(Machine { vm, generation, devices, memory, console, vcpus: Mutex::new(vcpus), ending, template: None })
+    Ok(Machine { vm, generation, devices, memory, console, processors, ending, template: None })
 }
 
 /// All processors are there before any has its state: their clocks are set against each other's.
-fn processors(vm: &Vm, states: &[VcpuState]) -> Result<Vec<kvm_ioctls::VcpuFd>, VmError> {
+fn created(vm: &Vm, states: &[VcpuState]) -> Result<Vec<kvm_ioctls::VcpuFd>, VmError> {
     (0..).zip(states).map(|(id, _)| vm.create_vcpu(id)).collect()
 }

@@ -66,9 +66,10 @@ fn root(sectors: u64) -> String {
     )
 }
 
-/// The command line for a guest root of `root_sectors` sectors of 512 bytes, with the words of `extra` behind.
-pub fn command_line(root_sectors: u64, extra: &[String]) -> Result<CString, KernelError> {
-    let mut line = format!("{COMMAND_LINE} {}", root(root_sectors));
+/// The command line for a guest root of `root_sectors` sectors of 512 bytes and a kernel that brings up `vcpus` processors at
+/// its boot, with the words of `extra` behind.
+pub fn command_line(root_sectors: u64, vcpus: u8, extra: &[String]) -> Result<CString, KernelError> {
+    let mut line = format!("{COMMAND_LINE} maxcpus={vcpus} {}", root(root_sectors));
     for word in extra {
         let bad = |word: &String| KernelError::Word { word: word.clone() };
         if word.is_empty() || !word.bytes().all(|b| b.is_ascii_graphic()) {
@@ -167,7 +168,7 @@ mod tests {
     #[test]
     fn zero_page_points_to_command_line_and_acpi() {
         let memory = memory::allocate(&layout::ram(64), Backing::Fresh { huge_pages: false }).unwrap();
-        let line = command_line(8, &["a=1".into()]).unwrap();
+        let line = command_line(8, 1, &["a=1".into()]).unwrap();
         write_boot_parameters(&memory, &line, &layout::ram(64)).unwrap();
 
         let page: bootparam::boot_params = memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
@@ -182,14 +183,14 @@ mod tests {
 
     #[test]
     fn argument_with_a_space_is_refused() {
-        let refused = command_line(8, &["init=/bin/sh rw".into()]);
+        let refused = command_line(8, 1, &["init=/bin/sh rw".into()]);
         assert!(matches!(refused, Err(KernelError::Word { .. })));
-        assert!(matches!(command_line(8, &[String::new()]), Err(KernelError::Word { .. })));
+        assert!(matches!(command_line(8, 1, &[String::new()]), Err(KernelError::Word { .. })));
     }
 
     #[test]
     fn command_line_beyond_the_kernels_limit_is_refused() {
-        let refused = command_line(8, &["x".repeat(layout::COMMAND_LINE_SIZE)]);
+        let refused = command_line(8, 1, &["x".repeat(layout::COMMAND_LINE_SIZE)]);
         assert!(matches!(refused, Err(KernelError::TooLong { .. })));
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The story of a boot, file by file: `main` closes what it inherited and enters the [`jail`]; [`control`] waits for the
 //! boot request; [`builder`] makes [`memory`], the [`vm`], its [`devices`] on the [`bus`], the [`acpi`] tables and the
-//! [`kernel`] and the VM's [`generation`], and starts the [`vcpu`] threads; then the [`machine`] answers requests while the event loop of [`virtio`]
+//! [`kernel`] and the VM's [`generation`], and starts the [`processors`], a [`vcpu`] thread each; then the [`machine`] answers requests while the event loop of [`virtio`]
 //! serves the devices, until something calls [`end`].
 //!
 //! A template ends by being [`saved`]; a pod's VM begins as its [`mod@clone`] where there is one.
@@ -28,6 +28,7 @@ pub mod machine;
 pub mod memory;
 pub mod pluggable;
 pub mod power;
+pub mod processors;
 pub mod saved;
 pub mod seccomp;
 pub mod sys;

@@ -1,10 +1,6 @@
 //! A running virtual machine, and what each request means to it. Made by the builder, called by the control server.
 
-use std::{
-    fs::File,
-    os::fd::OwnedFd,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 
 use isopod_protocols::vmm::{ErrorKind, Extent, Request, Response, Stats};
 
@@ -17,8 +13,9 @@ use crate::{
     generation::Generation,
     memory::{self, MemoryError},
     pluggable::MemorySize,
+    processors::Processors,
     saved::{self, MAX_BUILT_FROM, MachineState, SavedError},
-    vcpu::{Vcpu, VcpuThreads},
+    vcpu::Vcpu,
     virtio::block::ExtentError,
     vm::{Vm, VmError},
 };
@@ -26,7 +23,7 @@ use crate::{
 /// A running VM.
 pub struct Machine {
     /// Kept open as long as the guest runs.
-    pub vm: Vm,
+    pub vm: Arc<Vm>,
     /// What tells the guest that it is another copy, kept for as long as the guest runs.
     pub generation: Generation,
     /// What requests reach of the devices.
@@ -36,7 +33,7 @@ pub struct Machine {
     /// The guest's console output.
     pub console: Arc<ConsoleLog>,
     /// The processors.
-    pub vcpus: Mutex<VcpuThreads>,
+    pub processors: Processors,
     /// Why the VM ended, once it has.
     pub ending: Ending,
     /// Set where it is to become a template.
@@ -51,6 +48,8 @@ pub struct Template {
     pub memory_mib: u32,
     /// What it may grow to, MiB.
     pub max_memory_mib: u32,
+    /// Most processors of a clone.
+    pub max_vcpus: u8,
 }
 
 /// Why a machine cannot be saved.
@@ -90,6 +89,7 @@ impl Machine {
             Request::ResizeMemory { memory_mib } => {
                 self.memory.resize(memory_mib).map_err(|e| error(ErrorKind::Invalid, e))?;
             }
+            Request::AddVcpus { vcpus } => self.processors.grow(vcpus).map_err(|e| error(e.kind(), e))?,
             Request::AttachExtent { length, read_only } => {
                 let attached = devices.extents.attach(one(fds)?, length, read_only);
                 return Ok(Response::Extent { offset: attached.map_err(extent_refused)? });
@@ -120,7 +120,7 @@ impl Machine {
 
     /// Brings the processors back from the guest: from here on nothing of the guest runs.
     pub fn stop(&self) {
-        self.processors().stop();
+        self.processors.threads().stop();
     }
 
     /// Stops the processors, writes all state to `file` and ends the VM. Where it is refused before the processors stop, the
@@ -141,7 +141,7 @@ impl Machine {
         self.vm.check_extended_state()?;
         let msrs = self.vm.msr_indices()?;
 
-        let vcpus = self.processors().stop();
+        let vcpus = self.processors.threads().stop();
         self.ending.end(VmExit::Saved);
         let take = |vcpu: Vcpu| {
             let id = vcpu.id;
@@ -150,16 +150,13 @@ impl Machine {
         let state = MachineState {
             memory_mib: template.memory_mib,
             max_memory_mib: template.max_memory_mib,
+            max_vcpus: template.max_vcpus,
             stretches: memory::stretches(&template.memory)?,
             vm: self.vm.save()?,
             vcpus: vcpus.into_iter().map(take).collect::<Result<_, _>>()?,
             devices: self.devices.save(),
         };
         Ok(saved::write(&file, built_from, &state)?)
-    }
-
-    fn processors(&self) -> MutexGuard<'_, VcpuThreads> {
-        self.vcpus.lock().expect("nobody panics with this lock")
     }
 
     fn extents(&self) -> Vec<Extent> {
@@ -169,13 +166,15 @@ impl Machine {
 
     fn stats(&self) -> Stats {
         let devices = &self.devices;
+        let threads = self.processors.threads();
         Stats {
-            exits: self.processors().exits(),
+            exits: threads.exits(),
             disk_read_bytes: devices.disk_read.get(),
             disk_write_bytes: devices.disk_written.get(),
             net_rx_bytes: devices.net_received.get(),
             net_tx_bytes: devices.net_sent.get(),
             vsock_connections: devices.vsock_connections.get(),
+            vcpus: threads.count(),
             memory_bytes: self.memory.bytes(),
             reclaimed_bytes: devices.reclaimed.get(),
         }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{cpu::state::VcpuState, devices::DevicesState, layout::Range, vm::VmState};
 
 /// Changes with the form of anything below.
-const MAGIC: [u8; 8] = *b"isopodT1";
+const MAGIC: [u8; 8] = *b"isopodT2";
 const HEADER: usize = 16;
 
 /// Longest content in bytes: 64 processors take less than half of it.
@@ -33,6 +33,8 @@ pub struct MachineState {
     pub memory_mib: u32,
     /// What it may grow to, MiB.
     pub max_memory_mib: u32,
+    /// Most processors that it may have.
+    pub max_vcpus: u8,
     /// Stretches of the memory file, in bytes from its start, outside of which it is all zeroes.
     pub stretches: Vec<Range>,
     /// KVM's state of the machine as a whole.
@@ -118,6 +120,7 @@ mod tests {
         MachineState {
             memory_mib: 128,
             max_memory_mib: 256,
+            max_vcpus: 2,
             stretches: vec![Range { start: 0, len: 4096 }],
             vm: VmState::default(),
             vcpus: Vec::new(),
@@ -146,7 +149,7 @@ mod tests {
 
     #[test]
     fn foreign_file_is_refused() {
-        for bytes in [&b""[..], b"isopodT1", &[0; 100], b"\x7fELF............................"] {
+        for bytes in [&b""[..], b"isopodT2", &[0; 100], b"\x7fELF............................"] {
             assert!(matches!(read_from(bytes, "a b"), Err(SavedError::Foreign)));
         }
         assert!(matches!(read_from(&written(), "a c"), Err(SavedError::BuiltFrom { .. })));

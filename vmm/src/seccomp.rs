@@ -6,6 +6,8 @@
 //! main thread   Boot ---- reads the boot request, builds the VM ---- EventLoop ---- serves devices and control
 //!                  \                                                 Template ---- the same, and saves the VM
 //! vCPU threads      +--- Vcpu ---- runs the guest
+//!                   |      |
+//! a thread for more +--- MoreVcpus ---- where there may be more processors, makes them, with their threads
 //!
 //! a template's holder   Hold ---- sleeps
 //! ```
@@ -34,6 +36,8 @@ pub enum Stage {
     Template,
     /// A virtual processor.
     Vcpu,
+    /// The thread that makes processors while the VM runs. Those that it starts are bound by its filter, too.
+    MoreVcpus,
     /// The process that only keeps a template's files open.
     Hold,
 }
@@ -86,10 +90,11 @@ use Allow::{Call, With, Without};
 fn rules(stage: Stage) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, SeccompError> {
     let lists: &[&[Allow]] = match stage {
         // What it installs later can only take away.
-        Stage::Boot => &[EVERY_THREAD, EVENT_LOOP, SAVE, VCPU, BOOT, RESTORE],
+        Stage::Boot => &[EVERY_THREAD, EVENT_LOOP, SAVE, VCPU, THREAD, PROCESSOR, JOIN, BOOT, RESTORE],
         Stage::EventLoop => &[EVERY_THREAD, EVENT_LOOP],
         Stage::Template => &[EVERY_THREAD, EVENT_LOOP, SAVE],
         Stage::Vcpu => &[EVERY_THREAD, VCPU],
+        Stage::MoreVcpus => &[EVERY_THREAD, VCPU, THREAD, PROCESSOR, JOIN],
         Stage::Hold => &[HOLD],
     };
     let mut rules = BTreeMap::<c_long, Vec<SeccompRule>>::new();
@@ -197,20 +202,47 @@ const EVENT_LOOP: &[Allow] = &[
 /// What running the guest needs.
 const VCPU: &[Allow] = &[With(libc::SYS_ioctl, 1, &[KVM_RUN])];
 
-/// What building a VM needs.
-const BOOT: &[Allow] = &[
-    Call(libc::SYS_poll),
-    Call(libc::SYS_ppoll),
-    Call(libc::SYS_epoll_create1),
+/// What starting a thread and confining it needs.
+const THREAD: &[Allow] = &[
     Call(libc::SYS_clone3),
     Call(libc::SYS_clone),
     Call(libc::SYS_rseq),
     Call(libc::SYS_set_robust_list),
     Call(libc::SYS_sched_getaffinity),
     Call(libc::SYS_prlimit64),
-    Call(libc::SYS_rt_sigaction),
     With(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64]),
     With(libc::SYS_seccomp, 0, &[libc::SECCOMP_SET_MODE_FILTER as u64]),
+];
+
+/// What making a processor of a guest that boots needs.
+const PROCESSOR: &[Allow] = &[With(
+    libc::SYS_ioctl,
+    1,
+    &[
+        both::<kvm::kvm_cpuid2>(0x05),  // KVM_GET_SUPPORTED_CPUID
+        none(0x41),                     // KVM_CREATE_VCPU
+        write::<kvm::kvm_msrs>(0x89),   // KVM_SET_MSRS
+        write::<kvm::kvm_fpu>(0x8d),    // KVM_SET_FPU
+        write::<kvm::kvm_cpuid2>(0x90), // KVM_SET_CPUID2
+    ],
+)];
+
+/// What making one known to a machine that runs needs.
+const JOIN: &[Allow] = &[With(
+    libc::SYS_ioctl,
+    1,
+    &[
+        read::<kvm::kvm_lapic_state>(0x8e),  // KVM_GET_LAPIC
+        write::<kvm::kvm_lapic_state>(0x8f), // KVM_SET_LAPIC
+    ],
+)];
+
+/// What building a VM needs beside that.
+const BOOT: &[Allow] = &[
+    Call(libc::SYS_poll),
+    Call(libc::SYS_ppoll),
+    Call(libc::SYS_epoll_create1),
+    Call(libc::SYS_rt_sigaction),
     With(
         libc::SYS_ioctl,
         1,
@@ -219,8 +251,6 @@ const BOOT: &[Allow] = &[
             none(0x01),                                      // KVM_CREATE_VM
             none(0x03),                                      // KVM_CHECK_EXTENSION
             none(0x04),                                      // KVM_GET_VCPU_MMAP_SIZE
-            both::<kvm::kvm_cpuid2>(0x05),                   // KVM_GET_SUPPORTED_CPUID
-            none(0x41),                                      // KVM_CREATE_VCPU
             write::<kvm::kvm_userspace_memory_region>(0x46), // KVM_SET_USER_MEMORY_REGION
             none(0x47),                                      // KVM_SET_TSS_ADDR
             write::<u64>(0x48),                              // KVM_SET_IDENTITY_MAP_ADDR
@@ -230,9 +260,6 @@ const BOOT: &[Allow] = &[
             write::<kvm::kvm_regs>(0x82),                    // KVM_SET_REGS
             read::<kvm::kvm_sregs>(0x83),                    // KVM_GET_SREGS
             write::<kvm::kvm_sregs>(0x84),                   // KVM_SET_SREGS
-            write::<kvm::kvm_msrs>(0x89),                    // KVM_SET_MSRS
-            write::<kvm::kvm_fpu>(0x8d),                     // KVM_SET_FPU
-            write::<kvm::kvm_cpuid2>(0x90),                  // KVM_SET_CPUID2
         ],
     ),
 ];

@@ -86,12 +86,13 @@ impl VcpuThreads {
             Self { threads: Vec::new(), stopping: Arc::new(AtomicBool::new(false)), exits: Vec::new() };
         sys::prepare_kicks().map_err(|source| VcpuError::Spawn { id: 0, source })?;
         for vcpu in vcpus {
-            running.spawn_one(vcpu, filter.clone())?;
+            running.start(vcpu, filter.clone())?;
         }
         Ok(running)
     }
 
-    fn spawn_one(&mut self, mut vcpu: Vcpu, filter: Filter) -> Result<(), VcpuError> {
+    /// Starts one more processor, confined by `filter`. Returns when it runs.
+    pub fn start(&mut self, mut vcpu: Vcpu, filter: Filter) -> Result<(), VcpuError> {
         let id = vcpu.id;
         let exits = Arc::new(AtomicU64::new(0));
         self.exits.push(exits.clone());
@@ -111,6 +112,11 @@ impl VcpuThreads {
         self.threads.push(spawned.map_err(|source| VcpuError::Spawn { id, source })?);
         let ended = |_| VcpuError::Spawn { id, source: io::ErrorKind::BrokenPipe.into() };
         confined.recv().map_err(ended)?.map_err(|source| VcpuError::Confine { id, source })
+    }
+
+    /// How many processors run.
+    pub fn count(&self) -> u8 {
+        self.threads.len() as u8
     }
 
     /// Exits from guest to VMM since boot, all processors.

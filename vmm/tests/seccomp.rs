@@ -38,7 +38,8 @@ fn allows(stage: Stage, number: c_long, arguments: [c_long; 4]) {
     assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{stage:?} {status:#x}");
 }
 
-const ALL: [Stage; 5] = [Stage::Boot, Stage::EventLoop, Stage::Template, Stage::Vcpu, Stage::Hold];
+const ALL: [Stage; 6] =
+    [Stage::Boot, Stage::EventLoop, Stage::Template, Stage::Vcpu, Stage::MoreVcpus, Stage::Hold];
 
 #[test]
 fn no_thread_opens_files_makes_sockets_or_runs_programs() {
@@ -118,6 +119,19 @@ fn vcpu_thread_runs_the_guest_and_makes_no_other_ioctl() {
     kills(Stage::Vcpu, libc::SYS_ioctl, [fd, libc::TIOCSTI as c_long, 0, 0]);
     kills(Stage::Vcpu, libc::SYS_recvmsg, [-1; 4]);
     kills(Stage::Vcpu, libc::SYS_pwritev, [-1; 4]);
+}
+
+#[test]
+fn only_the_thread_for_it_makes_processors_of_a_running_vm() {
+    const KVM_CREATE_VCPU: c_long = 0xae41;
+    const KVM_SET_SREGS: c_long = 0x4138_ae84;
+    allows(Stage::MoreVcpus, libc::SYS_ioctl, [-1, KVM_CREATE_VCPU, 0, 0]);
+    kills(Stage::EventLoop, libc::SYS_ioctl, [-1, KVM_CREATE_VCPU, 0, 0]);
+    kills(Stage::Vcpu, libc::SYS_ioctl, [-1, KVM_CREATE_VCPU, 0, 0]);
+    allows(Stage::Boot, libc::SYS_ioctl, [-1, KVM_SET_SREGS, 0, 0]);
+    kills(Stage::MoreVcpus, libc::SYS_ioctl, [-1, KVM_SET_SREGS, 0, 0]);
+    kills(Stage::MoreVcpus, libc::SYS_recvmsg, [-1; 4]);
+    kills(Stage::MoreVcpus, libc::SYS_accept4, [-1; 4]);
 }
 
 #[test]

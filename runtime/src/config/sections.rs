@@ -106,6 +106,9 @@ pub struct VmConfig {
     pub vmm: PathBuf,
     /// Virtual CPUs of a pod that names no limit.
     pub vcpus: u8,
+    /// Most virtual CPUs that a VM may be given while it runs, when its pod's limits grow; it begins with what they are. Never
+    /// more than the node has. Each one beyond those in use costs the guest some memory.
+    pub max_vcpus: u8,
     /// Guest memory, in MiB, of a pod that names no limit; with one it is added to the limit for the guest's own needs
     /// where the pod has no overhead.
     pub memory_mib: u32,
@@ -133,6 +136,7 @@ impl Default for VmConfig {
             root_image: "/usr/lib/isopod/guest-root.erofs".into(),
             vmm: "/usr/lib/isopod/isopod-vmm".into(),
             vcpus: 1,
+            max_vcpus: 2,
             memory_mib: 256,
             boot_timeout_s: 30,
             huge_pages: false,
@@ -150,6 +154,9 @@ impl VmConfig {
     pub(super) fn validate(&self) -> Result<(), (&'static str, &'static str)> {
         if !(1..=64).contains(&self.vcpus) {
             return Err(("vcpus", "must be 1 to 64"));
+        }
+        if !(1..=64).contains(&self.max_vcpus) {
+            return Err(("max_vcpus", "must be 1 to 64"));
         }
         if self.memory_mib < 64 {
             return Err(("memory_mib", "must be at least 64"));
@@ -193,6 +200,8 @@ pub struct HandlerConfig {
     pub vmm: Option<PathBuf>,
     /// See [`VmConfig::vcpus`].
     pub vcpus: Option<u8>,
+    /// See [`VmConfig::max_vcpus`].
+    pub max_vcpus: Option<u8>,
     /// See [`VmConfig::memory_mib`].
     pub memory_mib: Option<u32>,
     /// See [`VmConfig::boot_timeout_s`].
@@ -216,6 +225,7 @@ impl HandlerConfig {
             root_image: self.root_image.clone().unwrap_or(base.root_image),
             vmm: self.vmm.clone().unwrap_or(base.vmm),
             vcpus: self.vcpus.unwrap_or(base.vcpus),
+            max_vcpus: self.max_vcpus.unwrap_or(base.max_vcpus),
             memory_mib: self.memory_mib.unwrap_or(base.memory_mib),
             boot_timeout_s: self.boot_timeout_s.unwrap_or(base.boot_timeout_s),
             huge_pages: self.huge_pages.unwrap_or(base.huge_pages),

@@ -98,9 +98,8 @@ impl Containers {
             Ok::<_, ContainerError>(())
         })?;
 
-        let limits = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
-        self.make_room(sandbox, machine, &id, limits.map_or(0, |limits| limits.memory_limit_in_bytes))
-            .await?;
+        let resources = config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
+        self.make_room(sandbox, machine, &id, &resources).await?;
 
         let attached = self.attach_layers(&sandbox.id, &machine.vm, &image.layers, undo);
         let layers = attached.instrument(info_span!("layers")).await?;
@@ -112,7 +111,6 @@ impl Containers {
         undo.done("made in the guest")?;
 
         let log = log_path.as_deref().map(open_log).transpose()?.map(Arc::new);
-        let resources = config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
         let record = Record {
             sandbox_id: sandbox.id.clone(),
             image: names(&config, image),

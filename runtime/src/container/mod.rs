@@ -405,23 +405,21 @@ impl Containers {
         Ok(())
     }
 
-    /// Has the pod's VM hold the memory limits of its containers, where the one of that id has `limit` bytes. One that has no
+    /// Has the pod's VM hold the limits of its containers together, where the one of that id has `limits`. One that has no
     /// limit takes what there is.
     async fn make_room(
         &self,
         sandbox: &Sandbox,
         machine: &Machine,
         id: &str,
-        limit: i64,
+        limits: &LinuxContainerResources,
     ) -> Result<(), ContainerError> {
-        if limit <= 0 {
-            return Ok(());
-        }
         let others = self.of_sandbox(&sandbox.id);
         let others =
             others.iter().filter(|other| other.id != id && !matches!(other.state(), State::Exited(_)));
-        let sum = others.map(|other| other.record().resources.memory_limit_in_bytes.max(0));
-        Ok(self.sandboxes.make_room(sandbox, machine, sum.fold(limit, i64::saturating_add)).await?)
+        let all: Vec<_> = others.map(|other| other.record().resources.clone()).collect();
+        let together = resources::together(all.iter().chain([limits]));
+        Ok(self.sandboxes.make_room(sandbox, machine, &together).await?)
     }
 
     fn save_resources(

@@ -75,6 +75,21 @@ pub fn merge(current: &LinuxContainerResources, update: &LinuxContainerResources
     merged
 }
 
+/// CPU and memory limits that hold those of all together; one that is not set adds nothing.
+pub fn together<'a>(all: impl Iterator<Item = &'a LinuxContainerResources>) -> LinuxContainerResources {
+    const PERIOD: i64 = 100_000;
+    let mut sum = LinuxContainerResources { cpu_period: PERIOD, ..Default::default() };
+    for one in all {
+        let bytes = one.memory_limit_in_bytes.max(0);
+        sum.memory_limit_in_bytes = sum.memory_limit_in_bytes.saturating_add(bytes);
+        if one.cpu_quota > 0 && one.cpu_period > 0 {
+            let quota = one.cpu_quota.saturating_mul(PERIOD) / one.cpu_period;
+            sum.cpu_quota = sum.cpu_quota.saturating_add(quota);
+        }
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +122,20 @@ mod tests {
         let merged = merge(&now, &new);
         assert_eq!((merged.cpu_shares, merged.memory_limit_in_bytes), (512, 1 << 20));
         assert_eq!(merged.cpuset_cpus, "0");
+    }
+
+    #[test]
+    fn limits_together_are_the_sum_of_those_that_are_set() {
+        let limits = |cpu_quota, cpu_period, memory_limit_in_bytes| LinuxContainerResources {
+            cpu_quota,
+            cpu_period,
+            memory_limit_in_bytes,
+            ..LinuxContainerResources::default()
+        };
+        let sum = together([limits(50_000, 100_000, 100), limits(0, 0, 0), limits(-1, 0, -1)].iter());
+        assert_eq!((sum.cpu_quota, sum.memory_limit_in_bytes), (50_000, 100));
+        let sum = together([limits(10_000, 20_000, i64::MAX), limits(100_000, 100_000, 1)].iter());
+        assert_eq!((sum.cpu_quota, sum.cpu_period, sum.memory_limit_in_bytes), (150_000, 100_000, i64::MAX));
+        assert_eq!(together([].iter()).cpu_quota, 0);
     }
 }

@@ -28,7 +28,7 @@ impl Containers {
         let _operation = container.operation.lock().await;
         let merged = container.record().updated(update);
         let entered = sandbox.enter().await?;
-        self.make_room(sandbox, &entered.machine, &container.id, merged.memory_limit_in_bytes).await?;
+        self.make_room(sandbox, &entered.machine, &container.id, &merged).await?;
         let resources = serde_json::to_vec(&linux_resources(&merged)?).map_err(ContainerError::Encode)?;
         let request = UpdateContainerRequest { container_id: container.id.clone(), resources };
         entered.machine.agent.update_container(request).await?;

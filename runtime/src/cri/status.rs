@@ -55,7 +55,7 @@ fn code_of_container(error: &ContainerError) -> Code {
 fn code_of_sandbox(error: &SandboxError) -> Code {
     match error {
         SandboxError::Refused(_) | SandboxError::Ambiguous(_) => Code::InvalidArgument,
-        SandboxError::VcpusFixed { .. } => Code::InvalidArgument,
+        SandboxError::TooManyVcpus { .. } => Code::InvalidArgument,
         SandboxError::Cgroup(CgroupError::BadParent(_)) => Code::InvalidArgument,
         SandboxError::NotFound(_) => Code::NotFound,
         SandboxError::NameTaken { .. } => Code::AlreadyExists,

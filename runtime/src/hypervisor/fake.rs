@@ -153,6 +153,10 @@ impl Vm for FakeVm {
         Ok(())
     }
 
+    async fn add_vcpus(&self, _vcpus: u8) -> Result<(), HypervisorError> {
+        Ok(())
+    }
+
     async fn attach_tap(&self, _tap: OwnedFd) -> Result<(), HypervisorError> {
         Ok(())
     }

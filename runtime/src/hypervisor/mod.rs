@@ -25,6 +25,7 @@ use isopod_protocols::vmm::{BootConfig, ErrorKind, Stats};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,6 +54,8 @@ pub struct VmConfig {
     pub root_image: PathBuf,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// Most of them that it may be given while it runs, see [`most_vcpus`].
+    pub max_vcpus: u8,
     /// Guest memory in MiB, once it runs.
     pub memory_mib: u32,
     /// What of it is there at its boot, or was at its template's, in MiB. The caller has the rest added.
@@ -70,6 +73,7 @@ pub struct VmConfig {
 impl VmConfig {
     /// A VM with these settings; what is its own (id, directory, cgroup, user, scope) is still to be filled in.
     pub fn new(settings: config::VmConfig) -> Self {
+        let max_vcpus = most_vcpus(&settings, settings.vcpus);
         Self {
             id: String::new(),
             directory: PathBuf::new(),
@@ -80,6 +84,7 @@ impl VmConfig {
             kernel: settings.kernel,
             root_image: settings.root_image,
             vcpus: settings.vcpus,
+            max_vcpus,
             memory_mib: settings.memory_mib,
             boot_memory_mib: settings.memory_mib,
             huge_pages: settings.huge_pages,
@@ -93,12 +98,26 @@ impl VmConfig {
     pub fn boot_config(&self) -> BootConfig {
         BootConfig {
             vcpus: self.vcpus,
+            max_vcpus: self.max_vcpus,
             memory_mib: self.boot_memory_mib,
             max_memory_mib: self.memory_mib.max(most_memory_mib()).max(self.boot_memory_mib),
             huge_pages: self.huge_pages,
             kernel_args: self.kernel_args.clone(),
         }
     }
+}
+
+/// Virtual CPUs that are of use on this node: more than it has CPUs would only cost.
+pub fn useful_vcpus() -> u8 {
+    /// Most that a VMM takes.
+    const LARGEST: usize = 64;
+    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+    cpus.min(LARGEST) as u8
+}
+
+/// Most virtual CPUs that a VM which begins with `vcpus` may be given while it runs.
+pub fn most_vcpus(settings: &config::VmConfig, vcpus: u8) -> u8 {
+    settings.max_vcpus.min(useful_vcpus()).max(vcpus)
 }
 
 /// Most memory that a VM is let grow to on this node, in MiB: what the node has. A guest that lies can touch all of it, up to the
@@ -255,6 +274,12 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// [`HypervisorError::Refused`] where that is less than it booted with, or more than it may ever have.
     async fn resize(&self, memory_mib: u32) -> Result<(), HypervisorError>;
+
+    /// Makes processors until the VM has that many. The guest's agent is to bring them up.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Refused`] where that is more than it may ever have.
+    async fn add_vcpus(&self, vcpus: u8) -> Result<(), HypervisorError>;
 
     /// Joins the guest's network card to a tap.
     ///

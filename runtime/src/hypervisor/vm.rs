@@ -288,6 +288,10 @@ impl Vm for LocalVm {
         self.done("resize_memory", &Request::ResizeMemory { memory_mib }, &[], REQUEST_LIMIT).await
     }
 
+    async fn add_vcpus(&self, vcpus: u8) -> Result<(), HypervisorError> {
+        self.done("add_vcpus", &Request::AddVcpus { vcpus }, &[], REQUEST_LIMIT).await
+    }
+
     async fn attach_tap(&self, tap: OwnedFd) -> Result<(), HypervisorError> {
         self.done("attach_tap", &Request::AttachTap {}, &[tap.as_fd()], REQUEST_LIMIT).await
     }

@@ -96,18 +96,18 @@ pub enum SandboxError {
     /// All host user ids for VMMs are taken.
     #[error("all {0} user ids for VMMs are in use: enlarge vm.uid_count, or remove pods")]
     NoUid(u32),
-    /// It would need more processors than its VM has.
+    /// It would need more processors than its VM can have.
     #[error(
-        "pod sandbox {id} has {have} virtual CPUs and would need {wanted}: a running VM gets memory, but no CPUs; restart the \
-         pod with its new limits"
+        "pod sandbox {id} would need {wanted} virtual CPUs, and its VM can have {most} while it runs: raise vm.max_vcpus, or \
+         restart the pod with its new limits"
     )]
-    VcpusFixed {
+    TooManyVcpus {
         /// The sandbox.
         id: String,
         /// What it would need.
         wanted: u8,
-        /// What it has.
-        have: u8,
+        /// What it can have.
+        most: u8,
     },
     /// The guest did not take the memory that was added.
     #[error(

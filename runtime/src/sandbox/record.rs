@@ -82,6 +82,14 @@ pub struct Record {
     pub guest: Guest,
     /// Size of its VM: virtual CPUs, and memory in MiB.
     pub size: (u8, u32),
+    /// Most virtual CPUs that it may be given while it runs.
+    #[serde(default = "one")]
+    pub max_vcpus: u8,
     /// Its addresses, IPv4 first, once it has some.
     pub addresses: Vec<IpAddr>,
+}
+
+/// Of records that an earlier version wrote.
+fn one() -> u8 {
+    1
 }

@@ -4,7 +4,7 @@ use super::validate::Plan;
 use super::{Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, State, now_ns};
 use crate::cgroup::PodCgroup;
 use crate::config::Config;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Hypervisor, most_vcpus};
 use crate::id::{Mismatch, new_id, resolve};
 use crate::scratch::Scratch;
 use crate::store::{Collection, Durability, Loaded};
@@ -119,6 +119,7 @@ impl Sandboxes {
             vm: None,
             guest: Guest::default(),
             size: (plan.size.vcpus, plan.size.memory_mib),
+            max_vcpus: most_vcpus(&plan.vm, plan.size.vcpus),
             addresses: Vec::new(),
         };
         self.records.put(&id, &record)?;

@@ -1,10 +1,12 @@
-//! The memory of a VM that runs: a pod's VM boots, or its template did, with its handler's usual memory, and has the rest added
-//! (virtio-mem) before it is Ready; later it follows its pod's limits up and down.
+//! The size of a VM that runs: a pod's VM boots, or its template did, with its handler's usual memory, and has the rest added
+//! (virtio-mem) before it is Ready; later it follows its pod's limits up and down, and so do its processors, up to its handler's
+//! `max_vcpus`.
 //!
 //! Growing is waited for until the guest has taken what was added; its kernel has put the last of it to use some milliseconds
-//! later. Shrinking is not waited for: the guest gives back what it can, when it can.
-//! Processors stay as many as they are: a pod that wants more of them is refused.
+//! later. Shrinking memory is not waited for: the guest gives back what it can, when it can. Processors that are too many are
+//! taken down in the guest and cost nothing then; the VMM keeps them for the next growth.
 
+use super::record::Record;
 use super::validate::{Size, size};
 use super::{Machine, Sandbox, SandboxError, Sandboxes};
 use crate::hypervisor::{Vm, most_memory_mib};
@@ -30,19 +32,17 @@ impl Sandboxes {
         overhead: Option<&LinuxContainerResources>,
     ) -> Result<(), SandboxError> {
         let wanted = self.size_for(sandbox, resources, overhead)?;
-        let (vcpus, _) = sandbox.snapshot().size;
-        if wanted.vcpus > vcpus {
-            return Err(SandboxError::VcpusFixed {
-                id: sandbox.id.clone(),
-                wanted: wanted.vcpus,
-                have: vcpus,
-            });
+        let Record { size: (vcpus, _), max_vcpus, .. } = sandbox.snapshot();
+        let most = max_vcpus.max(vcpus);
+        if wanted.vcpus > most {
+            let (id, wanted) = (sandbox.id.clone(), wanted.vcpus);
+            return Err(SandboxError::TooManyVcpus { id, wanted, most });
         }
         let entered = sandbox.enter().await?;
-        self.set_memory(sandbox, &entered.machine, wanted.memory_mib).await
+        self.set_size(sandbox, &entered.machine, wanted).await
     }
 
-    /// Has the VM hold containers whose limits are `bytes` together. It never shrinks for that. The caller has entered the
+    /// Has the VM hold containers that have these limits together. It never shrinks for that. The caller has entered the
     /// sandbox: to enter it once more while a stop waits would wait for that stop, and it for us.
     ///
     /// # Errors
@@ -51,18 +51,20 @@ impl Sandboxes {
         &self,
         sandbox: &Sandbox,
         machine: &Machine,
-        bytes: i64,
+        limits: &LinuxContainerResources,
     ) -> Result<(), SandboxError> {
-        let limits = LinuxContainerResources { memory_limit_in_bytes: bytes, ..Default::default() };
         let linux = sandbox.config.linux.clone().unwrap_or_default();
-        let wanted = self.size_for(sandbox, Some(&limits), linux.overhead.as_ref())?;
-        // Limits may be larger than the node, and then are none.
-        let memory_mib = wanted.memory_mib.min(most_memory_mib());
-        if memory_mib > sandbox.snapshot().size.1 {
-            self.set_memory(sandbox, machine, memory_mib).await
-        } else {
-            Ok(())
+        let wanted = self.size_for(sandbox, Some(limits), linux.overhead.as_ref())?;
+        let Record { size: (vcpus, memory_mib), max_vcpus, .. } = sandbox.snapshot();
+        // Limits may be larger than what there is, and then are none.
+        let size = Size {
+            vcpus: wanted.vcpus.min(max_vcpus).max(vcpus),
+            memory_mib: wanted.memory_mib.min(most_memory_mib()).max(memory_mib),
+        };
+        if (size.vcpus, size.memory_mib) == (vcpus, memory_mib) {
+            return Ok(());
         }
+        self.set_size(sandbox, machine, size).await
     }
 
     fn size_for(
@@ -76,14 +78,16 @@ impl Sandboxes {
         Ok(size(&settings, resources, overhead)?)
     }
 
-    async fn set_memory(
-        &self,
-        sandbox: &Sandbox,
-        machine: &Machine,
-        memory_mib: u32,
-    ) -> Result<(), SandboxError> {
-        resize_vm(&sandbox.id, machine.vm.as_ref(), memory_mib).await?;
-        self.change(sandbox, |record| record.size.1 = memory_mib)
+    async fn set_size(&self, sandbox: &Sandbox, machine: &Machine, size: Size) -> Result<(), SandboxError> {
+        let (vcpus, _) = sandbox.snapshot().size;
+        resize_vm(&sandbox.id, machine.vm.as_ref(), size.memory_mib).await?;
+        if size.vcpus > vcpus {
+            machine.vm.add_vcpus(size.vcpus).await?;
+        }
+        if size.vcpus != vcpus {
+            machine.agent.use_processors(size.vcpus).await?;
+        }
+        self.change(sandbox, |record| record.size = (size.vcpus, size.memory_mib))
     }
 }
 

@@ -279,6 +279,7 @@ fn vm_config(sandbox: &Sandbox, plan: &Plan) -> VmConfig {
         uid: sandbox.snapshot().uid,
         template: plan.vm.template.scope(Some(&namespace)),
         vcpus: plan.size.vcpus,
+        max_vcpus: sandbox.snapshot().max_vcpus,
         memory_mib: plan.size.memory_mib,
         boot_memory_mib: plan.vm.memory_mib.min(plan.size.memory_mib),
         ..VmConfig::new(plan.vm.clone())

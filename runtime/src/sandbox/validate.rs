@@ -5,13 +5,13 @@
 //! is refused.
 
 use crate::config::{Config, VmConfig};
+use crate::hypervisor::useful_vcpus;
 use crate::network::PortMapping;
 use k8s_cri::v1::{
     DnsConfig, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PortMapping as CriPort, Protocol,
 };
 use std::net::IpAddr;
-use std::num::NonZero;
 
 /// Longest host name that Linux takes (`HOST_NAME_MAX`).
 const MAX_HOSTNAME: usize = 64;
@@ -253,9 +253,7 @@ pub fn size(
     let limit = cpus(resources);
     if limit > 0 {
         let wanted = u64::try_from((limit + cpus(overhead)).max(1)).unwrap_or(u64::MAX).div_ceil(1000);
-        let most = std::thread::available_parallelism().map_or(1, NonZero::get).clamp(1, 64);
-        // More vCPUs than the node has CPUs only cost: the pod's cgroup cannot use them.
-        size.vcpus = u8::try_from(wanted.min(most as u64)).unwrap_or(64);
+        size.vcpus = u8::try_from(wanted).unwrap_or(u8::MAX).min(useful_vcpus());
     }
     let bytes = |r: Option<&LinuxContainerResources>| {
         r.and_then(|r| u64::try_from(r.memory_limit_in_bytes).ok()).filter(|bytes| *bytes > 0)

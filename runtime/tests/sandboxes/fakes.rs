@@ -130,6 +130,10 @@ impl Agent for FakeAgent {
         Ok(Response::new(SetUpSandboxResponse {}))
     }
 
+    async fn use_processors(&self, _: Request<UseProcessorsRequest>) -> Answer<UseProcessorsResponse> {
+        Ok(Response::new(UseProcessorsResponse {}))
+    }
+
     type WatchStream = tokio_stream::Pending<Result<Event, Status>>;
 
     async fn watch(&self, _: Request<WatchRequest>) -> Answer<Self::WatchStream> {

@@ -4,8 +4,8 @@
 //! template's kernel and reads the VM's guest root, so both must be the files that the template was booted from: a package
 //! update that replaces one changes the key, and the template is made anew.
 
-use super::super::VmConfig;
 use super::super::files::Files;
+use super::super::{VmConfig, most_vcpus};
 use crate::config;
 use isopod_protocols::vmm::BootConfig;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,7 @@ impl Recipe {
         settings.template.scope(namespace).is_some_and(|scope| scope == self.scope)
             && (&settings.vmm, &settings.kernel, &settings.root_image)
                 == (&self.vmm, &self.kernel, &self.root_image)
+            && most_vcpus(settings, self.boot.vcpus) == self.boot.max_vcpus
             && settings.huge_pages == self.boot.huge_pages
             && settings.kernel_args == self.boot.kernel_args
     }
