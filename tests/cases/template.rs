@@ -4,7 +4,9 @@ use anyhow::{Context, Result, bail, ensure};
 use isopod_protocols::vmm::{BootConfig, ErrorKind, Request, Response};
 use isopod_tests::agent::{Agent, entropy};
 use isopod_tests::cases;
+use isopod_tests::cri::wait_for;
 use isopod_tests::node::{Isopod, Settings};
+use isopod_tests::script_guest::{self, told};
 use isopod_tests::template::{BUILT_FROM, Template};
 use isopod_tests::vmm::{Vmm, small};
 use std::collections::BTreeSet;
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
             clone_of_two_processors_answers,
             clone_is_given_processors_that_come_and_go,
             template_stays_as_it_was_while_clones_write,
+            timers_pending_in_the_template_fire_once_in_each_clone,
             damaged_or_foreign_state_is_refused,
             memory_of_another_size_is_refused,
             pod_is_not_saved,
@@ -108,6 +111,51 @@ fn sum(file: &File) -> Result<u64> {
     }
 }
 
+/// PID 1 of a guest with two timers: tells when it armed them, and of each when it fired, by the seconds after which it is due.
+const TIMERS: &str = "
+/bin/busybox mount -t proc proc /proc
+now() { read -r seconds rest </proc/uptime; echo $seconds; }
+armed=$(now)
+for due in 3 6; do (sleep $due; echo $due $(now)) & done
+# until both sleep
+sleep 0.5
+echo armed $armed
+wait
+# for one that would fire twice
+sleep 0.5
+echo over $(now)
+sleep 100000
+";
+
+/// Waits until the guest has told of that; answers when it was.
+fn wait_to_be_told(vmm: &Vmm, what: &str) -> Result<Duration> {
+    let at = || Ok(told(vmm)?.into_iter().find_map(|(name, at)| (name == what).then_some(at)));
+    wait_for(what, at).with_context(|| format!("the console has {:?}", vmm.console()))
+}
+
+fn timers_pending_in_the_template_fire_once_in_each_clone() -> Result<()> {
+    let root = script_guest::root(TIMERS)?;
+    let (mut vmm, memory) = (Vmm::start()?, tempfile::tempfile()?);
+    vmm.root = root.path().to_owned();
+    vmm.boot_template(small(&[]), &memory)?;
+    let armed = wait_to_be_told(&vmm, "armed")?;
+    let template = Template::save(vmm, memory)?;
+    // When the second clone begins, both are overdue by the host's clock. Its own stood still.
+    for clone in ["first", "second"] {
+        let vmm = template.clone_vm()?;
+        wait_to_be_told(&vmm, "over")?;
+        let told = told(&vmm)?;
+        println!("{clone} clone of a guest that armed its timers at {armed:?}: {told:?}");
+        ensure!(told.iter().map(|(name, _)| name.as_str()).eq(["3", "6", "over"]), "{told:?}");
+        for ((_, at), due) in told.iter().zip([3, 6]) {
+            // Not too late either: had the clock gone on meanwhile, both would fire when the second is due.
+            let after = at.saturating_sub(armed);
+            ensure!((due..due + 3).contains(&after.as_secs()), "{due} s: fired after {after:?}");
+        }
+    }
+    Ok(())
+}
+
 fn refused(answer: &Response, kind: ErrorKind, words: &str) -> Result<()> {
     match answer {
         Response::Error { kind: found, message } if *found == kind && message.contains(words) => Ok(()),
@@ -117,7 +165,7 @@ fn refused(answer: &Response, kind: ErrorKind, words: &str) -> Result<()> {
 
 fn damaged_or_foreign_state_is_refused() -> Result<()> {
     let template = Template::build(small(&[]))?;
-    let Template { memory, state } = &template;
+    let Template { memory, state, .. } = &template;
     let answer = Vmm::start()?.restore("something else", memory, state)?;
     refused(&answer, ErrorKind::Template, "made from")?;
 
@@ -136,7 +184,7 @@ fn damaged_or_foreign_state_is_refused() -> Result<()> {
 }
 
 fn memory_of_another_size_is_refused() -> Result<()> {
-    let Template { memory, state } = Template::build(small(&[]))?;
+    let Template { memory, state, .. } = Template::build(small(&[]))?;
     memory.set_len(64 << 20)?;
     refused(&Vmm::start()?.restore(BUILT_FROM, &memory, &state)?, ErrorKind::Template, "bytes")
 }
@@ -152,6 +200,7 @@ fn pod_is_not_saved() -> Result<()> {
 fn template_with_a_connection_is_not_saved() -> Result<()> {
     let vmm = Vmm::start()?;
     vmm.boot_template(small(&[]), &tempfile::tempfile()?)?;
+    vmm.wait_for_agent()?;
     let agent = Agent::connect(&vmm)?;
     agent.prepare()?;
     let save = Request::Save { built_from: BUILT_FROM.into() };

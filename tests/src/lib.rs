@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod held;
 pub mod node;
 pub mod registry;
+pub mod script_guest;
 pub mod template;
 pub mod templates;
 pub mod vmm;

@@ -6,6 +6,7 @@ use crate::vmm::Vmm;
 use anyhow::{Result, ensure};
 use isopod_protocols::vmm::{BootConfig, Request, Response};
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What these templates say they were made from.
@@ -17,25 +18,33 @@ pub struct Template {
     pub memory: File,
     /// The state of its processors and devices.
     pub state: File,
+    root: PathBuf,
 }
 
 impl Template {
     /// Boots the guest that is installed, and saves it when its agent is ready.
     pub fn build(config: BootConfig) -> Result<Self> {
-        let (memory, state) = (tempfile::tempfile()?, tempfile::tempfile()?);
-        let mut vmm = Vmm::start()?;
+        let (vmm, memory) = (Vmm::start()?, tempfile::tempfile()?);
         vmm.boot_template(config, &memory)?;
+        vmm.wait_for_agent()?;
         Agent::connect(&vmm)?.prepare()?;
         wait_for("connections to end", || Ok((vmm.stats()?.vsock_connections == 0).then_some(())))?;
+        Self::save(vmm, memory)
+    }
+
+    /// Saves a guest that was booted as a template with this as its memory.
+    pub fn save(mut vmm: Vmm, memory: File) -> Result<Self> {
+        let state = tempfile::tempfile()?;
         vmm.done(&Request::Save { built_from: BUILT_FROM.into() }, &[&state])?;
         let (status, log) = (vmm.ended(Duration::from_secs(20))?, vmm.log()?);
         ensure!(status.code() == Some(0) && log.ends_with("end: saved as a template\n"), "{status} {log}");
-        Ok(Self { memory, state })
+        Ok(Self { memory, state, root: vmm.root.clone() })
     }
 
     /// A VM that goes on where the template was stopped.
     pub fn clone_vm(&self) -> Result<Vmm> {
-        let vmm = Vmm::start()?;
+        let mut vmm = Vmm::start()?;
+        vmm.root.clone_from(&self.root);
         let answer = vmm.restore(BUILT_FROM, &self.memory, &self.state)?;
         ensure!(answer == Response::Done {}, "{answer:?}");
         Ok(vmm)

@@ -25,6 +25,8 @@ pub struct Vmm {
     child: Child,
     directory: TempDir,
     control: OwnedFd,
+    /// The root of its guest: what is installed, unless a case says otherwise before it boots.
+    pub root: PathBuf,
 }
 
 /// A machine of one processor and 128 MiB, with these words on the kernel's command line.
@@ -70,7 +72,7 @@ impl Vmm {
             .spawn()
             .context("cannot start isopod-vmm")?;
         let control = connected(&address)?;
-        Ok(Self { child, directory, control })
+        Ok(Self { child, directory, control, root: installed("ISOPOD_ROOT_IMAGE")? })
     }
 
     /// The process.
@@ -125,10 +127,11 @@ impl Vmm {
         self.directory.path().join("vsock")
     }
 
-    /// Boots `kernel` with the guest's root that is installed.
+    /// Boots `kernel`.
     pub fn boot_kernel(&self, config: BootConfig, kernel: &Path) -> Result<Response> {
         let kernel = File::open(kernel).context("kernel")?;
-        self.call(&Request::Boot(config), &[&kvm()?, &kernel, &root()?, &UnixListener::bind(self.vsock())?])
+        let (root, vsock) = (self.open_root()?, UnixListener::bind(self.vsock())?);
+        self.call(&Request::Boot(config), &[&kvm()?, &kernel, &root, &vsock])
     }
 
     /// Boots the guest that is installed, and waits for its agent.
@@ -138,20 +141,19 @@ impl Vmm {
         self.wait_for_agent()
     }
 
-    /// Boots the guest that is installed with `memory` as its memory, and waits for its agent.
+    /// Boots the kernel that is installed with `memory` as the guest's memory.
     pub fn boot_template(&self, config: BootConfig, memory: &File) -> Result<()> {
         memory.set_len(u64::from(config.memory_mib) << 20)?;
         let kernel = File::open(installed("ISOPOD_KERNEL")?).context("kernel")?;
-        let vsock = UnixListener::bind(self.vsock())?;
-        self.done(&Request::BootTemplate(config), &[&kvm()?, &kernel, &root()?, &vsock, memory])?;
-        self.wait_for_agent()
+        let (root, vsock) = (self.open_root()?, UnixListener::bind(self.vsock())?);
+        self.done(&Request::BootTemplate(config), &[&kvm()?, &kernel, &root, &vsock, memory])
     }
 
     /// Clones a template.
     pub fn restore(&self, built_from: &str, memory: &File, state: &File) -> Result<Response> {
         let request = Request::Restore { built_from: built_from.to_owned() };
-        let vsock = UnixListener::bind(self.vsock())?;
-        self.call(&request, &[&kvm()?, memory, state, &root()?, &vsock])
+        let (root, vsock) = (self.open_root()?, UnixListener::bind(self.vsock())?);
+        self.call(&request, &[&kvm()?, memory, state, &root, &vsock])
     }
 
     /// Counters of the VM.
@@ -162,7 +164,12 @@ impl Vmm {
         }
     }
 
-    fn wait_for_agent(&self) -> Result<()> {
+    fn open_root(&self) -> Result<File> {
+        File::open(&self.root).context("guest root")
+    }
+
+    /// Waits for the agent of a guest that boots.
+    pub fn wait_for_agent(&self) -> Result<()> {
         let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         self.done(&Request::ListenVsock { port: READY_PORT }, &[&far])?;
         drop(far);
@@ -195,10 +202,6 @@ impl Vmm {
 
 fn kvm() -> Result<File> {
     File::options().read(true).write(true).open("/dev/kvm").context("/dev/kvm")
-}
-
-fn root() -> Result<File> {
-    File::open(installed("ISOPOD_ROOT_IMAGE")?).context("guest root")
 }
 
 impl Drop for Vmm {
