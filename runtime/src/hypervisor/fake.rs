@@ -72,6 +72,7 @@ impl Hypervisor for FakeHypervisor {
             guest: Arc::clone(&self.guest),
             extents: Mutex::default(),
             memory_mib: AtomicU32::new(config.boot_memory_mib),
+            resizing: tokio::sync::Mutex::default(),
             ended: watch::Sender::new(false),
         });
         lock(&self.running).insert(config.id.clone(), Arc::clone(&vm));
@@ -95,6 +96,8 @@ pub struct FakeVm {
     guest: Guest,
     extents: Mutex<BTreeMap<u64, (u64, bool)>>,
     memory_mib: AtomicU32,
+    /// While a test holds it, its size does not change.
+    pub resizing: tokio::sync::Mutex<()>,
     ended: watch::Sender<bool>,
 }
 
@@ -149,6 +152,7 @@ impl Vm for FakeVm {
     }
 
     async fn resize(&self, memory_mib: u32) -> Result<(), HypervisorError> {
+        let _turn = self.resizing.lock().await;
         self.memory_mib.store(memory_mib, Ordering::Relaxed);
         Ok(())
     }

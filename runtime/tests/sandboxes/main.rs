@@ -5,5 +5,6 @@
 
 mod fakes;
 mod faults;
+mod growth;
 mod lifecycle;
 mod restart;

@@ -1,0 +1,63 @@
+//! VMs that get more memory for their containers, and what may happen meanwhile.
+
+use crate::fakes::{FakeNode, pod};
+use isopod_runtime::container::{Containers, Wish};
+use isopod_runtime::hypervisor::Vm;
+use isopod_runtime::image::{Digest, Image, ImageUser};
+use isopod_runtime::sandbox::State;
+use k8s_cri::v1::{ContainerConfig, ContainerMetadata, LinuxContainerConfig, LinuxContainerResources};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// A container of that name and memory limit.
+fn limited(name: &str, mib: i64) -> Wish {
+    let resources = LinuxContainerResources { memory_limit_in_bytes: mib << 20, ..Default::default() };
+    let config = ContainerConfig {
+        metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
+        command: vec!["sleep".into()],
+        linux: Some(LinuxContainerConfig { resources: Some(resources), ..Default::default() }),
+        ..Default::default()
+    };
+    Wish { config, stop_signal: None }
+}
+
+/// An image with nothing in it.
+fn image() -> Image {
+    Image {
+        id: Digest::of(b""),
+        repo_tags: Vec::new(),
+        repo_digests: Vec::new(),
+        size: 0,
+        user: ImageUser::Unset,
+        config: Arc::default(),
+        layers: Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn stop_and_containers_that_make_the_vm_grow_do_not_wait_for_each_other() {
+    let node = FakeNode::new();
+    let directory = tempfile::tempdir().unwrap();
+    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), node.events).unwrap();
+    let id = node.sandboxes.start(pod("web"), "").await.unwrap();
+    let (sandbox, vm) = (node.sandboxes.get(&id).unwrap(), node.hypervisor.vm(&id).unwrap());
+    let before = sandbox.snapshot().size.1;
+
+    // Both enter the sandbox. The first makes the VM grow, and the second waits for its turn to do so.
+    let hold = vm.resizing.lock().await;
+    let create = |name, mib| containers.create(&sandbox, limited(name, mib), image());
+    let story = async {
+        tokio::join!(create("first", 64), create("second", 128), node.sandboxes.stop(&sandbox), async {
+            // The stop has killed the VM and waits for those inside.
+            vm.ended().await;
+            drop(hold);
+        })
+    };
+    let told = timeout(Duration::from_secs(10), story).await;
+    let (first, second, stopped, ()) = told.expect("they wait for each other");
+    assert!(first.is_err() && second.is_err(), "there is no VM to be in");
+    stopped.unwrap();
+    assert_eq!(sandbox.state(), State::Stopped);
+    assert_eq!(sandbox.snapshot().size.1, before + 128, "the second did not come to let the VM grow");
+}
