@@ -22,7 +22,7 @@ test: artefacts
 
 # The groups that run pods, once more with pods that boot instead of being clones.
 test-cold: artefacts
-	ISOPOD_COLD=1 cargo test --release --workspace --test cri --test resize --test storage --test network \
+	ISOPOD_COLD=1 cargo test --release --workspace --test cri --test resize --test density --test storage --test network \
 		--test failure --test kill --test security
 
 # 20 pods at once, then 200 one after another (make soak SOAK=20 for a tenth).

@@ -87,13 +87,16 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 ];
 
 /// Kernel settings under which containers live unless their pod asks for others.
-const SYSCTLS: [(&str, &str); 7] = [
+const SYSCTLS: [(&str, &str); 8] = [
     // Or the kernel drops our lines after the tenth in five seconds. It wants the line end.
     ("kernel/printk_devkmsg", "on\n"),
     // What kubelet wants of a node.
     ("vm/overcommit_memory", "1"),
     // The kernel looks twice a second whether memory should be compacted before anybody needs it: an idle guest shall sleep.
     ("vm/compaction_proactiveness", "0"),
+    // A look once a minute, instead of every five seconds, for what is to be written to scratch: it outlives nobody, and memory
+    // that runs short does not wait for it.
+    ("vm/dirty_writeback_centisecs", "6000"),
     // What every distribution sets and the kernel does not.
     ("fs/protected_hardlinks", "1"),
     ("fs/protected_symlinks", "1"),

@@ -36,12 +36,18 @@ configure() {
 
 unpack() { dpkg-deb --fsys-tarfile "$1" | tar -xO --wildcards './usr/src/linux-source-*.tar.xz' | tar -xJ --strip-components=1; }
 
+patch_all() {
+  local file
+  for file in "$here"/patches/*.patch; do patch -p1 --no-backup-if-mismatch <"$file"; done
+}
+
 build() {
   local out=$1 package
   package=$(debian_package "$KERNEL_PACKAGE" "$KERNEL_VERSION" "$KERNEL_SHA256")
   # the same bytes on every machine
   export KBUILD_BUILD_TIMESTAMP='2026-01-01' KBUILD_BUILD_USER=isopod KBUILD_BUILD_HOST=isopod KBUILD_BUILD_VERSION=1
   step "unpack Linux $KERNEL_VERSION" unpack "$package"
+  step "patch" patch_all
   step "configure" configure
   step "compile with $JOBS jobs (about 15 minutes of CPU time)" nice make -s -j"$JOBS" vmlinux
   strip -o "$out/vmlinux" vmlinux
@@ -50,6 +56,6 @@ build() {
   gcc --version | head -n1 >"$out/compiler"
 }
 
-key=$(key_of "$KERNEL_SHA256" "$(fragment_options)" "$(recipe_of build configure unpack)" "$(gcc --version | head -n1)")
+key=$(key_of "$KERNEL_SHA256" "$(fragment_options)" "$here"/patches/*.patch "$(recipe_of build configure unpack patch_all)" "$(gcc --version | head -n1)")
 dir=$(cached kernel "$key" build)
 printf '%s\n' "$dir/vmlinux"

@@ -1,6 +1,6 @@
 //! Cases about one virtual machine: how it boots, what it can be, and the ways in which it ends.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use isopod_protocols::vmm::{BootConfig, ErrorKind, Request, Response};
 use isopod_tests::agent::Agent;
 use isopod_tests::cases;
@@ -69,7 +69,7 @@ fn processors_are_added_to_a_guest_that_booted() -> Result<()> {
     for _ in 0..2 {
         vmm.done(&Request::AddVcpus { vcpus: 3 }, &[])?;
     }
-    agent.use_processors(3)?;
+    agent.use_processors(3).with_context(|| vmm.log().unwrap_or_default())?;
     ensure!(vmm.stats()?.vcpus == 3, "{:?}", vmm.stats()?);
     ensure!(!vmm.console()?.contains("[Firmware Bug]"), "{}", vmm.console()?);
     Ok(())

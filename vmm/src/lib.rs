@@ -13,6 +13,7 @@ pub mod acpi;
 pub mod builder;
 pub mod bus;
 pub mod clone;
+pub mod confined;
 pub mod console_log;
 pub mod control;
 pub mod cpu;

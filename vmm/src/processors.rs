@@ -12,7 +12,6 @@
 //! that from the start, with a filter of its own. It takes a number from the control socket and nothing from the guest.
 
 use std::{
-    io,
     sync::{
         Arc, Mutex, MutexGuard,
         mpsc::{self, Receiver, SyncSender},
@@ -25,6 +24,7 @@ use kvm_bindings::{CpuId, Msrs};
 use kvm_ioctls::VcpuFd;
 
 use crate::{
+    confined::{self, ThreadError},
     cpu::{
         cpuid::{self, Place},
         registers,
@@ -60,9 +60,12 @@ pub enum ProcessorsError {
     /// A processor's thread.
     #[error(transparent)]
     Thread(#[from] VcpuError),
-    /// The thread that makes processors did not start, or has ended.
-    #[error("the thread that makes processors does not run")]
-    Maker(#[source] io::Error),
+    /// The thread that makes processors did not start.
+    #[error("cannot start the thread that makes processors")]
+    Maker(#[from] ThreadError),
+    /// The thread that makes processors has ended.
+    #[error("the thread that makes processors has ended")]
+    Gone,
     /// As many as the machine can never have.
     #[error("vcpus must be at most {most} (the vm's max_vcpus), got {value}")]
     TooMany {
@@ -79,7 +82,7 @@ impl ProcessorsError {
         match self {
             Self::TooMany { .. } => ErrorKind::Invalid,
             Self::Vm(_) | Self::Refused { .. } | Self::State(_) => ErrorKind::Kvm,
-            Self::Seccomp(_) | Self::Thread(_) | Self::Maker(_) => ErrorKind::System,
+            Self::Seccomp(_) | Self::Thread(_) | Self::Maker(_) | Self::Gone => ErrorKind::System,
         }
     }
 }
@@ -169,18 +172,14 @@ impl Processors {
         }
         let Some(orders) = &self.orders else { return Ok(()) };
         let (done, made) = mpsc::sync_channel(1);
-        orders.send(Order { vcpus, done }).map_err(|_| gone())?;
-        made.recv().map_err(|_| gone())?
+        orders.send(Order { vcpus, done }).map_err(|_| ProcessorsError::Gone)?;
+        made.recv().map_err(|_| ProcessorsError::Gone)?
     }
 
     /// The threads of all that were made.
     pub fn threads(&self) -> MutexGuard<'_, VcpuThreads> {
         lock(&self.threads)
     }
-}
-
-fn gone() -> ProcessorsError {
-    ProcessorsError::Maker(io::ErrorKind::BrokenPipe.into())
 }
 
 fn lock(threads: &Mutex<VcpuThreads>) -> MutexGuard<'_, VcpuThreads> {
@@ -201,19 +200,8 @@ impl Maker {
         const STACK: usize = 64 << 10;
         let filter = Filter::new(Stage::MoreVcpus)?;
         let (orders, received) = mpsc::sync_channel::<Order>(1);
-        let (report, confined) = mpsc::sync_channel(1);
-        let body = move || {
-            let outcome = filter.install();
-            let failed = outcome.is_err();
-            // The receiver waits below until this was sent.
-            let _ = report.send(outcome);
-            if !failed {
-                self.serve(&received);
-            }
-        };
         let thread = thread::Builder::new().name("more-vcpus".into()).stack_size(STACK);
-        thread.spawn(body).map_err(ProcessorsError::Maker)?;
-        confined.recv().map_err(|_| gone())??;
+        confined::spawn(thread, filter, move || self.serve(&received))?;
         Ok(orders)
     }
 

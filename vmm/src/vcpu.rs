@@ -17,7 +17,6 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc,
     },
     thread::{self, JoinHandle},
 };
@@ -26,8 +25,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::{
     bus::Bus,
+    confined::{self, ThreadError},
     end::{Ending, VmExit},
-    seccomp::{self, Filter},
+    seccomp::Filter,
     sys,
 };
 
@@ -53,7 +53,7 @@ pub struct Vcpu {
 
 /// The running processors.
 pub struct VcpuThreads {
-    threads: Vec<JoinHandle<Vcpu>>,
+    threads: Vec<JoinHandle<Option<Vcpu>>>,
     stopping: Arc<AtomicBool>,
     exits: Vec<Arc<AtomicU64>>,
 }
@@ -61,21 +61,16 @@ pub struct VcpuThreads {
 /// A processor's thread that cannot run the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
-    /// The system refused a thread, or the handler of its signal.
+    /// The system refused the handler of the signal by which it is brought back.
+    #[error("cannot handle the signal that brings vcpus back")]
+    Signal(#[source] io::Error),
+    /// It has no thread.
     #[error("cannot start the thread of vcpu {id}")]
-    Spawn {
-        /// The processor.
-        id: u8,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// The thread could not confine itself.
-    #[error("cannot confine the thread of vcpu {id}")]
-    Confine {
+    Thread {
         /// The processor.
         id: u8,
         /// What failed.
-        source: seccomp::SeccompError,
+        source: ThreadError,
     },
 }
 
@@ -84,7 +79,7 @@ impl VcpuThreads {
     pub fn spawn(vcpus: Vec<Vcpu>, filter: &Filter) -> Result<Self, VcpuError> {
         let mut running =
             Self { threads: Vec::new(), stopping: Arc::new(AtomicBool::new(false)), exits: Vec::new() };
-        sys::prepare_kicks().map_err(|source| VcpuError::Spawn { id: 0, source })?;
+        sys::prepare_kicks().map_err(VcpuError::Signal)?;
         for vcpu in vcpus {
             running.start(vcpu, filter.clone())?;
         }
@@ -97,21 +92,14 @@ impl VcpuThreads {
         let exits = Arc::new(AtomicU64::new(0));
         self.exits.push(exits.clone());
         let stopping = self.stopping.clone();
-        let (report, confined) = mpsc::sync_channel(1);
         let body = move || {
-            let outcome = filter.install();
-            let failed = outcome.is_err();
-            // The receiver waits below until this was sent.
-            let _ = report.send(outcome);
-            if !failed {
-                vcpu.run(&stopping, &exits);
-            }
+            vcpu.run(&stopping, &exits);
             vcpu
         };
-        let spawned = thread::Builder::new().name(format!("vcpu{id}")).spawn(body);
-        self.threads.push(spawned.map_err(|source| VcpuError::Spawn { id, source })?);
-        let ended = |_| VcpuError::Spawn { id, source: io::ErrorKind::BrokenPipe.into() };
-        confined.recv().map_err(ended)?.map_err(|source| VcpuError::Confine { id, source })
+        let thread = thread::Builder::new().name(format!("vcpu{id}"));
+        let thread = confined::spawn(thread, filter, body);
+        self.threads.push(thread.map_err(|source| VcpuError::Thread { id, source })?);
+        Ok(())
     }
 
     /// How many processors run.
@@ -129,7 +117,7 @@ impl VcpuThreads {
         self.stopping.store(true, Ordering::Release);
         self.threads.iter().for_each(sys::kick);
         // A thread that panicked has told so by the panic hook, which ends the process.
-        self.threads.drain(..).filter_map(|thread| thread.join().ok()).collect()
+        self.threads.drain(..).filter_map(|thread| thread.join().ok().flatten()).collect()
     }
 }
 

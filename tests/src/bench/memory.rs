@@ -84,7 +84,8 @@ fn templates_mib(side: &Side<'_>) -> Result<f64> {
 }
 
 fn processes_mib(pids: &Pids) -> Result<f64> {
-    pids.iter().map(|&pid| process_mib(pid)).sum()
+    // from zero: the sum of nothing is -0.0
+    pids.iter().try_fold(0.0, |sum, &pid| Ok(sum + process_mib(pid)?))
 }
 
 /// Nothing for kernel threads, some of which are in a pod's control group: they have no memory of their own.
