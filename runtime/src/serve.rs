@@ -13,6 +13,7 @@ use crate::image::{ImageError, Images};
 use crate::network::{NetworkError, Networks};
 use crate::sandbox::{Host, SandboxError, Sandboxes, network_config};
 use crate::store::StoreError;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -74,6 +75,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     if !check::passed(&findings) {
         return Err(ServeError::Unfit(check::complaints(&findings)));
     }
+    raise_open_files();
     let config = Arc::new(config);
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signal)?;
@@ -140,4 +142,16 @@ async fn templates(config: &Config) -> Result<Arc<Templates>, ServeError> {
 fn ask_for_templates(config: &Config, templates: &Arc<Templates>) {
     let handlers = config.handler_names().into_iter().filter_map(|name| config.vm_of(name));
     handlers.filter_map(|handler| Recipe::node_wide(&handler)).for_each(|recipe| templates.ask_for(&recipe));
+}
+
+/// Each pod takes about five descriptors, and shells give a process 1024. One that is not refused more asks for as many as
+/// a busy node needs; VMMs, which inherit the limit, set their own. Where it is refused, what it has must do.
+fn raise_open_files() {
+    const OPEN_FILES: u64 = 1 << 20;
+    if setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES).is_err()
+        && let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
