@@ -144,8 +144,8 @@ fn ask_for_templates(config: &Config, templates: &Arc<Templates>) {
     handlers.filter_map(|handler| Recipe::node_wide(&handler)).for_each(|recipe| templates.ask_for(&recipe));
 }
 
-/// Each pod takes about five descriptors, and shells give a process 1024. One that is not refused more asks for as many as
-/// a busy node needs; VMMs, which inherit the limit, set their own. Where it is refused, what it has must do.
+/// Shells give a process 1024 open files, which 200 pods pass. VMMs, which inherit the limit, set their own. Where more is
+/// refused, what the daemon may have must do.
 fn raise_open_files() {
     const OPEN_FILES: u64 = 1 << 20;
     if setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES).is_err()

@@ -56,10 +56,15 @@ impl Sandboxes {
         let linux = sandbox.config.linux.clone().unwrap_or_default();
         let wanted = self.size_for(sandbox, Some(limits), linux.overhead.as_ref())?;
         let Record { size: (vcpus, memory_mib), max_vcpus, .. } = sandbox.snapshot();
-        // Limits may be larger than what there is, and then are none.
+        // Limits may be larger than what there is, and then are none. Where none is set, the wanted size is the handler's usual
+        // one, which says nothing of these containers.
         let size = Size {
-            vcpus: wanted.vcpus.min(max_vcpus).max(vcpus),
-            memory_mib: wanted.memory_mib.min(most_memory_mib()).max(memory_mib),
+            vcpus: if limits.cpu_quota > 0 { wanted.vcpus.min(max_vcpus).max(vcpus) } else { vcpus },
+            memory_mib: if limits.memory_limit_in_bytes > 0 {
+                wanted.memory_mib.min(most_memory_mib()).max(memory_mib)
+            } else {
+                memory_mib
+            },
         };
         if (size.vcpus, size.memory_mib) == (vcpus, memory_mib) {
             return Ok(());

@@ -61,3 +61,21 @@ async fn stop_and_containers_that_make_the_vm_grow_do_not_wait_for_each_other() 
     assert_eq!(sandbox.state(), State::Stopped);
     assert_eq!(sandbox.snapshot().size.1, before + 128, "the second did not come to let the VM grow");
 }
+
+#[tokio::test]
+async fn container_without_limits_leaves_a_small_vm_as_it_is() {
+    let node = FakeNode::new();
+    let directory = tempfile::tempdir().unwrap();
+    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), node.events).unwrap();
+    let mut config = pod("small");
+    let little = LinuxContainerResources { memory_limit_in_bytes: 1 << 20, ..Default::default() };
+    let linux = config.linux.get_or_insert_default();
+    (linux.resources, linux.overhead) = (Some(little.clone()), Some(little));
+    let id = node.sandboxes.start(config, "").await.unwrap();
+    let sandbox = node.sandboxes.get(&id).unwrap();
+    let before = sandbox.snapshot().size;
+
+    // The fake agent makes none, but the VM would have grown before.
+    assert!(containers.create(&sandbox, limited("free", 0), image()).await.is_err());
+    assert_eq!(sandbox.snapshot().size, before);
+}
