@@ -5,11 +5,16 @@
 
 use isopod_protocols::agent::{ResolvedUser, User};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 /// Largest passwd or group file that is read, in bytes.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
+
+/// How often a file is opened while others rename.
+const MAX_TRIES: u32 = 1000;
 
 /// Most supplemental groups of a process (NGROUPS_MAX).
 const MAX_GROUPS: usize = 65536;
@@ -140,12 +145,9 @@ fn read_in_root(root: &Path, path: &'static str) -> Result<String, UserError> {
     let unreadable = |source| UserError::Unreadable { path, source };
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, root, directory, Mode::empty()).map_err(|e| unreadable(e.into()))?;
-    // Without waiting: the image may hold a pipe there.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
+    let file = match open_in_root(&root, path) {
         Ok(file) => file,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(String::new()),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
         Err(errno) => return Err(unreadable(errno.into())),
     };
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&file).map_err(|e| unreadable(e.into()))?.st_mode);
@@ -158,6 +160,22 @@ fn read_in_root(root: &Path, path: &'static str) -> Result<String, UserError> {
         return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 4 MiB")));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Opens a file as if `root` were `/`. Where anything is renamed or mounted meanwhile, anywhere, the kernel cannot tell whether a
+/// `..` stays inside, and says EAGAIN (openat2(2)).
+fn open_in_root(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    // Without waiting: the image may hold a pipe there.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let mut tries = MAX_TRIES;
+    loop {
+        tries -= 1;
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) if tries > 0 => {}
+            other => return other,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -239,6 +257,29 @@ mod tests {
         std::fs::write(root.path().join("real/passwd"), "in:x:7:8::/:\n").unwrap();
         symlink("/../../../real/passwd", root.path().join("etc/passwd")).unwrap();
         assert_eq!(resolve(root.path(), &user("in")).unwrap().uid, 7);
+    }
+
+    #[test]
+    fn links_are_followed_while_others_rename() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("passwd"), "in:x:7:8::/:\n").unwrap();
+        symlink("../../../passwd", root.path().join("etc/passwd")).unwrap();
+        let (one, other) = (root.path().join("one"), root.path().join("other"));
+        std::fs::write(&one, "").unwrap();
+        let renames = std::sync::atomic::AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while renames.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::fs::rename(&one, &other).unwrap();
+                    std::fs::rename(&other, &one).unwrap();
+                }
+            });
+            let found: Vec<_> = (0..2000).map(|_| resolve(root.path(), &user("in"))).collect();
+            renames.store(false, std::sync::atomic::Ordering::Relaxed);
+            let failed: Vec<_> = found.iter().filter_map(|one| one.as_ref().err()).collect();
+            assert!(failed.is_empty(), "{} of {} failed: {:?}", failed.len(), found.len(), failed[0]);
+        });
     }
 
     #[test]
