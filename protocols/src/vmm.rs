@@ -12,6 +12,12 @@ pub const CONTROL_FD: i32 = 3;
 /// Longest message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
+/// Most ranges of pages in one message.
+pub const MAX_PAGE_RANGES: usize = 2048;
+
+/// Size of a page of guest memory in bytes.
+pub const PAGE_SIZE: u64 = 4096;
+
 /// Most descriptors beside one message.
 pub const MAX_FDS: usize = 8;
 
@@ -43,6 +49,16 @@ pub enum Request {
     Restore {
         /// What [`Request::Save`] was told: a state that says otherwise is refused with [`ErrorKind::Template`].
         built_from: String,
+    },
+    /// Tells what a clone of a template has written until now, so that later clones of it can be given those pages before they
+    /// ask. Descriptor: the template's memory, for reading. What this clone left alone becomes large pages of that file,
+    /// where the host can do that. Answered by [`Response::WorkingSet`].
+    Rehearsed {},
+    /// Gives the guest pages of its own for these, each a copy of what it shows now. Answered by [`Response::Done`] when all are
+    /// there; meanwhile the devices wait, so a client asks for a few dozen at a time.
+    Populate {
+        /// Pages of guest memory.
+        pages: Vec<PageRange>,
     },
     /// Asks the guest to grow or shrink to this much memory in all. Answered by [`Response::Done`] at once; the guest
     /// follows as far as it can, see [`Stats::memory_bytes`].
@@ -124,6 +140,11 @@ pub enum Response {
         /// At most 1024.
         extents: Vec<Extent>,
     },
+    /// What a clone has written.
+    WorkingSet {
+        /// At most [`MAX_PAGE_RANGES`], in rising order.
+        pages: Vec<PageRange>,
+    },
     /// Counters since boot, or since the VM was cloned.
     Stats(Stats),
     /// The console's tail.
@@ -167,6 +188,11 @@ pub struct Extent {
     /// The guest may only read.
     pub read_only: bool,
 }
+
+/// Pages of guest memory that lie side by side: the number of the first ([`PAGE_SIZE`] bytes each, from address 0), and how
+/// many they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRange(pub u64, pub u64);
 
 /// Counters of one VM, since its boot or since it was cloned.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

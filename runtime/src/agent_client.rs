@@ -1,12 +1,11 @@
 //! Typed calls to the agent in a guest: gRPC over the VMM's vsock socket.
 //!
-//! Called by `sandbox` and `container`, and by `hypervisor` for templates, through [`Preparation`]. Every call has a deadline, every answer a limit, and what a guest says in an
-//! error is made printable and cut: the guest is hostile. Nothing here retries: callers know what may be repeated.
+//! Called by `sandbox` and `container`, and by `preparation` for templates. Every call has a deadline, every answer a limit, and
+//! what a guest says in an error is made printable and cut: the guest is hostile. Nothing here retries: callers know what may
+//! be repeated.
 
 use crate::hostile_text;
 use crate::hypervisor::VmHandle;
-use crate::hypervisor::template::Preparation;
-use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
 use isopod_protocols::agent::agent_client::AgentClient as Rpc;
 use isopod_protocols::agent::{
@@ -17,7 +16,6 @@ use isopod_protocols::agent::{
     WaitProcessResponse, WatchRequest,
 };
 use isopod_protocols::vsock::AGENT_PORT;
-use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -71,18 +69,6 @@ pub enum AgentError {
         /// What the transport said.
         message: String,
     },
-}
-
-/// Templates' guests, prepared by their agents.
-#[derive(Debug, Default)]
-pub struct AgentPreparation {}
-
-#[async_trait]
-impl Preparation for AgentPreparation {
-    async fn prepare(&self, id: &str, vm: VmHandle) -> Result<(), Box<dyn Error + Send + Sync>> {
-        // The client goes with this call, and its connection with it.
-        Ok(AgentClient::new(id, vm).prepare().await?)
-    }
 }
 
 /// The agent of one guest. Clones share one connection, which is made at the first call and again after a break.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Among the middle ones `container` may use `sandbox` and `image`; `sandbox` uses neither: it tells what happens to it
-//! by [`sandbox::SandboxEvent`]. `agent_client` uses `hypervisor`, which is given what a template's agent must be asked.
+//! by [`sandbox::SandboxEvent`]. `agent_client` uses `hypervisor`, which is given what a template's guest must do: `preparation`.
 
 pub mod agent_client;
 pub mod cgroup;
@@ -21,6 +21,7 @@ pub mod hypervisor;
 pub mod id;
 pub mod image;
 pub mod network;
+pub mod preparation;
 pub mod sandbox;
 pub mod scratch;
 pub mod serve;

@@ -1,6 +1,5 @@
 //! The daemon as a story: open the house, take back what an earlier daemon left, serve, end.
 
-use crate::agent_client::AgentPreparation;
 use crate::cgroup;
 use crate::check;
 use crate::config::Config;
@@ -11,7 +10,9 @@ use crate::hypervisor::LocalHypervisor;
 use crate::hypervisor::template::{Recipe, Templates};
 use crate::image::{ImageError, Images};
 use crate::network::{NetworkError, Networks};
+use crate::preparation::Agents;
 use crate::sandbox::{Host, SandboxError, Sandboxes, network_config};
+use crate::scratch::{Scratch, ScratchError};
 use crate::store::StoreError;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::DirBuilder;
@@ -41,6 +42,9 @@ pub enum ServeError {
     /// The containers.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// The scratch disks.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
     /// The templates.
     #[error(transparent)]
     Templates(#[from] StoreError),
@@ -86,8 +90,9 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     }
     // The socket first: it tells whether another daemon owns the state.
     let listener = server::bind(&config.daemon.socket).await?;
-    let templates = templates(&config).await?;
-    let (sandboxes, events) = Sandboxes::new(Arc::clone(&config), host(&config, &templates)?)?;
+    let scratch = Arc::new(Scratch::new(config.daemon.root_dir.join("scratch"))?);
+    let templates = templates(&config, &scratch).await?;
+    let (sandboxes, events) = Sandboxes::new(Arc::clone(&config), host(&config, &templates, scratch)?)?;
     let containers = Containers::open(&config.daemon.state_dir, Arc::clone(&sandboxes), events)?;
     sandboxes.restore().await?;
     containers.restore()?;
@@ -120,19 +125,20 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 }
 
 /// What sandboxes are made of on this node.
-fn host(config: &Config, templates: &Arc<Templates>) -> Result<Host, ServeError> {
+fn host(config: &Config, templates: &Arc<Templates>, scratch: Arc<Scratch>) -> Result<Host, ServeError> {
     Ok(Host {
         hypervisor: Arc::new(LocalHypervisor::new(Arc::clone(templates))),
         networks: Arc::new(Networks::new(network_config(config))?),
+        scratch,
         cgroup_root: cgroup::ROOT.into(),
     })
 }
 
 /// What an earlier daemon left of templates, but those that no handler has a use for any more.
-async fn templates(config: &Config) -> Result<Arc<Templates>, ServeError> {
+async fn templates(config: &Config, scratch: &Arc<Scratch>) -> Result<Arc<Templates>, ServeError> {
     let (state_dir, uid) = (&config.daemon.state_dir, config.vm.template_uid());
-    let agents = Box::new(AgentPreparation::default());
-    let templates = Templates::open(state_dir, cgroup::ROOT.into(), uid, agents).await?;
+    let agents = Agents { scratch: Arc::clone(scratch), scratch_mib: config.vm.scratch_mib };
+    let templates = Templates::open(state_dir, cgroup::ROOT.into(), uid, Box::new(agents)).await?;
     let handlers: Vec<_> = config.handler_names().into_iter().filter_map(|name| config.vm_of(name)).collect();
     templates.keep_only(|recipe| handlers.iter().any(|handler| recipe.serves(handler)));
     Ok(templates)

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
             fifty_clones_are_nobodys_twin,
             wall_clock_of_a_clone_is_right_to_10_ms,
             monotonic_clock_of_a_clone_goes_on_and_does_not_jump,
+            template_knows_what_its_clones_will_write,
             pods_are_clones_again_after_the_daemon_was_killed,
             holder_that_dies_is_replaced_and_pods_run_on,
             template_that_is_refused_leads_to_a_cold_boot,
@@ -199,6 +200,24 @@ fn monotonic_clock_of_a_clone_goes_on_and_does_not_jump() -> Result<()> {
     let (_, later, end) = read(&other)?;
     let lived = end - begin;
     ensure!(later <= first + lived, "{later:?} after {lived:?} at most, {first:?} in one that began earlier");
+    cri.clean()
+}
+
+fn template_knows_what_its_clones_will_write() -> Result<()> {
+    let cri = cri()?;
+    let path = format!("{}/{}.json", templates::DIRECTORY, templates::wait_for_one(&cri)?);
+    let pages = || -> Result<u64> {
+        let record: serde_json::Value = serde_json::from_slice(&fs::read(&path)?)?;
+        let set: Vec<(u64, u64)> = serde_json::from_value(record["working_set"].clone())?;
+        Ok(set.iter().map(|(_, count)| count).sum())
+    };
+    // An agent that answers writes a hundred, a first container several times as many.
+    let found = pages()?;
+    ensure!((400..2000).contains(&found), "{found} pages");
+    daemon::restart()?;
+    ensure!(pages()? == found, "the next daemon knows of {} pages, not of {found}", pages()?);
+    let (_, container) = cri.run_sleeper("populated")?;
+    ensure!(cri.shell(&container, "echo fine")? == "fine", "the pod does not run");
     cri.clean()
 }
 

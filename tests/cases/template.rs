@@ -1,7 +1,7 @@
 //! Cases about VMs that begin as clones of a template: what they share, what they must not, and templates that are no good.
 
 use anyhow::{Context, Result, bail, ensure};
-use isopod_protocols::vmm::{BootConfig, ErrorKind, Request, Response};
+use isopod_protocols::vmm::{BootConfig, ErrorKind, PageRange, Request, Response};
 use isopod_tests::agent::{Agent, entropy};
 use isopod_tests::cases;
 use isopod_tests::cri::wait_for;
@@ -26,6 +26,8 @@ fn main() -> ExitCode {
             clone_is_given_processors_that_come_and_go,
             template_stays_as_it_was_while_clones_write,
             timers_pending_in_the_template_fire_once_in_each_clone,
+            clones_write_what_the_rehearsal_wrote,
+            what_no_clone_writes_is_in_large_pages,
             damaged_or_foreign_state_is_refused,
             memory_of_another_size_is_refused,
             pod_is_not_saved,
@@ -47,6 +49,53 @@ fn clones_answer_and_are_not_each_other() -> Result<()> {
         ensure!(boot_ids.insert(hello.boot_id.clone()), "boot id {} twice", hello.boot_id);
         alive.push(vmm);
     }
+    Ok(())
+}
+
+fn pages_of(set: &[PageRange]) -> BTreeSet<u64> {
+    set.iter().flat_map(|PageRange(first, count)| *first..first + count).collect()
+}
+
+fn clones_write_what_the_rehearsal_wrote() -> Result<()> {
+    let template = Template::build(small(&[]))?;
+    let set = template.rehearse()?;
+    let expected = pages_of(&set);
+    ensure!(expected.len() > 50, "an agent answers without writing? {set:?}");
+
+    let vmm = template.clone_vm()?;
+    vmm.done(&Request::Populate { pages: set }, &[])?;
+    let hello = Agent::connect(&vmm)?.hello(entropy()?)?;
+    ensure!(!hello.boot_id.is_empty(), "{hello:?}");
+    let Response::WorkingSet { pages } = vmm.call(&Request::Rehearsed {}, &[&template.memory])? else {
+        bail!("no working set");
+    };
+    let common = pages_of(&pages).intersection(&expected).count();
+    println!("a clone wrote {} pages, {common} of {} expected ones", pages_of(&pages).len(), expected.len());
+    ensure!(common * 10 >= expected.len() * 8, "only {common} of {} pages", expected.len());
+
+    let outside = vmm.call(&Request::Populate { pages: vec![PageRange(1 << 40, 1)] }, &[])?;
+    ensure!(matches!(outside, Response::Error { kind: ErrorKind::Invalid, .. }), "{outside:?}");
+    Agent::connect(&vmm)?.hello(entropy()?)?;
+    Ok(())
+}
+
+/// What the host has of memory files in large pages, KiB.
+fn large_pages() -> Result<u64> {
+    let all = std::fs::read_to_string("/proc/meminfo")?;
+    let line = all.lines().find_map(|line| line.strip_prefix("ShmemHugePages:"));
+    let number = line.and_then(|line| line.trim().split(' ').next()).context("no ShmemHugePages")?;
+    Ok(number.parse()?)
+}
+
+fn what_no_clone_writes_is_in_large_pages() -> Result<()> {
+    let template = Template::build(small(&[]))?;
+    let before = large_pages()?;
+    template.rehearse()?;
+    let after = large_pages()?;
+    // The text of the kernel is four of them.
+    ensure!(after >= before + 4 * 2048, "{before} KiB before, {after} KiB after");
+    let vmm = template.clone_vm()?;
+    Agent::connect(&vmm)?.hello(entropy()?)?;
     Ok(())
 }
 

@@ -1,10 +1,10 @@
 //! A template made by hand, for cases and the benchmark: what the daemon keeps of one.
 
-use crate::agent::Agent;
+use crate::agent::{Agent, entropy};
 use crate::cri::wait_for;
 use crate::vmm::Vmm;
-use anyhow::{Result, ensure};
-use isopod_protocols::vmm::{BootConfig, Request, Response};
+use anyhow::{Result, bail, ensure};
+use isopod_protocols::vmm::{BootConfig, PageRange, Request, Response};
 use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,6 +39,16 @@ impl Template {
         let (status, log) = (vmm.ended(Duration::from_secs(20))?, vmm.log()?);
         ensure!(status.code() == Some(0) && log.ends_with("end: saved as a template\n"), "{status} {log}");
         Ok(Self { memory, state, root: vmm.root.clone() })
+    }
+
+    /// What a clone writes until its agent has answered. What it leaves alone becomes large pages of the template.
+    pub fn rehearse(&self) -> Result<Vec<PageRange>> {
+        let vmm = self.clone_vm()?;
+        Agent::connect(&vmm)?.hello(entropy()?)?;
+        match vmm.call(&Request::Rehearsed {}, &[&self.memory])? {
+            Response::WorkingSet { pages } => Ok(pages),
+            other => bail!("{other:?}"),
+        }
     }
 
     /// A VM that goes on where the template was stopped.

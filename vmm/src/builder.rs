@@ -196,10 +196,10 @@ fn build(
     let most = if template.is_some() { config.vcpus } else { config.max_vcpus };
     let processors = Processors::begin(&around, fds, most)?;
     let (memory_mib, max_memory_mib) = (config.memory_mib, config.max_memory_mib);
-    let memory = MemorySize::new(memory_mib, max_memory_mib, devices.mem.clone());
+    let size = MemorySize::new(memory_mib, max_memory_mib, devices.mem.clone());
     let template =
         template.map(|memory| Template { memory, memory_mib, max_memory_mib, max_vcpus: config.max_vcpus });
-    Ok(Machine { vm, generation, devices, memory, console, processors, ending, template })
+    Ok(Machine { vm, generation, devices, ram: memory, memory: size, console, processors, ending, template })
 }
 
 fn check(config: &BootConfig) -> Result<(), BootError> {

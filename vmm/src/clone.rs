@@ -142,8 +142,18 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
     devices.resume();
     let around = Surroundings { vm: vm.clone(), buses, ending: ending.clone() };
     let processors = Processors::begin(&around, fds, state.max_vcpus)?;
-    let memory = MemorySize::new(state.memory_mib, state.max_memory_mib, devices.mem.clone());
-    Ok(Machine { vm, generation, devices, memory, console, processors, ending, template: None })
+    let size = MemorySize::new(state.memory_mib, state.max_memory_mib, devices.mem.clone());
+    Ok(Machine {
+        vm,
+        generation,
+        devices,
+        ram: memory,
+        memory: size,
+        console,
+        processors,
+        ending,
+        template: None,
+    })
 }
 
 /// All processors are there before any has its state: their clocks are set against each other's.

@@ -5,7 +5,7 @@
 //! [`kernel`] and the VM's [`generation`], and starts the [`processors`], a [`vcpu`] thread each; then the [`machine`] answers requests while the event loop of [`virtio`]
 //! serves the devices, until something calls [`end`].
 //!
-//! A template ends by being [`saved`]; a pod's VM begins as its [`mod@clone`] where there is one.
+//! A template ends by being [`saved`]; a pod's VM begins as its [`mod@clone`] where there is one, and is given its [`working_set`].
 //!
 //! `README.md` beside this crate has the map.
 
@@ -36,3 +36,4 @@ pub mod sys;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;
+pub mod working_set;

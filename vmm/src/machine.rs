@@ -16,8 +16,9 @@ use crate::{
     processors::Processors,
     saved::{self, MAX_BUILT_FROM, MachineState, SavedError},
     vcpu::Vcpu,
-    virtio::block::ExtentError,
+    virtio::{GuestMemory, block::ExtentError},
     vm::{Vm, VmError},
+    working_set::{self, WorkingSetError},
 };
 
 /// A running VM.
@@ -28,7 +29,9 @@ pub struct Machine {
     pub generation: Generation,
     /// What requests reach of the devices.
     pub devices: Devices,
-    /// How much memory the guest has and may have.
+    /// The guest's memory.
+    pub ram: GuestMemory,
+    /// How much of it the guest has and may have.
     pub memory: MemorySize,
     /// The guest's console output.
     pub console: Arc<ConsoleLog>,
@@ -86,6 +89,14 @@ impl Machine {
                 return Err(error(ErrorKind::State, "the vm runs already: a vmm boots once"));
             }
             Request::Save { built_from } => self.save(&built_from, one(fds)?.into()).map_err(save_refused)?,
+            Request::Rehearsed {} => {
+                let pages =
+                    working_set::rehearsed(&self.ram, &one(fds)?.into()).map_err(working_set_failed)?;
+                return Ok(Response::WorkingSet { pages });
+            }
+            Request::Populate { pages } => {
+                working_set::populate(&self.ram, &pages).map_err(working_set_failed)?;
+            }
             Request::ResizeMemory { memory_mib } => {
                 self.memory.resize(memory_mib).map_err(|e| error(ErrorKind::Invalid, e))?;
             }
@@ -197,6 +208,15 @@ fn save_refused(refusal: SaveError) -> Response {
         SaveError::Memory(_) | SaveError::File(_) => ErrorKind::System,
     };
     error(kind, refusal)
+}
+
+fn working_set_failed(failure: WorkingSetError) -> Response {
+    let kind = match failure {
+        WorkingSetError::Guest(_) | WorkingSetError::Memory(MemoryError::Region(_)) => ErrorKind::Invalid,
+        WorkingSetError::Scattered => ErrorKind::State,
+        WorkingSetError::Template(_) | WorkingSetError::Memory(_) => ErrorKind::System,
+    };
+    error(kind, failure)
 }
 
 fn extent_refused(refusal: ExtentError) -> Response {

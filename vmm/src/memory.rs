@@ -27,8 +27,11 @@ use crate::{
     virtio::GuestMemory,
 };
 
-/// 2 MiB, the size of a large page.
-const ALIGNMENT: usize = 2 << 20;
+/// 2 MiB, the size of a large page in bytes.
+pub const LARGE_PAGE: usize = 2 << 20;
+
+/// `linux/mman.h`; the libc crate does not have it for this target.
+const MADV_COLLAPSE: i32 = 25;
 
 /// Why there is no guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,14 @@ pub enum MemoryError {
         have: u64,
         /// What it must be.
         need: usize,
+    },
+    /// The host gives no pages.
+    #[error("cannot have {bytes} bytes of guest memory populated (Linux 5.14 can)")]
+    Populate {
+        /// Size asked for.
+        bytes: usize,
+        /// The system's answer.
+        source: io::Error,
     },
     /// The file cannot be examined.
     #[error("cannot examine the memory file")]
@@ -127,7 +138,7 @@ fn between(range: Range, stretches: &[Range]) -> impl Iterator<Item = Range> {
 
 /// The stretches of a memory file that hold anything, in whole blocks of 2 MiB and rising order.
 pub fn stretches(file: &File) -> Result<Vec<Range>, MemoryError> {
-    let block = ALIGNMENT as u64;
+    let block = LARGE_PAGE as u64;
     let seek = |from: u64, what| lseek64(file, from as i64, what).map(|found| found as u64);
     let failed = |error: nix::Error| MemoryError::File(error.into());
     let mut found: Vec<Range> = Vec::new();
@@ -202,13 +213,43 @@ fn show_stretch(
 /// Asks for the 2 MiB pages that lie wholly in `range`, one fault each: where the guest fills them anyway, they take no memory
 /// more. A range outside guest memory gets none.
 pub fn advise_huge_pages(memory: &GuestMemory, range: Range) {
-    let first = range.start.next_multiple_of(ALIGNMENT as u64);
-    let bytes = range.end().saturating_sub(first) as usize & !(ALIGNMENT - 1);
+    let first = range.start.next_multiple_of(LARGE_PAGE as u64);
+    let bytes = range.end().saturating_sub(first) as usize & !(LARGE_PAGE - 1);
     let Ok(pages) = memory.get_slice(GuestAddress(first), bytes) else { return };
     let address = pages.ptr_guard_mut().as_ptr();
     // SAFETY: advice about the mapping of `map_aligned`, which covers the slice; it changes no byte. A kernel without large
     // pages refuses it, which is no failure.
     unsafe { libc::madvise(address.cast(), bytes, libc::MADV_HUGEPAGE) };
+}
+
+/// Gives `range` pages that can be written, each a copy of what it shows now.
+pub fn populate(memory: &GuestMemory, range: Range) -> Result<(), MemoryError> {
+    let bytes = range.len as usize;
+    let outside = |e: vm_memory::GuestMemoryError| MemoryError::Region(e.to_string());
+    let pages = memory.get_slice(GuestAddress(range.start), bytes).map_err(outside)?;
+    let address = pages.ptr_guard_mut().as_ptr();
+    // SAFETY: as if each page of the slice were written with what it holds, which no guest can see.
+    match unsafe { libc::madvise(address.cast(), bytes, libc::MADV_POPULATE_WRITE) } {
+        0 => Ok(()),
+        _ => Err(MemoryError::Populate { bytes, source: io::Error::last_os_error() }),
+    }
+}
+
+/// Whether `block` of a memory file has no hole.
+pub fn is_full(file: &File, block: Range) -> Result<bool, MemoryError> {
+    match lseek64(file, block.start as i64, Whence::SeekHole) {
+        Ok(hole) => Ok(hole as u64 >= block.end()),
+        Err(error) => Err(MemoryError::File(error.into())),
+    }
+}
+
+/// Has the host make one large page of a block of the file behind guest memory, in which a fault shows all of it (Linux 6.1
+/// can). It is for all who map the file; where the host cannot do it, nothing changes.
+pub fn collapse(memory: &GuestMemory, block: Range) {
+    let Ok(pages) = memory.get_slice(GuestAddress(block.start), block.len as usize) else { return };
+    let address = pages.ptr_guard_mut().as_ptr();
+    // SAFETY: advice about the mapping of `map_aligned`, which covers the slice; it changes no byte.
+    unsafe { libc::madvise(address.cast(), block.len as usize, MADV_COLLAPSE) };
 }
 
 fn region(
@@ -234,7 +275,7 @@ const MAP_FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORES
 /// Maps `bytes` at a multiple of 2 MiB by mapping more and giving the ends back. Its pages are small ones.
 fn map_aligned(bytes: usize) -> Result<NonNull<u8>, MemoryError> {
     let failed = |source| MemoryError::Map { bytes, source };
-    let padded = bytes.checked_add(ALIGNMENT).ok_or(failed(nix::Error::ENOMEM))?;
+    let padded = bytes.checked_add(LARGE_PAGE).ok_or(failed(nix::Error::ENOMEM))?;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
     let start = unsafe {
         libc::mmap(std::ptr::null_mut(), padded, libc::PROT_READ | libc::PROT_WRITE, MAP_FLAGS, -1, 0)
@@ -242,8 +283,8 @@ fn map_aligned(bytes: usize) -> Result<NonNull<u8>, MemoryError> {
     if start == libc::MAP_FAILED {
         return Err(failed(nix::Error::last()));
     }
-    let lead = start.align_offset(ALIGNMENT);
-    // SAFETY: lead is below ALIGNMENT, by which the mapping is longer than `bytes`.
+    let lead = start.align_offset(LARGE_PAGE);
+    // SAFETY: lead is below LARGE_PAGE, by which the mapping is longer than `bytes`.
     let base = unsafe { start.cast::<u8>().add(lead) };
     let tail = padded - lead - bytes;
     // SAFETY: base + bytes + tail is the end of the mapping.
@@ -280,7 +321,7 @@ mod tests {
     fn memory_is_aligned_to_2_mib() {
         let memory = allocate(&layout::ram(64), Backing::Fresh { huge_pages: true }).unwrap();
         let host = memory.get_host_address(GuestAddress(0)).unwrap();
-        assert_eq!(host.align_offset(ALIGNMENT), 0);
+        assert_eq!(host.align_offset(LARGE_PAGE), 0);
     }
 
     #[test]

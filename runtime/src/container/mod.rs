@@ -38,7 +38,7 @@ pub use create::Wish;
 pub use exec::{MAX_OUTPUT, Outcome};
 pub use log::LogError;
 pub use record::{Exit, Reason, Record, State};
-pub use spec::SpecError;
+pub use spec::{Parts, SpecError, build as build_spec};
 pub use stdio::StdioError;
 
 use crate::agent_client::AgentError;

@@ -45,6 +45,7 @@ impl LocalHypervisor {
         match restored.instrument(info_span!("restore")).await {
             Ok(()) => {
                 vm.count(Some(self.templates.cloned(&template)));
+                populate(Arc::clone(&vm), template);
                 Ok(Some(vm))
             }
             Err(error) => {
@@ -72,6 +73,16 @@ impl LocalHypervisor {
         vm.bring_up(limit, vm.boot(&config.boot_config(), files, vsock, None, limit)).await?;
         Ok(vm)
     }
+}
+
+/// Gives a clone what it will write, while its pod waits for its network. A guest that gets nothing asks page by page.
+fn populate(vm: Arc<LocalVm>, template: Arc<Template>) {
+    let work = async move {
+        if let Err(error) = vm.populate(template.working_set()).await {
+            tracing::debug!(%error, "clone is not populated");
+        }
+    };
+    tokio::spawn(work.instrument(info_span!("populate")));
 }
 
 fn place(config: &VmConfig) -> Place<'_> {

@@ -17,7 +17,7 @@ use super::{HypervisorError, Vm, VmRecord};
 use crate::hostile_text::Tail;
 use crate::undo::Undo;
 use async_trait::async_trait;
-use isopod_protocols::vmm::{BootConfig, Extent, Request, Response, Stats};
+use isopod_protocols::vmm::{BootConfig, Extent, MAX_PAGE_RANGES, PageRange, Request, Response, Stats};
 use isopod_protocols::vsock::{AGENT_PORT, READY_PORT};
 use std::fs::File;
 use std::future::Future;
@@ -39,6 +39,9 @@ const VSOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Time in which the end of a VMM shows whose socket broke.
 const END_NOTICE: Duration = Duration::from_millis(500);
+
+/// Pages that a VMM populates before it looks after its guest again: less than a millisecond's work.
+const POPULATED_AT_ONCE: u64 = 128;
 
 /// Most bytes read from the end of a VMM's log.
 const LOG_TAIL: u64 = 4096;
@@ -182,6 +185,23 @@ impl LocalVm {
         // needs this connection anyway.
         let agent = self.connect_vsock(AGENT_PORT).await?;
         *lock(&self.agent) = Some(agent);
+        Ok(())
+    }
+
+    /// What this clone of `template` has written until now. What the template has not is made large pages.
+    pub async fn rehearsed(&self, template: &Template) -> Result<Vec<PageRange>, HypervisorError> {
+        match self.ask("rehearsed", &Request::Rehearsed {}, &[template.memory.as_fd()], REQUEST_LIMIT).await?
+        {
+            Response::WorkingSet { pages } if pages.len() <= MAX_PAGE_RANGES => Ok(pages),
+            _ => Err(self.control.unexpected("rehearsed")),
+        }
+    }
+
+    /// Gives the guest pages for all that it will write, before it asks one by one. Between the pieces the VMM serves the guest.
+    pub async fn populate(&self, pages: &[PageRange]) -> Result<(), HypervisorError> {
+        for pages in pieces(pages) {
+            self.done("populate", &Request::Populate { pages }, &[], REQUEST_LIMIT).await?;
+        }
         Ok(())
     }
 
@@ -333,6 +353,24 @@ impl Vm for LocalVm {
     }
 }
 
+/// Ranges of about [`POPULATED_AT_ONCE`] pages together.
+fn pieces(pages: &[PageRange]) -> Vec<Vec<PageRange>> {
+    let mut pieces = Vec::new();
+    let mut room = 0;
+    for &PageRange(mut first, mut count) in pages {
+        while count > 0 {
+            if room == 0 {
+                pieces.push(Vec::new());
+                room = POPULATED_AT_ONCE;
+            }
+            let taken = count.min(room);
+            pieces.last_mut().expect("one was pushed when there was no room").push(PageRange(first, taken));
+            (first, count, room) = (first + taken, count - taken, room - taken);
+        }
+    }
+    pieces
+}
+
 fn is_break(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | UnexpectedEof)
@@ -341,4 +379,23 @@ fn is_break(error: &io::Error) -> bool {
 /// No critical section here can panic half-way.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_populated_in_pieces_that_are_not_large() {
+        assert!(pieces(&[]).is_empty());
+        let small = [PageRange(1, 3), PageRange(9, 1)];
+        assert_eq!(pieces(&small), [small.to_vec()]);
+        let large = [PageRange(0, POPULATED_AT_ONCE - 1), PageRange(1000, 2 * POPULATED_AT_ONCE)];
+        let expected = [
+            vec![PageRange(0, POPULATED_AT_ONCE - 1), PageRange(1000, 1)],
+            vec![PageRange(1001, POPULATED_AT_ONCE)],
+            vec![PageRange(1001 + POPULATED_AT_ONCE, POPULATED_AT_ONCE - 1)],
+        ];
+        assert_eq!(pieces(&large), expected);
+    }
 }

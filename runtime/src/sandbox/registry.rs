@@ -28,6 +28,8 @@ pub struct Host {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Makes networks.
     pub networks: Arc<dyn PodNetworks>,
+    /// Makes scratch disks.
+    pub scratch: Arc<Scratch>,
     /// Where cgroup v2 is mounted.
     pub cgroup_root: PathBuf,
 }
@@ -36,7 +38,6 @@ pub struct Host {
 pub struct Sandboxes {
     pub(super) config: Arc<Config>,
     pub(super) host: Host,
-    pub(super) scratch: Scratch,
     pub(super) events: mpsc::Sender<SandboxEvent>,
     /// Each pod that is being made holds one, so that a storm of pods queues here: if all were made at once, each boot would take
     /// as long as all of them, and pass the limit that it has.
@@ -56,10 +57,9 @@ impl Sandboxes {
     ) -> Result<(Arc<Self>, mpsc::Receiver<SandboxEvent>), SandboxError> {
         let (events, receiver) = mpsc::channel(EVENT_BACKLOG);
         let records = Collection::open(config.daemon.state_dir.join("sandboxes"), Durability::Process)?;
-        let scratch = Scratch::new(config.daemon.root_dir.join("scratch"))?;
         let turns = Semaphore::new(AT_ONCE_PER_CPU * available_parallelism().map_or(1, NonZero::get));
         let table = RwLock::default();
-        Ok((Arc::new(Self { config, host, scratch, events, turns, records, table }), receiver))
+        Ok((Arc::new(Self { config, host, events, turns, records, table }), receiver))
     }
 
     /// The sandbox of that id, or of the only id that begins so.

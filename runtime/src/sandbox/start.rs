@@ -233,7 +233,7 @@ impl Sandboxes {
     }
 
     async fn scratch_disk(&self, sandbox: &Sandbox, plan: &Plan) -> Result<ScratchDisk, SandboxError> {
-        Ok(self.scratch.disk(&sandbox.id, plan.vm.scratch_mib).await?)
+        Ok(self.host.scratch.disk(&sandbox.id, plan.vm.scratch_mib).await?)
     }
 }
 

@@ -8,6 +8,7 @@ use isopod_runtime::config::Config;
 use isopod_runtime::hypervisor::fake::{Connection, FakeHypervisor};
 use isopod_runtime::network::{NetworkError, Pod, PodNetwork};
 use isopod_runtime::sandbox::{Host, PodNetworks, SandboxEvent, Sandboxes};
+use isopod_runtime::scratch::Scratch;
 use isopod_runtime::undo::Undo;
 use k8s_cri::v1::{PodSandboxConfig, PodSandboxMetadata};
 use std::collections::BTreeSet;
@@ -218,6 +219,7 @@ impl FakeNode {
         let host = Host {
             hypervisor: hypervisor.clone(),
             networks: Arc::new(networks.clone()),
+            scratch: Arc::new(Scratch::new(config.daemon.root_dir.join("scratch")).unwrap()),
             cgroup_root: directory.path().join("cgroup"),
         };
         let (sandboxes, events) = Sandboxes::new(Arc::new(config), host).unwrap();

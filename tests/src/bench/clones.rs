@@ -17,6 +17,8 @@ pub const PEER: &str = "Isopod, booting";
 /// Clones and boots in turn.
 pub fn measure(counts: &Counts, clock: Clock) -> Vec<Row> {
     let template = Template::build(small(&[]));
+    // as the daemon does with each of its templates
+    let template = template.and_then(|template| template.rehearse().map(|_| template));
     let clone = || match &template {
         Ok(template) => answered(|| template.clone_vm()),
         Err(error) => Err(anyhow!("{error:#}")),

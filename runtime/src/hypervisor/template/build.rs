@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   directory, cgroup -> memory and state, empty -> isopod-vmm: BootTemplate -> the agent knocks, and prepares
-//!     -> nobody talks to the guest any more -> Save; the VMM ends -> both files are sealed -> holder -> record
+//!     -> nobody talks to the guest any more -> Save; the VMM ends -> both files are sealed -> holder
+//!     -> a clone rehearses a pod's life: what it writes, every pod will -> record
 //! ```
 //!
 //! Called by [`super::Templates`] in the background. Every step pushes its undo; a failure leaves nothing behind, and no pod
@@ -20,6 +21,7 @@ use crate::hostile_text::Tail;
 use crate::store::StoreError;
 use crate::undo::{Injected, Undo};
 use async_trait::async_trait;
+use isopod_protocols::vmm::PageRange;
 use std::error::Error;
 use std::fs::File;
 use std::io;
@@ -38,6 +40,9 @@ const QUIET_PAUSE: Duration = Duration::from_millis(10);
 
 /// Limit of saving, which copies what little is not in the memory file.
 const SAVE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Limit of a rehearsal.
+const REHEARSAL_LIMIT: Duration = Duration::from_secs(120);
 
 /// Limit of the VMM's end after it saved.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -100,6 +105,17 @@ pub trait Preparation: Send + Sync {
     /// # Errors
     /// The guest cannot become a template then.
     async fn prepare(&self, id: &str, vm: VmHandle) -> Result<(), Box<dyn Error + Send + Sync>>;
+
+    /// Has a clone do what every pod's guest does, up to a first container. `root_image` serves as its image.
+    ///
+    /// # Errors
+    /// Whatever broke the rehearsal off.
+    async fn rehearse(
+        &self,
+        id: &str,
+        vm: VmHandle,
+        root_image: File,
+    ) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
 /// Makes templates: for real, or in tests of the table.
@@ -170,8 +186,48 @@ impl Builder {
             killed.kill().await;
             Ok::<_, io::Error>(())
         })?;
+        self.rehearse(&place, &template, files, undo).await?;
         self.places.record(&template, undo)?;
         Ok(template)
+    }
+
+    /// Finds what clones will write. A template is good without that, so only a test's failure is one.
+    async fn rehearse(
+        &self,
+        place: &Place<'_>,
+        template: &Template,
+        files: Files,
+        undo: &mut Undo,
+    ) -> Result<(), BuildError> {
+        let mut of_clone = Undo::new("BuildTemplate.rehearsal");
+        let working_set = timeout(REHEARSAL_LIMIT, self.working_set(place, template, files, &mut of_clone));
+        match working_set.await {
+            Ok(Ok(pages)) => template.expect_writes(pages),
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    template = template.name,
+                    error,
+                    "rehearsal failed: its clones fault page by page"
+                );
+            }
+            Err(_) => tracing::warn!(template = template.name, "rehearsal took too long, and is given up"),
+        }
+        // The clone was for this only. What of it stays is in the log, and in the template's cgroup.
+        drop(of_clone.run().await);
+        Ok(undo.done("rehearse")?)
+    }
+
+    async fn working_set(
+        &self,
+        place: &Place<'_>,
+        template: &Template,
+        files: Files,
+        undo: &mut Undo,
+    ) -> Result<Vec<PageRange>, Box<dyn Error + Send + Sync>> {
+        let (vm, vsock) = LocalVm::start(place, undo)?;
+        vm.bring_up(REHEARSAL_LIMIT, vm.restore(template, &files, vsock, REHEARSAL_LIMIT)).await?;
+        self.preparation.rehearse(place.id, Arc::clone(&vm) as VmHandle, files.root_image).await?;
+        Ok(vm.rehearsed(template).await?)
     }
 
     /// From the start of a VMM to its end, which leaves a guest in the two files.

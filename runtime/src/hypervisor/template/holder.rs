@@ -8,11 +8,12 @@ use super::super::process::{Process, Start};
 use super::clones::{Clones, Lease};
 use super::key::Key;
 use super::sealed::Sealed;
+use isopod_protocols::vmm::PageRange;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 /// Descriptors of a holder.
@@ -33,6 +34,8 @@ pub struct Template {
     pub memory: Sealed,
     /// Processors and devices.
     pub state: Sealed,
+    /// What every clone writes, as its rehearsal found it.
+    working_set: OnceLock<Vec<PageRange>>,
     holder: Process,
     clones: Arc<Clones>,
 }
@@ -52,6 +55,9 @@ pub struct Record {
     pub built_at_ns: u64,
     /// Memory it took when it was made, bytes.
     pub memory_bytes: u64,
+    /// What every clone writes; nothing where that was not found.
+    #[serde(default)]
+    pub working_set: Vec<PageRange>,
 }
 
 /// Starts the process that keeps the two files: the VMM's program, which jails itself and then only sleeps.
@@ -83,6 +89,7 @@ impl Template {
             built_at_ns: now_ns(),
             memory,
             state,
+            working_set: OnceLock::new(),
             holder,
             clones: Arc::default(),
         }
@@ -99,10 +106,10 @@ impl Template {
         // what a key is made of, the state says what no key says any more.
         let same =
             look()?.is_some() && memory.len()? == wanted && record.built_from == record.key.built_from();
-        let Record { key, built_from, built_at_ns, .. } = record;
-        let name = name.to_owned();
-        let clones = Arc::default();
-        Ok(same.then_some(Self { name, key, built_from, built_at_ns, memory, state, holder, clones }))
+        let Record { key, built_from, built_at_ns, working_set, .. } = record;
+        let (name, clones, working_set) = (name.to_owned(), Arc::default(), working_set.into());
+        let found = Self { name, key, built_from, built_at_ns, memory, state, working_set, holder, clones };
+        Ok(same.then_some(found))
     }
 
     /// What [`Self::find`] needs.
@@ -114,7 +121,19 @@ impl Template {
             built_from: self.built_from.clone(),
             built_at_ns: self.built_at_ns,
             memory_bytes: self.memory_bytes()?,
+            working_set: self.working_set().to_vec(),
         })
+    }
+
+    /// Notes, once, what every clone writes.
+    pub fn expect_writes(&self, pages: Vec<PageRange>) {
+        // A second rehearsal would tell nothing new.
+        let _ = self.working_set.set(pages);
+    }
+
+    /// What every clone writes, in rising order; empty where that is not known.
+    pub fn working_set(&self) -> &[PageRange] {
+        self.working_set.get().map_or(&[], Vec::as_slice)
     }
 
     /// Memory that it takes, bytes: memory and state.

@@ -1,0 +1,146 @@
+//! What guests do before pods are made of them: a template gets ready, and one clone of it rehearses a pod's life.
+//!
+//! ```text
+//!   prepare    Prepare
+//!   rehearse   Hello -> SetUpSandbox -> CreateContainer -> StartContainer, which is to fail
+//! ```
+//!
+//! Called by `hypervisor` for templates, through [`Preparation`]. The rehearsal's pod has the usual scratch disk, a network that
+//! leads nowhere, and the guest's own root for an image, of which no command is run: no pod and no tenant has a part in it.
+
+use crate::agent_client::{AgentClient, AgentError};
+use crate::container::{Parts, SpecError, build_spec};
+use crate::hypervisor::template::Preparation;
+use crate::hypervisor::{HypervisorError, VmHandle};
+use crate::id::fill_random;
+use crate::scratch::{Scratch, ScratchError};
+use async_trait::async_trait;
+use isopod_protocols::agent::{
+    CreateContainerRequest, Extent, Interface, PidNamespace, Route, SetUpSandboxRequest,
+    StartContainerRequest, User,
+};
+use k8s_cri::v1::{ContainerConfig, LinuxContainerConfig, PodSandboxConfig};
+use oci_spec::image::ImageConfiguration;
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// The rehearsal's pod and container.
+const NAME: &str = "rehearsal";
+
+/// A command that every image has and none can run.
+const NO_COMMAND: &str = "/";
+
+/// Why a rehearsal broke off.
+#[derive(Debug, thiserror::Error)]
+enum RehearsalError {
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error("spec cannot be written: {0}")]
+    Encode(#[from] serde_json::Error),
+    #[error(transparent)]
+    File(#[from] io::Error),
+}
+
+/// The agents' side of making templates.
+pub struct Agents {
+    /// Where disks come from.
+    pub scratch: Arc<Scratch>,
+    /// Size of one in MiB.
+    pub scratch_mib: u32,
+}
+
+#[async_trait]
+impl Preparation for Agents {
+    async fn prepare(&self, id: &str, vm: VmHandle) -> Result<(), Box<dyn Error + Send + Sync>> {
+        // The client goes with this call, and its connection with it.
+        Ok(AgentClient::new(id, vm).prepare().await?)
+    }
+
+    async fn rehearse(
+        &self,
+        id: &str,
+        vm: VmHandle,
+        root_image: File,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.live(id, vm, root_image).await?)
+    }
+}
+
+impl Agents {
+    async fn live(&self, id: &str, vm: VmHandle, root_image: File) -> Result<(), RehearsalError> {
+        let agent = AgentClient::new(id, VmHandle::clone(&vm));
+        let mut entropy = vec![0; 64];
+        fill_random(&mut entropy)?;
+        agent.hello(entropy).await?;
+
+        let disk = self.scratch.disk(id, self.scratch_mib).await?;
+        let offset = vm.attach_extent(disk.file, disk.length, false).await?;
+        agent.set_up_sandbox(identity(Extent { offset, length: disk.length })).await?;
+
+        let length = root_image.metadata()?.len().next_multiple_of(512);
+        let offset = vm.attach_extent(root_image, length, true).await?;
+        agent.create_container(container(Extent { offset, length })?).await?;
+        let start = StartContainerRequest { container_id: NAME.to_owned() };
+        match agent.start_container(start).await {
+            // A directory is no command.
+            Err(AgentError::Refused { .. }) | Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// As a pod has it, of addresses that are for documents only (RFC 5737).
+fn identity(scratch: Extent) -> SetUpSandboxRequest {
+    let route =
+        Route { destination: "0.0.0.0/0".to_owned(), gateway: "192.0.2.1".to_owned(), ..Route::default() };
+    let interface = Interface {
+        name: "eth0".to_owned(),
+        mac: "02:00:00:00:00:01".to_owned(),
+        mtu: 1500,
+        addresses: vec!["192.0.2.2/24".to_owned()],
+        routes: vec![route],
+        ..Interface::default()
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SetUpSandboxRequest {
+        sandbox_id: NAME.to_owned(),
+        hostname: NAME.to_owned(),
+        hosts: b"127.0.0.1\tlocalhost\n192.0.2.2\trehearsal\n".to_vec(),
+        resolv_conf: b"nameserver 192.0.2.1\n".to_vec(),
+        interface: Some(interface),
+        realtime_ns: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
+        scratch: Some(scratch),
+        ..SetUpSandboxRequest::default()
+    }
+}
+
+fn container(layer: Extent) -> Result<CreateContainerRequest, RehearsalError> {
+    let config = ContainerConfig {
+        command: vec![NO_COMMAND.to_owned()],
+        linux: Some(LinuxContainerConfig::default()),
+        ..ContainerConfig::default()
+    };
+    let (sandbox, image) = (PodSandboxConfig::default(), ImageConfiguration::default());
+    let mut spec = build_spec(Parts { id: NAME, container: &config, sandbox: &sandbox, image: &image })?;
+    // The guest's own root has links where an image has files to be mounted over.
+    let mounts = spec.mounts().iter().flatten().filter(|mount| !mount.destination().starts_with("/etc"));
+    let mounts = mounts.cloned().collect();
+    spec.set_mounts(Some(mounts));
+    Ok(CreateContainerRequest {
+        container_id: NAME.to_owned(),
+        spec: serde_json::to_vec(&spec)?,
+        layers: vec![layer],
+        user: Some(User::default()),
+        pid_namespace: PidNamespace::Container.into(),
+        ..CreateContainerRequest::default()
+    })
+}

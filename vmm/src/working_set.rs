@@ -1,0 +1,182 @@
+//! The pages that every clone of a template writes: found in one clone that rehearses for the others, and given to each of
+//! those before its guest asks for them.
+//!
+//! ```text
+//!   rehearsal   the guest works -> what differs from the template is its working set
+//!                                  -> blocks of the template that it left alone become large pages, for all clones
+//!   each clone  populate: pages of its own for the working set, in a few calls
+//! ```
+//!
+//! A page that comes when the guest writes to it costs up to three exits: one that shows the template's page, one that has it
+//! copied, and one more because copying took back what was shown. See docs/decisions/0013. Called by `machine`. Nothing depends on
+//! it: what is not populated comes when it is touched.
+
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use isopod_protocols::vmm::{MAX_PAGE_RANGES, PAGE_SIZE, PageRange};
+
+use crate::{
+    layout::Range,
+    memory::{self, MemoryError},
+    virtio::GuestMemory,
+};
+
+/// Bytes compared at a time.
+const PIECE: usize = 64 << 10;
+
+/// Why a working set is not found or not populated.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkingSetError {
+    /// The template's memory cannot be read.
+    #[error("cannot read the template's memory")]
+    Template(#[source] io::Error),
+    /// The guest's memory cannot be read.
+    #[error("cannot read the guest's memory")]
+    Guest(#[from] vm_memory::GuestMemoryError),
+    /// The host refused.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// More than a message holds.
+    #[error("the guest has written more than {MAX_PAGE_RANGES} stretches of memory")]
+    Scattered,
+}
+
+/// What this clone has written: the pages in which its memory differs from `template`, the file that it is a clone of. The
+/// blocks of 2 MiB that it has left alone become large pages of the file.
+pub fn rehearsed(memory: &GuestMemory, template: &File) -> Result<Vec<PageRange>, WorkingSetError> {
+    let written = written(memory, template)?;
+    for stretch in memory::stretches(template)? {
+        for start in (stretch.start..stretch.end()).step_by(memory::LARGE_PAGE) {
+            let block = Range { start, len: memory::LARGE_PAGE as u64 };
+            if !written.iter().any(|range| overlaps(*range, block)) && memory::is_full(template, block)? {
+                memory::collapse(memory, block);
+            }
+        }
+    }
+    Ok(written)
+}
+
+/// Gives the guest pages of its own.
+pub fn populate(memory: &GuestMemory, pages: &[PageRange]) -> Result<(), WorkingSetError> {
+    for PageRange(first, count) in pages {
+        let range = Range { start: first.saturating_mul(PAGE_SIZE), len: count.saturating_mul(PAGE_SIZE) };
+        memory::populate(memory, range)?;
+    }
+    Ok(())
+}
+
+/// Regions of memory lie in the file in their order. What is beyond the file is memory that was plugged in, if any.
+fn written(memory: &GuestMemory, template: &File) -> Result<Vec<PageRange>, WorkingSetError> {
+    let length = template.metadata().map_err(WorkingSetError::Template)?.len();
+    let (mut ours, mut theirs) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut found: Vec<PageRange> = Vec::new();
+    let mut place = 0;
+    for region in memory.iter() {
+        let begin = region.start_addr().0;
+        for offset in (0..region.len()).step_by(PIECE).take_while(|offset| place + offset < length) {
+            let bytes = PIECE.min((region.len() - offset) as usize);
+            memory.read_slice(&mut ours[..bytes], GuestAddress(begin + offset))?;
+            // Read, not mapped: looking at a hole of a memory file through a mapping fills it.
+            template
+                .read_exact_at(&mut theirs[..bytes], place + offset)
+                .map_err(WorkingSetError::Template)?;
+            let pages = ours[..bytes].chunks(PAGE_SIZE as usize).zip(theirs.chunks(PAGE_SIZE as usize));
+            for (page, _) in (0..).zip(pages).filter(|(_, (ours, theirs))| ours != theirs) {
+                note(&mut found, (begin + offset) / PAGE_SIZE + page);
+            }
+        }
+        place += region.len();
+    }
+    if found.len() > MAX_PAGE_RANGES {
+        return Err(WorkingSetError::Scattered);
+    }
+    Ok(found)
+}
+
+fn note(found: &mut Vec<PageRange>, page: u64) {
+    match found.last_mut() {
+        Some(PageRange(first, count)) if *first + *count == page => *count += 1,
+        _ => found.push(PageRange(page, 1)),
+    }
+}
+
+fn overlaps(PageRange(first, count): PageRange, block: Range) -> bool {
+    first * PAGE_SIZE < block.end() && (first + count) * PAGE_SIZE > block.start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{layout, memory::Backing};
+
+    const MIB: u64 = 1 << 20;
+
+    fn file_of(mib: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(mib * MIB).unwrap();
+        file.write_all_at(&[1; 8 << 20], 2 * MIB).unwrap();
+        file
+    }
+
+    fn clone_of(file: &File) -> GuestMemory {
+        let stretches = memory::stretches(file).unwrap();
+        memory::allocate(&layout::ram(64), Backing::Clone { file, stretches: &stretches }).unwrap()
+    }
+
+    #[test]
+    fn clone_that_wrote_nothing_has_an_empty_working_set() {
+        let file = file_of(64);
+        assert_eq!(rehearsed(&clone_of(&file), &file).unwrap(), []);
+    }
+
+    #[test]
+    fn working_set_is_what_was_written_in_the_template_and_outside_of_it() {
+        let file = file_of(64);
+        let clone = clone_of(&file);
+        for address in [2 * MIB, 3 * MIB + 5, 3 * MIB + 4096, 3 * MIB + 8191, 32 * MIB, 64 * MIB - 1] {
+            clone.write_obj(7_u8, GuestAddress(address)).unwrap();
+        }
+        let pages = |mib: u64, count| PageRange(mib * MIB / PAGE_SIZE, count);
+        let last = PageRange(64 * MIB / PAGE_SIZE - 1, 1);
+        assert_eq!(rehearsed(&clone, &file).unwrap(), [pages(2, 1), pages(3, 2), pages(32, 1), last]);
+    }
+
+    #[test]
+    fn looking_for_a_working_set_fills_no_hole_of_the_template() {
+        let file = file_of(64);
+        let before = memory::stretches(&file).unwrap();
+        rehearsed(&clone_of(&file), &file).unwrap();
+        assert_eq!(memory::stretches(&file).unwrap(), before);
+    }
+
+    #[test]
+    fn scattered_working_set_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64 * MIB).unwrap();
+        let clone = clone_of(&file);
+        for page in 0..=MAX_PAGE_RANGES as u64 {
+            clone.write_obj(7_u8, GuestAddress(page * 2 * PAGE_SIZE)).unwrap();
+        }
+        assert!(matches!(rehearsed(&clone, &file), Err(WorkingSetError::Scattered)));
+    }
+
+    #[test]
+    fn populated_pages_keep_what_the_template_has() {
+        let file = file_of(64);
+        let clone = clone_of(&file);
+        populate(&clone, &[PageRange(2 * MIB / PAGE_SIZE, 3), PageRange(32 * MIB / PAGE_SIZE, 1)]).unwrap();
+        assert_eq!(clone.read_obj::<u8>(GuestAddress(2 * MIB)).unwrap(), 1);
+        assert_eq!(clone.read_obj::<u8>(GuestAddress(32 * MIB)).unwrap(), 0);
+        assert_eq!(written(&clone, &file).unwrap(), []);
+    }
+
+    #[test]
+    fn pages_outside_the_guests_memory_are_refused() {
+        let clone = clone_of(&file_of(64));
+        for outside in [PageRange(64 * MIB / PAGE_SIZE, 1), PageRange(u64::MAX, 1), PageRange(0, u64::MAX)] {
+            assert!(populate(&clone, &[outside]).is_err(), "{outside:?}");
+        }
+    }
+}
