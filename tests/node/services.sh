@@ -4,12 +4,12 @@
 # Isopod where a package would put it, crictl and its like, and a pod network of the standard CNI plugins
 install_isopod() {
   mkdir -p /usr/lib/isopod /etc/isopod /etc/cni/net.d /opt/cni/bin
-  # under counted time, what is read from the machine while something is measured costs virtual seconds
   local place="ln -sf"
-  if [ "$COUNTED" = yes ]; then
+  if [ "$NEAR" = yes ]; then
     place="cp -L"
     mount -t tmpfs tmpfs /usr/lib/isopod
     mount -t tmpfs tmpfs /opt/cni/bin
+    bring_near
   fi
   $place "$ISOPOD_VMM" /usr/lib/isopod/isopod-vmm
   $place "$ISOPOD_KERNEL" /usr/lib/isopod/vmlinux
@@ -26,6 +26,17 @@ install_isopod() {
   if [ "$COLD" = yes ]; then echo 'template = "off"' >>/etc/isopod/config.toml; fi
   cp /node/cni.conflist /etc/cni/net.d/10-isopod.conflist
   cp /node/crictl.yaml /etc/crictl.yaml
+}
+
+# What the bridge plugin runs ten times per pod, into the node's memory. Each opening of one of the machine's files asks its file
+# server and waits: milliseconds that no node with a disk of its own has, and under counted time a jump to the next timer
+bring_near() {
+  local file
+  for file in /usr/sbin/iptables $(ldd /usr/sbin/iptables | sed -n 's|.*[[:space:]]\(/[^ ]*\) (.*|\1|p') /etc/ld.so.cache \
+    /usr/lib/x86_64-linux-gnu/xtables/libxt_comment.so /usr/lib/x86_64-linux-gnu/xtables/lib*_MASQUERADE.so; do
+    cp -L "$file" "$file.near"
+    mv "$file.near" "$file"
+  done
 }
 
 start_daemon() {

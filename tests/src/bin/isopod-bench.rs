@@ -94,6 +94,7 @@ fn run_node(arguments: &Arguments, clock: Clock, out: &Path) -> Result<()> {
         memory_mib: 8192,
         isopod: Isopod::Serving,
         registry: true,
+        near: true,
         timeout: Duration::from_secs(3600),
         out: Some(out.to_owned()),
         ..Settings::default()
@@ -104,7 +105,7 @@ fn run_node(arguments: &Arguments, clock: Clock, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// This program again, told of one clock, and of the copies that lie in the node's tmpfs when instructions are counted.
+/// This program again, told of one clock, and of the copies that lie in the node's tmpfs.
 fn command(arguments: &Arguments, clock: Clock) -> Result<Vec<OsString>> {
     let mut command: Vec<OsString> = vec!["env".into()];
     let mut cache = OsString::from("ISOPOD_CACHE=");

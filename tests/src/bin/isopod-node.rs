@@ -72,6 +72,7 @@ impl NodeArguments {
                 (true, false) => Isopod::Absent,
             },
             registry: self.registry,
+            near: self.icount,
             ..Settings::default()
         }
     }

@@ -88,6 +88,8 @@ pub struct Settings {
     pub isopod: Isopod,
     /// Whether a container registry with the images of `tests/images` is up on 127.0.0.1:5000.
     pub registry: bool,
+    /// Whether all that a pod's start runs lies in the node's memory, for nodes in which something is measured.
+    pub near: bool,
     /// How long all of it may take.
     pub timeout: Duration,
     /// Where files go that the job writes to `$ISOPOD_OUT`.
@@ -102,6 +104,7 @@ impl Default for Settings {
             memory_mib: 6144,
             isopod: Isopod::Absent,
             registry: false,
+            near: false,
             timeout: Duration::from_secs(600),
             out: None,
         }

@@ -3,7 +3,7 @@
 //! It is removed when the node is dropped. What a killed program left behind is removed by the next one: nobody holds its lock.
 
 use super::terminal::Terminal;
-use super::{Isopod, Job, Settings, Time, registry};
+use super::{Isopod, Job, Settings, registry};
 use crate::artefacts::{self, Artefacts};
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -138,7 +138,7 @@ fn node_settings(
         writeln!(text, "JOB_TTY=/dev/hvc0")?;
         writeln!(text, "JOB_TTY_SIZE='{}'", terminal.size().unwrap_or_default())?;
     }
-    writeln!(text, "COUNTED={}", if settings.time == Time::Counted { "yes" } else { "no" })?;
+    writeln!(text, "NEAR={}", if settings.near { "yes" } else { "no" })?;
     writeln!(text, "COLD={}", if super::cold() { "yes" } else { "no" })?;
     let modules: Vec<_> = modules.iter().map(|path| path.display().to_string()).collect();
     writeln!(text, "MODULES='{}'", modules.join(" "))?;
