@@ -18,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use isopod_protocols::vmm::{MAX_PAGE_RANGES, PAGE_SIZE, PageRange};
 
 use crate::{
-    layout::Range,
+    layout::{self, Range},
     memory::{self, MemoryError},
     virtio::GuestMemory,
 };
@@ -46,13 +46,15 @@ pub enum WorkingSetError {
 /// What this clone has written: the pages in which its memory differs from `template`, the file that it is a clone of. The
 /// blocks of 2 MiB that it has left alone become large pages of the file.
 pub fn rehearsed(memory: &GuestMemory, template: &File) -> Result<Vec<PageRange>, WorkingSetError> {
-    let written = written(memory, template)?;
-    for stretch in memory::stretches(template)? {
-        for start in (stretch.start..stretch.end()).step_by(memory::LARGE_PAGE) {
-            let block = Range { start, len: memory::LARGE_PAGE as u64 };
-            if !written.iter().any(|range| overlaps(*range, block)) && memory::is_full(template, block)? {
-                memory::collapse(memory, block);
-            }
+    let stretches = memory::stretches(template)?;
+    let written = written(memory, template, &stretches)?;
+    let blocks =
+        stretches.iter().flat_map(|stretch| (stretch.start..stretch.end()).step_by(memory::LARGE_PAGE));
+    // Up to the hole in the machine's memory a place in the file is an address. Behind it is no kernel.
+    for start in blocks.take_while(|start| *start < layout::HOLE) {
+        let block = Range { start, len: memory::LARGE_PAGE as u64 };
+        if !written.iter().any(|range| overlaps(*range, block)) && memory::is_full(template, block)? {
+            memory::collapse(memory, block);
         }
     }
     Ok(written)
@@ -67,15 +69,22 @@ pub fn populate(memory: &GuestMemory, pages: &[PageRange]) -> Result<(), Working
     Ok(())
 }
 
-/// Regions of memory lie in the file in their order. What is beyond the file is memory that was plugged in, if any.
-fn written(memory: &GuestMemory, template: &File) -> Result<Vec<PageRange>, WorkingSetError> {
+/// Looks where a clone has small pages: in the stretches and a bit behind each. Elsewhere a large page comes by one fault, and there
+/// may be much of it. Regions of memory lie in the file in their order; what is beyond the file was plugged in.
+fn written(
+    memory: &GuestMemory,
+    template: &File,
+    stretches: &[Range],
+) -> Result<Vec<PageRange>, WorkingSetError> {
     let length = template.metadata().map_err(WorkingSetError::Template)?.len();
+    let small = |place| stretches.iter().any(|s| (s.start..s.end() + layout::SETTLING).contains(&place));
     let (mut ours, mut theirs) = (vec![0; PIECE], vec![0; PIECE]);
     let mut found: Vec<PageRange> = Vec::new();
     let mut place = 0;
     for region in memory.iter() {
         let begin = region.start_addr().0;
-        for offset in (0..region.len()).step_by(PIECE).take_while(|offset| place + offset < length) {
+        let pieces = (0..region.len()).step_by(PIECE).take_while(|offset| place + offset < length);
+        for offset in pieces.filter(|offset| small(place + offset)) {
             let bytes = PIECE.min((region.len() - offset) as usize);
             memory.read_slice(&mut ours[..bytes], GuestAddress(begin + offset))?;
             // Read, not mapped: looking at a hole of a memory file through a mapping fills it.
@@ -109,7 +118,7 @@ fn overlaps(PageRange(first, count): PageRange, block: Range) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{layout, memory::Backing};
+    use crate::memory::Backing;
 
     const MIB: u64 = 1 << 20;
 
@@ -122,7 +131,8 @@ mod tests {
 
     fn clone_of(file: &File) -> GuestMemory {
         let stretches = memory::stretches(file).unwrap();
-        memory::allocate(&layout::ram(64), Backing::Clone { file, stretches: &stretches }).unwrap()
+        let mib = file.metadata().unwrap().len() / MIB;
+        memory::allocate(&layout::ram(mib as u32), Backing::Clone { file, stretches: &stretches }).unwrap()
     }
 
     #[test]
@@ -135,12 +145,22 @@ mod tests {
     fn working_set_is_what_was_written_in_the_template_and_outside_of_it() {
         let file = file_of(64);
         let clone = clone_of(&file);
-        for address in [2 * MIB, 3 * MIB + 5, 3 * MIB + 4096, 3 * MIB + 8191, 32 * MIB, 64 * MIB - 1] {
+        for address in [2 * MIB, 3 * MIB + 5, 3 * MIB + 4096, 3 * MIB + 8191, 32 * MIB] {
             clone.write_obj(7_u8, GuestAddress(address)).unwrap();
         }
         let pages = |mib: u64, count| PageRange(mib * MIB / PAGE_SIZE, count);
-        let last = PageRange(64 * MIB / PAGE_SIZE - 1, 1);
-        assert_eq!(rehearsed(&clone, &file).unwrap(), [pages(2, 1), pages(3, 2), pages(32, 1), last]);
+        assert_eq!(rehearsed(&clone, &file).unwrap(), [pages(2, 1), pages(3, 2), pages(32, 1)]);
+    }
+
+    #[test]
+    fn working_set_ends_where_pages_are_large() {
+        let file = file_of(128);
+        let clone = clone_of(&file);
+        let end = 10 * MIB + layout::SETTLING;
+        for address in [end - 1, end] {
+            clone.write_obj(7_u8, GuestAddress(address)).unwrap();
+        }
+        assert_eq!(rehearsed(&clone, &file).unwrap(), [PageRange(end / PAGE_SIZE - 1, 1)]);
     }
 
     #[test]
@@ -153,11 +173,10 @@ mod tests {
 
     #[test]
     fn scattered_working_set_is_refused() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(64 * MIB).unwrap();
+        let file = file_of(64);
         let clone = clone_of(&file);
         for page in 0..=MAX_PAGE_RANGES as u64 {
-            clone.write_obj(7_u8, GuestAddress(page * 2 * PAGE_SIZE)).unwrap();
+            clone.write_obj(7_u8, GuestAddress(2 * MIB + page * 2 * PAGE_SIZE)).unwrap();
         }
         assert!(matches!(rehearsed(&clone, &file), Err(WorkingSetError::Scattered)));
     }
@@ -169,7 +188,8 @@ mod tests {
         populate(&clone, &[PageRange(2 * MIB / PAGE_SIZE, 3), PageRange(32 * MIB / PAGE_SIZE, 1)]).unwrap();
         assert_eq!(clone.read_obj::<u8>(GuestAddress(2 * MIB)).unwrap(), 1);
         assert_eq!(clone.read_obj::<u8>(GuestAddress(32 * MIB)).unwrap(), 0);
-        assert_eq!(written(&clone, &file).unwrap(), []);
+        let stretches = memory::stretches(&file).unwrap();
+        assert_eq!(written(&clone, &file, &stretches).unwrap(), []);
     }
 
     #[test]
