@@ -59,7 +59,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         SandboxError::Identity(_) => Code::InvalidArgument,
         SandboxError::Network(NetworkError::Cards(_)) => Code::FailedPrecondition,
         SandboxError::Network(NetworkError::Refused { .. }) => Code::InvalidArgument,
-        SandboxError::Network(NetworkError::Socket(_)) => Code::Internal,
+        SandboxError::Network(NetworkError::Socket(_) | NetworkError::Setting { .. }) => Code::Internal,
         SandboxError::Entropy(_) => Code::InvalidArgument,
         SandboxError::Storage(error) => storage_code(error),
         SandboxError::Kernel(..) | SandboxError::Path { .. } => Code::Internal,

@@ -1,6 +1,6 @@
 //! Cases about the pod network.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, container_config, pod_config, wait_for};
 use isopod_tests::held;
@@ -8,6 +8,7 @@ use isopod_tests::node::{Isopod, Settings};
 use k8s_cri::v1;
 use std::fs;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 use tonic::Code;
 
 fn main() -> ExitCode {
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         cases!["network":
             pods_reach_each_other_and_the_node_reaches_them,
             guest_has_the_address_that_cni_gave,
+            pod_that_starts_does_not_wake_the_others,
             large_transfer_arrives_whole,
             host_port_leads_to_the_pod,
             names_come_from_the_pods_dns_config,
@@ -53,6 +55,36 @@ fn guest_has_the_address_that_cni_gave() -> Result<()> {
     let address = cri.pod_status(&pod.id)?.network.unwrap_or_default().ip;
     let seen = cri.shell(&container, "ip -4 addr show eth0; ip route")?;
     ensure!(seen.contains(&format!("inet {address}/16")) && seen.contains("default via 10.88.0.1"), "{seen}");
+    cri.clean()
+}
+
+/// Frames that the node has handed to the guests of all pods.
+fn frames_to_guests() -> Result<u64> {
+    let mut frames = 0;
+    for namespace in fs::read_dir("/run/netns")?.flatten() {
+        let namespace = namespace.file_name().into_string().unwrap_or_default();
+        let show = ["-n", &namespace, "-s", "-j", "link", "show", "tap0"];
+        let shown: serde_json::Value =
+            serde_json::from_slice(&Command::new("ip").args(show).output()?.stdout)?;
+        frames += shown[0]["stats64"]["tx"]["packets"].as_u64().context("no counter of a tap")?;
+    }
+    Ok(frames)
+}
+
+fn pod_that_starts_does_not_wake_the_others() -> Result<()> {
+    let cri = cri()?;
+    for name in ["one", "two", "three"] {
+        cri.run_pod(name)?;
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let before = frames_to_guests()?;
+    let (_, container) = cri.run_sleeper("late")?;
+    // Time for the questions that a kernel asks by itself when a link comes up.
+    std::thread::sleep(Duration::from_secs(6));
+    let frames = frames_to_guests()? - before;
+    ensure!(frames == 0, "{frames} frames went to guests, of which nobody asked anything");
+    let addresses = cri.shell(&container, "ip addr show eth0")?;
+    ensure!(addresses.contains("inet ") && !addresses.contains("inet6"), "{addresses}");
     cri.clean()
 }
 

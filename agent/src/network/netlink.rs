@@ -6,6 +6,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHe
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteScope};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,6 +19,16 @@ pub enum NetworkError {
     /// Not exactly one card.
     #[error("the guest has {0} network cards, one was expected")]
     Cards(usize),
+    /// A setting of the card's IPv6 was refused.
+    #[error("network: cannot set {path} to {value}")]
+    Setting {
+        /// Its file.
+        path: String,
+        /// What it should have been.
+        value: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The kernel refused a step.
     #[error("network: cannot {step}")]
     Refused {
@@ -48,6 +59,28 @@ pub async fn reset() {
     while let Ok(Some(address)) = addresses.try_next().await {
         let _ = netlink.handle.address().del(address).execute().await;
     }
+}
+
+/// Keeps the kernel from looking for what CNI has said already. By itself it takes a link-local address and asks all others for a
+/// router, again and again: on a bridge each such frame wakes the VMs of all other pods. Without an address of CNI's there is no
+/// IPv6; with one, its routes are CNI's. A pod's sysctls, which come later, may have it otherwise.
+fn quiet_ipv6(link: &Link) -> Result<(), NetworkError> {
+    for (name, value) in ipv6_settings(link) {
+        let path = format!("/proc/sys/net/ipv6/conf/{}/{name}", link.name);
+        match fs::write(&path, value) {
+            // A kernel without IPv6 says nothing.
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(NetworkError::Setting { path, value, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn ipv6_settings(link: &Link) -> [(&'static str, &'static str); 3] {
+    let used = link.addresses.iter().any(|network| network.address.is_ipv6());
+    [("disable_ipv6", if used { "0" } else { "1" }), ("accept_ra", "0"), ("router_solicitations", "0")]
 }
 
 /// A netlink connection whose task ends with it.
@@ -94,6 +127,7 @@ impl Netlink {
         }
         let step = format!("name the card {:?} with MAC {:02x?} and MTU {:?}", link.name, link.mac, link.mtu);
         self.handle.link().set(settings.build()).execute().await.map_err(refused(step))?;
+        quiet_ipv6(link)?;
         let up = LinkUnspec::new_with_index(card).up().build();
         self.handle.link().set(up).execute().await.map_err(refused("bring the card up"))?;
         for network in &link.addresses {
