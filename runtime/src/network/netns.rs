@@ -30,6 +30,7 @@ pub async fn create(path: &Path) -> Result<(), NetnsError> {
     let target = path.to_owned();
     let made = on_thread(move || {
         nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+        quiet_ipv6()?;
         // The namespace lives as long as this mount, not as long as this thread.
         nix::mount::mount(
             Some("/proc/thread-self/ns/net"),
@@ -44,6 +45,18 @@ pub async fn create(path: &Path) -> Result<(), NetnsError> {
         let _ = fs::remove_file(path);
         failed("make it")(source)
     })
+}
+
+/// Keeps the kernel from taking link-local addresses in this thread's namespace, and from asking everybody about them, while plugins
+/// work: the addresses are the guest's, and on a bridge each question wakes the VMs of all other pods. Plugins can still set any.
+fn quiet_ipv6() -> io::Result<()> {
+    /// `IN6_ADDR_GEN_MODE_NONE`
+    const NONE: &str = "1";
+    match fs::write("/proc/sys/net/ipv6/conf/default/addr_gen_mode", NONE) {
+        // A kernel without IPv6 says nothing.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a namespace that [`create`] made. One that is gone is no error.
