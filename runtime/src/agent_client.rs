@@ -28,6 +28,9 @@ const MAX_ANSWER: usize = 4 * 1024 * 1024;
 /// Longest request sent to one: an OCI spec with a large seccomp profile fits many times.
 const MAX_REQUEST: usize = 16 * 1024 * 1024;
 
+/// Bytes of randomness that a guest's pool is given.
+pub const ENTROPY: usize = 64;
+
 /// Limit of calls that only look something up.
 const QUICK: Duration = Duration::from_secs(10);
 
@@ -104,8 +107,8 @@ impl AgentClient {
     ///
     /// # Errors
     /// See [`AgentError`].
-    pub async fn hello(&self, entropy: Vec<u8>) -> Result<HelloResponse, AgentError> {
-        self.call("Hello", QUICK, self.rpc.clone().hello(HelloRequest { entropy })).await
+    pub async fn hello(&self, entropy: [u8; ENTROPY]) -> Result<HelloResponse, AgentError> {
+        self.call("Hello", QUICK, self.rpc.clone().hello(HelloRequest { entropy: entropy.into() })).await
     }
 
     /// Gives the guest its identity.

@@ -28,3 +28,4 @@ pub mod serve;
 pub mod store;
 pub mod trace;
 pub mod undo;
+pub mod wall_clock;

@@ -8,12 +8,13 @@
 //! Called by `hypervisor` for templates, through [`Preparation`]. The rehearsal's pod has the usual scratch disk, a network that
 //! leads nowhere, and the guest's own root for an image, of which no command is run: no pod and no tenant has a part in it.
 
-use crate::agent_client::{AgentClient, AgentError};
+use crate::agent_client::{AgentClient, AgentError, ENTROPY};
 use crate::container::{Parts, SpecError, build_spec};
 use crate::hypervisor::template::Preparation;
 use crate::hypervisor::{HypervisorError, VmHandle};
 use crate::id::fill_random;
 use crate::scratch::{Scratch, ScratchError};
+use crate::wall_clock::now_ns;
 use async_trait::async_trait;
 use isopod_protocols::agent::{
     CreateContainerRequest, Extent, Interface, PidNamespace, Route, SetUpSandboxRequest,
@@ -25,7 +26,6 @@ use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 /// The rehearsal's pod and container.
 const NAME: &str = "rehearsal";
@@ -78,7 +78,7 @@ impl Preparation for Agents {
 impl Agents {
     async fn live(&self, id: &str, vm: VmHandle, root_image: File) -> Result<(), RehearsalError> {
         let agent = AgentClient::new(id, VmHandle::clone(&vm));
-        let mut entropy = vec![0; 64];
+        let mut entropy = [0; ENTROPY];
         fill_random(&mut entropy)?;
         agent.hello(entropy).await?;
 
@@ -110,14 +110,13 @@ fn identity(scratch: Extent) -> SetUpSandboxRequest {
         routes: vec![route],
         ..Interface::default()
     };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     SetUpSandboxRequest {
         sandbox_id: NAME.to_owned(),
         hostname: NAME.to_owned(),
         hosts: b"127.0.0.1\tlocalhost\n192.0.2.2\trehearsal\n".to_vec(),
         resolv_conf: b"nameserver 192.0.2.1\n".to_vec(),
         interface: Some(interface),
-        realtime_ns: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
+        realtime_ns: now_ns(),
         scratch: Some(scratch),
         ..SetUpSandboxRequest::default()
     }

@@ -5,11 +5,12 @@
 use super::log::LogFile;
 use super::record::{ImageNames, MappedLayer, Record, State};
 use super::spec::{self, Parts, security_context};
-use super::{Container, ContainerError, Containers, now_ns};
+use super::{Container, ContainerError, Containers};
 use crate::id::new_id;
 use crate::image::Image;
 use crate::sandbox::{Machine, Sandbox};
 use crate::undo::Undo;
+use crate::wall_clock::now_ns;
 use isopod_protocols::agent::{CreateContainerRequest, Extent, PidNamespace, RemoveContainerRequest, User};
 use k8s_cri::v1::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, SupplementalGroupsPolicy};
 use std::path::{Component, Path, PathBuf};

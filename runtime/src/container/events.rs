@@ -3,9 +3,10 @@
 //! The task of [`Containers::follow`] is the only reader of sandboxes' events; it lives as long as the daemon.
 
 use super::record::{Exit, Record, State};
-use super::{Container, ContainerError, Containers, LogFile, now_ns};
+use super::{Container, ContainerError, Containers, LogFile};
 use crate::id::is_id;
 use crate::sandbox::SandboxEvent;
+use crate::wall_clock::now_ns;
 use isopod_protocols::agent::{self, ContainerState, RemoveContainerRequest, event::Event};
 use std::collections::HashSet;
 use std::sync::Arc;

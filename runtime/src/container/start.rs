@@ -1,10 +1,11 @@
 //! StartContainer: its output gets its way to the log, then its first process runs.
 
 use super::record::{Exit, State};
-use super::{Container, ContainerError, Containers, now_ns, output};
+use super::{Container, ContainerError, Containers, output};
 use crate::agent_client::AgentError;
 use crate::sandbox::Sandbox;
 use crate::undo::Steps;
+use crate::wall_clock::now_ns;
 use isopod_protocols::agent::{StartContainerRequest, Stream};
 use std::sync::Arc;
 use tonic::Code;

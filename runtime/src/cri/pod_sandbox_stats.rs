@@ -4,7 +4,8 @@
 use super::Node;
 use super::selection::has_labels;
 use crate::cgroup::Usage;
-use crate::sandbox::{Sandbox, SandboxError, State, now_ns};
+use crate::sandbox::{Sandbox, SandboxError, State};
+use crate::wall_clock::now_ns;
 use isopod_protocols::vmm::Stats;
 use k8s_cri::v1::{
     CpuUsage, LinuxPodSandboxStats, ListPodSandboxStatsRequest, ListPodSandboxStatsResponse, MemoryUsage,

@@ -15,12 +15,12 @@ use super::reference::{Reference, Version};
 use super::session::Session;
 use super::{Images, State, blocking};
 use crate::undo::Undo;
+use crate::wall_clock::now_ns;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use oci_spec::image::{Arch, ImageConfiguration, Os};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Deepest nesting of indexes within indexes.
 const DEEPEST_INDEX: usize = 3;
@@ -232,7 +232,7 @@ impl Described {
                 .map(|((_, diff_id), size)| LayerRecord { diff_id: *diff_id, size: *size })
                 .collect(),
             size: documents + sizes.iter().sum::<u64>(),
-            pulled_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos(),
+            pulled_at: now_ns().unsigned_abs().into(),
         }
     }
 }

@@ -1,25 +1,19 @@
 //! What a guest is told of its identity: host name, resolv.conf, hosts, time, network card, sysctls, scratch.
 
 use super::{Sandbox, SandboxError};
+use crate::wall_clock::now_ns;
 use isopod_protocols::agent::{Extent, Interface, SetUpSandboxRequest};
 use k8s_cri::v1::DnsConfig;
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 /// Where the node keeps its own resolver's settings.
 const NODE_RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Most bytes taken of it.
 const MAX_RESOLV_CONF: u64 = 64 * 1024;
-
-/// Nanoseconds since the epoch.
-pub fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
 
 /// The request that gives a guest its identity.
 pub fn request(

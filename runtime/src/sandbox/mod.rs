@@ -46,7 +46,6 @@ mod stop;
 mod validate;
 mod watch;
 
-pub use identity::now_ns;
 pub use networking::{PodNetworks, network_config};
 pub use record::{Guest, Record, State};
 pub use registry::{Host, Sandboxes};

@@ -1,13 +1,14 @@
 //! The table of all sandboxes: in memory for every look-up and list, on disk for a restarted daemon.
 
 use super::validate::Plan;
-use super::{Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, State, now_ns};
+use super::{Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, State};
 use crate::cgroup::PodCgroup;
 use crate::config::Config;
 use crate::hypervisor::{Hypervisor, most_vcpus};
 use crate::id::{Mismatch, new_id, resolve};
 use crate::scratch::Scratch;
 use crate::store::{Collection, Durability, Loaded};
+use crate::wall_clock::now_ns;
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZero;
 use std::ops::Range;

@@ -13,7 +13,7 @@ use super::identity;
 use super::resize::resize_vm;
 use super::validate::Plan;
 use super::{Guest, Machine, PodNetworks, Sandbox, SandboxError, Sandboxes, State};
-use crate::agent_client::AgentClient;
+use crate::agent_client::{AgentClient, ENTROPY};
 use crate::hypervisor::VmConfig;
 use crate::id::fill_random;
 use crate::network::{NetworkError, Pod, PodNetwork};
@@ -29,9 +29,6 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{Instrument, info_span};
-
-/// Bytes of randomness for the guest's pool.
-const ENTROPY: usize = 64;
 
 /// What the steps have taken. Two of them work at the same time, so each has a stack of its own.
 struct Undos {
@@ -220,7 +217,7 @@ impl Sandboxes {
             let grown = resize_vm(&sandbox.id, vm.as_ref(), config.memory_mib);
             grown.instrument(info_span!("grow")).await?;
         }
-        let mut entropy = vec![0; ENTROPY];
+        let mut entropy = [0; ENTROPY];
         let random = fill_random(&mut entropy);
         random.map_err(sandbox.file_error("random device", Path::new("/dev/urandom")))?;
         let hello = agent.hello(entropy).instrument(info_span!("hello")).await?;

@@ -1,6 +1,7 @@
 //! What a daemon finds that starts where another one was killed.
 
 use crate::fakes::{FakeNode, Wishes, pod};
+use isopod_runtime::agent_client::ENTROPY;
 use isopod_runtime::sandbox::{SandboxEvent, State};
 
 #[tokio::test]
@@ -13,7 +14,7 @@ async fn running_sandbox_is_taken_back_and_can_be_stopped() {
     node.sandboxes.restore().await.unwrap();
     let sandbox = node.sandboxes.get(&id).unwrap();
     assert_eq!(sandbox.snapshot(), before);
-    sandbox.enter().await.unwrap().machine.agent.hello(vec![0; 32]).await.unwrap();
+    sandbox.enter().await.unwrap().machine.agent.hello([0; ENTROPY]).await.unwrap();
     node.sandboxes.stop(&sandbox).await.unwrap();
     node.sandboxes.remove(&sandbox).await.unwrap();
     node.nothing_is_left().await;

@@ -6,7 +6,7 @@ use super::containerd::Containerd;
 use super::memory::{self, Memory, Shared};
 use super::side::{Side, settle};
 use super::statistics::Samples;
-use super::{pods, processes, timed};
+use super::{pods, timed};
 use crate::cri::Cri;
 use anyhow::{Context, Result};
 
@@ -29,7 +29,7 @@ pub fn compare() -> Result<String> {
     let sides = [Side::containerd(&peer), Side::isopod(&isopod)?];
     for side in &sides {
         side.cri.pull("busybox").with_context(|| side.name)?;
-        processes::wait_for_template(side)?;
+        side.wait_for_template()?;
     }
     let starts = starts(&sides)?;
     let idle = [pods::start(&sides[0], "idle")?.0, pods::start(&sides[1], "idle")?.0];

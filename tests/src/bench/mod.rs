@@ -136,7 +136,7 @@ pub fn measure(clock: Clock, parts: &[Part], counts: &Counts, out: &Path) -> Res
             side.cri.pull("busybox")?;
             Ok(side.cri.pull("large")?)
         });
-        if side.run("its template", processes::wait_for_template) == Some(true) {
+        if side.run("its template", Side::wait_for_template) == Some(true) {
             println!("  {}: pods start from a template", side.name);
         }
     }

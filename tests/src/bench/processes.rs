@@ -9,10 +9,6 @@ use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// How long a daemon that has just started is given to make its template. One that makes none costs this much.
-const TEMPLATE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Processes by their ids.
 pub type Pids = BTreeSet<u32>;
@@ -46,18 +42,6 @@ pub fn template_holders(side: &Side<'_>) -> Result<Pids> {
 fn named(id: &str, commands: &[Command]) -> Pids {
     let names = |command: &&Command| command.words.iter().any(|word| word == id.as_bytes());
     commands.iter().filter(names).map(|command| command.pid).collect()
-}
-
-/// Waits until this side has what its pods start from, so that no figure mixes two kinds of start; whether it has.
-pub fn wait_for_template(side: &Side<'_>) -> Result<bool> {
-    let begin = Instant::now();
-    while side.template_holder.is_some() && begin.elapsed() < TEMPLATE_LIMIT {
-        if !template_holders(side)?.is_empty() {
-            return Ok(true);
-        }
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    Ok(false)
 }
 
 /// All processes in a control group and below it.

@@ -2,7 +2,7 @@
 
 use super::containerd::Containerd;
 use crate::cri::Cri;
-use crate::daemon;
+use crate::{daemon, templates};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,6 +47,16 @@ impl<'a> Side<'a> {
                 None
             }
         }
+    }
+
+    /// Waits until pods start the way they are meant to, so that no figure mixes two kinds of start; whether that is from a
+    /// template.
+    pub fn wait_for_template(&self) -> Result<bool> {
+        let has = self.template_holder.is_some();
+        if has {
+            templates::wait_for_one(self.cri)?;
+        }
+        Ok(has)
     }
 
     /// The control group below which all of this side's pods are.

@@ -8,13 +8,13 @@ use super::super::process::{Process, Start};
 use super::clones::{Clones, Lease};
 use super::key::Key;
 use super::sealed::Sealed;
+use crate::wall_clock::now_ns;
 use isopod_protocols::vmm::PageRange;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
 
 /// Descriptors of a holder.
 const MEMORY: i32 = 3;
@@ -29,7 +29,7 @@ pub struct Template {
     /// The same, as its state has it.
     pub built_from: String,
     /// When, in nanoseconds since the epoch.
-    pub built_at_ns: u64,
+    pub built_at_ns: i64,
     /// The guest's memory.
     pub memory: Sealed,
     /// Processors and devices.
@@ -52,7 +52,7 @@ pub struct Record {
     /// The same, as its state has it.
     pub built_from: String,
     /// When, in nanoseconds since the epoch.
-    pub built_at_ns: u64,
+    pub built_at_ns: i64,
     /// Memory it took when it was made, bytes.
     pub memory_bytes: u64,
     /// What every clone writes; nothing where that was not found.
@@ -160,10 +160,4 @@ impl Template {
     pub async fn kill(&self) {
         self.holder.kill().await;
     }
-}
-
-/// The wall clock, in nanoseconds since the epoch.
-pub fn now_ns() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,7 +1,7 @@
 //! What people are shown of templates: by Status.
 
-use super::holder::now_ns;
 use super::table::{Entry, State};
+use crate::wall_clock::now_ns;
 use serde::Serialize;
 
 /// One template.
@@ -57,7 +57,7 @@ impl Shown {
     }
 }
 
-/// Seconds since a moment of the wall clock.
-pub fn age_seconds(built_at_ns: u64) -> u64 {
-    now_ns().saturating_sub(built_at_ns) / 1_000_000_000
+/// Seconds since a moment of the wall clock; 0 where that is still to come.
+pub fn age_seconds(built_at_ns: i64) -> u64 {
+    u64::try_from(now_ns().saturating_sub(built_at_ns)).unwrap_or(0) / 1_000_000_000
 }
