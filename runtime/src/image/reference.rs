@@ -1,15 +1,31 @@
 //! Names of images as users and kubelet write them: `busybox`, `quay.io/a/b:tag`, `repo@sha256:...`, an image id.
 //!
+//! ```text
+//!   [host[:port]/]part[/part]...[:tag][@digest]
+//! ```
+//!
 //! Called by the CRI door with what the client sent, and by `registry` for what to ask of whom. It must not look at
-//! which images there are.
+//! which images there are. The grammar is the one of the distribution project (`reference/reference.go`), which containerd
+//! and Docker read; it is written out here because the regular expression for it took 14 MiB of the daemon's memory.
 
-use super::digest::Digest;
+use super::digest::{Digest, NotADigest};
 use super::error::ImageError;
-use oci_spec::distribution::Reference as Parsed;
 use std::fmt;
+use std::net::Ipv6Addr;
 
 /// A longer name is an attack, not an image: the longest repository has 255 characters, a tag 128, a digest 71.
 const LONGEST: usize = 1024;
+
+/// Most characters of a repository.
+const LONGEST_REPOSITORY: usize = 255;
+
+/// Most characters of a tag.
+const LONGEST_TAG: usize = 128;
+
+/// The registry of names that tell none, how it was called once, and where it keeps what has no owner.
+const DOCKER_HUB: &str = "docker.io";
+const DOCKER_HUB_ONCE: &str = "index.docker.io";
+const DOCKER_HUB_OFFICIAL: &str = "library";
 
 /// A full, normalised image name: registry and repository, and the tag or digest that picks one image there.
 ///
@@ -41,26 +57,27 @@ impl Reference {
             reference: text.chars().take(LONGEST).collect(),
             reason,
         };
-        if text.len() > LONGEST {
-            return Err(bad(format!("is longer than {LONGEST} characters")));
+        let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
+        let (name, tag) = split_tag(name);
+        let (registry, repository) = split_registry(name);
+        let mistake = mistake_in_text(text)
+            .or_else(|| mistake_in_registry(registry))
+            .or_else(|| mistake_in_repository(repository))
+            .or_else(|| tag.and_then(mistake_in_tag));
+        if let Some(mistake) = mistake {
+            return Err(bad(mistake.to_owned()));
         }
-        let parsed = Parsed::try_from(text)
-            .map_err(|error| bad(why(text).map_or_else(|| error.to_string(), str::to_owned)))?;
-        if parsed.repository().bytes().any(|c| c.is_ascii_uppercase()) {
-            return Err(bad(CAPITALS.to_owned()));
-        }
-        let version = match (parsed.digest(), parsed.tag()) {
-            (Some(digest), _) => Version::Digest(
-                digest.parse().map_err(|error: super::digest::NotADigest| bad(error.to_string()))?,
-            ),
-            (None, Some(tag)) => Version::Tag(tag.to_owned()),
-            (None, None) => Version::Tag("latest".to_owned()),
+        let version = match digest {
+            Some(digest) => {
+                Version::Digest(digest.parse().map_err(|error: NotADigest| bad(error.to_string()))?)
+            }
+            None => Version::Tag(tag.unwrap_or("latest").to_owned()),
         };
-        Ok(Self {
-            registry: parsed.registry().to_owned(),
-            repository: parsed.repository().to_owned(),
-            version,
-        })
+        let repository = match registry == DOCKER_HUB && !repository.contains('/') {
+            true => format!("{DOCKER_HUB_OFFICIAL}/{repository}"),
+            false => repository.to_owned(),
+        };
+        Ok(Self { registry: registry.to_owned(), repository, version })
     }
 
     /// Host and port of the registry; `docker.io` for Docker Hub.
@@ -84,19 +101,79 @@ impl Reference {
     }
 }
 
-const CAPITALS: &str = "a repository has no capital letters";
+/// A colon before the last slash is one of a port.
+fn split_tag(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (name, None),
+    }
+}
 
-/// What is wrong with a name that cannot be parsed, in more words than the parser has; `None` where that is not plain.
-fn why(text: &str) -> Option<&'static str> {
-    let path = text.split('@').next().unwrap_or_default();
-    let path = path.split_once('/').map_or(path, |(_, path)| path).split(':').next().unwrap_or_default();
+/// What stands before the first slash is a registry where it could not be a part of a repository, and `localhost`.
+fn split_registry(name: &str) -> (&str, &str) {
+    match name.split_once('/') {
+        Some((DOCKER_HUB_ONCE, repository)) => (DOCKER_HUB, repository),
+        Some((host, repository)) if host.contains(['.', ':']) || host == "localhost" => (host, repository),
+        _ => (DOCKER_HUB, name),
+    }
+}
+
+fn mistake_in_text(text: &str) -> Option<&'static str> {
     if text.is_empty() {
         Some("is empty")
-    } else if text.contains(char::is_whitespace) {
-        Some("has a space in it")
+    } else if text.len() > LONGEST {
+        Some("is longer than 1024 characters")
     } else {
-        path.bytes().any(|c| c.is_ascii_uppercase()).then_some(CAPITALS)
+        text.contains(char::is_whitespace).then_some("has a space in it")
     }
+}
+
+fn mistake_in_registry(registry: &str) -> Option<&'static str> {
+    let address = registry.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let (host, port) = match address {
+        Some((address, port)) => (address.parse::<Ipv6Addr>().is_ok(), port),
+        None => {
+            let (name, port) = registry.split_at(registry.find(':').unwrap_or(registry.len()));
+            (name.split('.').all(is_label), port)
+        }
+    };
+    let is_port = |port: &str| port.bytes().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+    (!host || !port).then_some("its registry is not a host, or a host with a port")
+}
+
+/// A label of a host's name.
+fn is_label(label: &str) -> bool {
+    let alphanumeric = |c: char| c.is_ascii_alphanumeric();
+    label.starts_with(alphanumeric)
+        && label.ends_with(alphanumeric)
+        && label.chars().all(|c| alphanumeric(c) || c == '-')
+}
+
+fn mistake_in_repository(repository: &str) -> Option<&'static str> {
+    if repository.contains(|c: char| c.is_ascii_uppercase()) {
+        return Some("a repository has no capital letters");
+    }
+    if repository.len() > LONGEST_REPOSITORY {
+        return Some("a repository has at most 255 characters");
+    }
+    let mistake = "a repository has lower-case letters and digits, with one of . _ __ - between them, in parts between /";
+    (!repository.split('/').all(is_part)).then_some(mistake)
+}
+
+/// What a repository has between two slashes: letters and digits, and between those a dot, one or two underscores, or dashes.
+fn is_part(part: &str) -> bool {
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let separates = |text: &str| matches!(text, "." | "_" | "__") || text.bytes().all(|c| c == b'-');
+    part.starts_with(alphanumeric) && part.ends_with(alphanumeric) && part.split(alphanumeric).all(separates)
+}
+
+fn mistake_in_tag(tag: &str) -> Option<&'static str> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let good = tag.len() <= LONGEST_TAG
+        && tag.starts_with(word)
+        && tag.chars().all(|c| word(c) || matches!(c, '.' | '-'));
+    (!good).then_some("a tag has up to 128 letters, digits and _ . -, and begins with none of the last two")
 }
 
 impl fmt::Display for Reference {
@@ -162,6 +239,40 @@ mod tests {
     }
 
     #[test]
+    fn colon_is_a_ports_before_a_slash_and_a_tags_behind_it() {
+        assert_eq!(normal("test.example:5000"), "docker.io/library/test.example:5000");
+        assert_eq!(normal("test:5000/a"), "test:5000/a:latest");
+        assert_eq!(normal("[2001:db8::1]:5000/a:1"), "[2001:db8::1]:5000/a:1");
+    }
+
+    #[test]
+    fn separators_stand_alone_between_letters_and_digits() {
+        for good in ["a.b", "a_b", "a__b", "a-b", "a---b", "a.b_c-d", "x.example/a/b.c"] {
+            assert!(Reference::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["a..b", "a___b", "a._b", "a.-b", "-a", "a-", "a/.b", "a//b", "é", "a:é"] {
+            assert!(Reference::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn registry_is_a_host_with_a_port() {
+        for bad in [
+            "-a.b/c",
+            "a..b/c",
+            "a.b:/c",
+            "a.b:70000/c",
+            "a.b:x/c",
+            "a.b:+1/c",
+            "[::1/c",
+            "[1.2]:5/c",
+            "a_b.c/d",
+        ] {
+            assert!(Reference::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn digest_wins_over_tag() {
         assert_eq!(normal(&format!("quay.io/a/b:1@{DIGEST}")), format!("quay.io/a/b@{DIGEST}"));
     }
@@ -177,7 +288,12 @@ mod tests {
                 "{text}: {error}"
             );
         }
-        assert!(Reference::parse(&"a".repeat(5000)).is_err());
+        for long in ["a".repeat(256), "a".repeat(5000), format!("a:{}", "b".repeat(129))] {
+            assert!(Reference::parse(&long).is_err(), "{long}");
+        }
+        for long in ["a".repeat(255), format!("a:{}", "b".repeat(128))] {
+            assert!(Reference::parse(&long).is_ok(), "{long}");
+        }
     }
 
     #[test]
