@@ -14,8 +14,9 @@ pub const DIRECTORY: &str = "/run/isopod/scratch";
 /// Name of its device.
 const DEVICE: &str = "scratch";
 
-/// All of it is thrown away with the pod, so nothing waits for the host's disk: no barriers. Freed blocks are given back.
-const EXT4_OPTIONS: &CStr = c"discard,barrier=0";
+/// All of it is thrown away with the pod, so nothing waits for the host's disk: no barriers. Freed blocks are given back. The maps of
+/// blocks are read when they are needed: a thread of the kernel would read those of 10 GiB after the mount, and keep 0.9 MiB.
+const EXT4_OPTIONS: &CStr = c"discard,barrier=0,no_prefetch_block_bitmaps";
 
 /// Mounts the pod's scratch. On failure nothing is left.
 pub fn mount_at_set_up(extent: Option<ExtentRange>) -> Result<(), StorageError> {
