@@ -6,7 +6,7 @@
 PROGRAMS = target/x86_64-unknown-linux-gnu/release
 AGENT = target/x86_64-unknown-linux-gnu/guest/isopod-agent
 
-.PHONY: demo shell test test-cold soak bench lint build packages artefacts guest-kernel tools images node-run
+.PHONY: demo shell test soak bench lint build packages artefacts guest-kernel tools images node-run
 
 # Pods in their own VMs on real KVM, by crictl, with every command shown.
 demo: artefacts
@@ -16,14 +16,23 @@ demo: artefacts
 shell: artefacts
 	$(PROGRAMS)/isopod-node shell --registry
 
-# All tests: those beside the code, then the end-to-end cases, each group in a node of its own.
-test: artefacts
-	cargo test --release --workspace
+# All tests: those beside the code, then the groups of end-to-end cases (tests/cases), each in a node of its own, two nodes at
+# a time: NODES=4 for more. Pods are clones of a template, so the groups that make pods run once more with pods that boot.
+GROUPS = $(filter-out documentation soak,$(basename $(notdir $(wildcard tests/cases/*.rs))))
+COLD = cri resize density storage network failure kill security
+BESIDE = $(basename $(notdir $(wildcard runtime/tests/*.rs vmm/tests/*.rs $(patsubst %/main.rs,%,$(wildcard runtime/tests/*/main.rs)))))
 
-# The groups that run pods, once more with pods that boot instead of being clones.
-test-cold: artefacts
-	ISOPOD_COLD=1 cargo test --release --workspace --test cri --test resize --test density --test storage --test network \
-		--test failure --test kill --test security
+test: artefacts
+	cargo test --release --workspace --no-run
+	cargo test --release --workspace --lib --bins $(addprefix --test ,$(BESIDE) documentation)
+	cargo test --release --workspace --doc
+	$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(or $(NODES),2) $(GROUPS:%=group-%) $(COLD:%=cold-%)
+
+group-%:
+	cargo test --release --workspace --test $*
+
+cold-%:
+	ISOPOD_COLD=1 cargo test --release --workspace --test $*
 
 # 20 pods at once, then 200 one after another (make soak SOAK=20 for a tenth).
 soak: artefacts

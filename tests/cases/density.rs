@@ -82,7 +82,7 @@ fn freed_memory_goes_back_to_the_host() -> Result<()> {
     wait_for("freed memory to come back", || {
         let after = memory_mib(vmm, "VmRSS")?;
         println!("{before} MiB before, {most} at most, {after} after");
-        Ok((after < before + 40).then_some(()))
+        Ok((after < before + 20).then_some(()))
     })?;
     cri.clean()
 }
