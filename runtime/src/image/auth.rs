@@ -3,6 +3,7 @@
 //! Used by `session`, which sends the requests. Credentials are never logged: nothing here derives `Debug` that holds one.
 
 use super::error::ImageError;
+use super::reference::{DOCKER_HUB, DOCKER_HUB_HOST, DOCKER_HUB_ONCE};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
@@ -82,7 +83,7 @@ impl SentCredentials {
 fn same_registry(address: &str, registry: &str) -> bool {
     let host = address.split_once("://").map_or(address, |(_, rest)| rest);
     let host = host.split('/').next().unwrap_or(host);
-    let hub = |host: &str| matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io");
+    let hub = |host: &str| matches!(host, DOCKER_HUB | DOCKER_HUB_ONCE | DOCKER_HUB_HOST);
     host == registry || (hub(host) && hub(registry))
 }
 

@@ -22,9 +22,16 @@ const LONGEST_REPOSITORY: usize = 255;
 /// Most characters of a tag.
 const LONGEST_TAG: usize = 128;
 
-/// The registry of names that tell none, how it was called once, and where it keeps what has no owner.
-const DOCKER_HUB: &str = "docker.io";
-const DOCKER_HUB_ONCE: &str = "index.docker.io";
+/// The registry of names that tell none.
+pub const DOCKER_HUB: &str = "docker.io";
+
+/// How it was called once, and still is in credentials.
+pub const DOCKER_HUB_ONCE: &str = "index.docker.io";
+
+/// The host that serves it.
+pub const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+
+/// Where it keeps what has no owner.
 const DOCKER_HUB_OFFICIAL: &str = "library";
 
 /// A full, normalised image name: registry and repository, and the tag or digest that picks one image there.
@@ -53,29 +60,28 @@ impl Reference {
     /// # Errors
     /// [`ImageError::BadReference`] says what is wrong with it and how a good one looks.
     pub fn parse(text: &str) -> Result<Self, ImageError> {
-        let bad = |reason: String| ImageError::BadReference {
+        Self::read(text).map_err(|reason| ImageError::BadReference {
             reference: text.chars().take(LONGEST).collect(),
             reason,
-        };
+        })
+    }
+
+    /// The error is what is wrong with the name.
+    fn read(text: &str) -> Result<Self, String> {
+        check_text(text)?;
         let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
         let (name, tag) = split_tag(name);
         let (registry, repository) = split_registry(name);
-        let mistake = mistake_in_text(text)
-            .or_else(|| mistake_in_registry(registry))
-            .or_else(|| mistake_in_repository(repository))
-            .or_else(|| tag.and_then(mistake_in_tag));
-        if let Some(mistake) = mistake {
-            return Err(bad(mistake.to_owned()));
-        }
-        let version = match digest {
-            Some(digest) => {
-                Version::Digest(digest.parse().map_err(|error: NotADigest| bad(error.to_string()))?)
-            }
-            None => Version::Tag(tag.unwrap_or("latest").to_owned()),
-        };
         let repository = match registry == DOCKER_HUB && !repository.contains('/') {
             true => format!("{DOCKER_HUB_OFFICIAL}/{repository}"),
             false => repository.to_owned(),
+        };
+        check_registry(registry)?;
+        check_repository(&repository)?;
+        tag.map_or(Ok(()), check_tag)?;
+        let version = match digest {
+            Some(digest) => Version::Digest(digest.parse().map_err(|error: NotADigest| error.to_string())?),
+            None => Version::Tag(tag.unwrap_or("latest").to_owned()),
         };
         Ok(Self { registry: registry.to_owned(), repository, version })
     }
@@ -118,28 +124,40 @@ fn split_registry(name: &str) -> (&str, &str) {
     }
 }
 
-fn mistake_in_text(text: &str) -> Option<&'static str> {
-    if text.is_empty() {
-        Some("is empty")
-    } else if text.len() > LONGEST {
-        Some("is longer than 1024 characters")
-    } else {
-        text.contains(char::is_whitespace).then_some("has a space in it")
-    }
+/// The host of a registry, an IPv6 address with its brackets, and what follows: a colon and a port, or nothing.
+pub fn split_port(registry: &str) -> (&str, &str) {
+    let end = match registry.starts_with('[') {
+        true => registry.find(']').map(|bracket| bracket + 1),
+        false => registry.find(':'),
+    };
+    registry.split_at(end.unwrap_or(registry.len()))
 }
 
-fn mistake_in_registry(registry: &str) -> Option<&'static str> {
-    let address = registry.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-    let (host, port) = match address {
-        Some((address, port)) => (address.parse::<Ipv6Addr>().is_ok(), port),
-        None => {
-            let (name, port) = registry.split_at(registry.find(':').unwrap_or(registry.len()));
-            (name.split('.').all(is_label), port)
-        }
+fn check_text(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    if text.len() > LONGEST {
+        return Err(format!("is longer than {LONGEST} characters"));
+    }
+    if text.contains(char::is_whitespace) {
+        return Err("has a space in it".to_owned());
+    }
+    Ok(())
+}
+
+fn check_registry(registry: &str) -> Result<(), String> {
+    let (host, port) = split_port(registry);
+    let host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => host.split('.').all(is_label),
     };
     let is_port = |port: &str| port.bytes().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok();
     let port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
-    (!host || !port).then_some("its registry is not a host, or a host with a port")
+    if !host || !port {
+        return Err("its registry is not a host, or a host with a port".to_owned());
+    }
+    Ok(())
 }
 
 /// A label of a host's name.
@@ -150,15 +168,18 @@ fn is_label(label: &str) -> bool {
         && label.chars().all(|c| alphanumeric(c) || c == '-')
 }
 
-fn mistake_in_repository(repository: &str) -> Option<&'static str> {
+fn check_repository(repository: &str) -> Result<(), String> {
     if repository.contains(|c: char| c.is_ascii_uppercase()) {
-        return Some("a repository has no capital letters");
+        return Err("a repository has no capital letters".to_owned());
     }
     if repository.len() > LONGEST_REPOSITORY {
-        return Some("a repository has at most 255 characters");
+        return Err(format!("a repository has at most {LONGEST_REPOSITORY} characters"));
     }
-    let mistake = "a repository has lower-case letters and digits, with one of . _ __ - between them, in parts between /";
-    (!repository.split('/').all(is_part)).then_some(mistake)
+    if !repository.split('/').all(is_part) {
+        let parts = "a repository has lower-case letters and digits, with one of . _ __ - between them, in parts between /";
+        return Err(parts.to_owned());
+    }
+    Ok(())
 }
 
 /// What a repository has between two slashes: letters and digits, and between those a dot, one or two underscores, or dashes.
@@ -168,12 +189,17 @@ fn is_part(part: &str) -> bool {
     part.starts_with(alphanumeric) && part.ends_with(alphanumeric) && part.split(alphanumeric).all(separates)
 }
 
-fn mistake_in_tag(tag: &str) -> Option<&'static str> {
+fn check_tag(tag: &str) -> Result<(), String> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let good = tag.len() <= LONGEST_TAG
         && tag.starts_with(word)
         && tag.chars().all(|c| word(c) || matches!(c, '.' | '-'));
-    (!good).then_some("a tag has up to 128 letters, digits and _ . -, and begins with none of the last two")
+    if !good {
+        return Err(format!(
+            "a tag has up to {LONGEST_TAG} letters, digits and _ . -, and begins with none of the last two"
+        ));
+    }
+    Ok(())
 }
 
 impl fmt::Display for Reference {
@@ -291,9 +317,18 @@ mod tests {
         for long in ["a".repeat(256), "a".repeat(5000), format!("a:{}", "b".repeat(129))] {
             assert!(Reference::parse(&long).is_err(), "{long}");
         }
-        for long in ["a".repeat(255), format!("a:{}", "b".repeat(128))] {
-            assert!(Reference::parse(&long).is_ok(), "{long}");
+    }
+
+    #[test]
+    fn longest_name_is_still_one_when_it_is_normal() {
+        let official = 255 - "library/".len();
+        for long in
+            ["a".repeat(official), format!("x.test/{}", "a".repeat(255)), format!("a:{}", "b".repeat(128))]
+        {
+            let once = Reference::parse(&long).unwrap();
+            assert_eq!(Reference::parse(&once.to_string()).unwrap(), once);
         }
+        assert!(Reference::parse(&"a".repeat(official + 1)).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use super::auth::{Credentials, SentCredentials};
 use super::error::ImageError;
-use super::reference::Reference;
+use super::reference::{DOCKER_HUB, DOCKER_HUB_HOST, Reference, split_port};
 use super::session::{Endpoint, Session};
 use crate::config::RegistryConfig;
 use reqwest::{Certificate, Client, Url, redirect};
@@ -165,8 +165,8 @@ fn mirror_url(host: &str, mirror: &str) -> Result<Url, ImageError> {
 
 /// Address of the registry itself. One on this machine is reached without TLS, as all container tools do.
 fn registry_url(host: &str, section: &RegistryConfig) -> Result<Url, ImageError> {
-    let real = if host == "docker.io" { "registry-1.docker.io" } else { host };
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let real = if host == DOCKER_HUB { DOCKER_HUB_HOST } else { host };
+    let (name, _) = split_port(host);
     let scheme = if section.plain_http || is_loopback(name) { "http" } else { "https" };
     let reference = || ImageError::BadReference {
         reference: host.to_owned(),
@@ -208,6 +208,9 @@ mod tests {
     fn docker_hub_is_asked_at_its_real_host_and_this_machine_without_tls() {
         assert_eq!(places(&[], "busybox"), ["https://registry-1.docker.io/v2/library/busybox"]);
         assert_eq!(places(&[], "localhost:5000/a/b"), ["http://localhost:5000/v2/a/b"]);
+        assert_eq!(places(&[], "[::1]:5000/a"), ["http://[::1]:5000/v2/a"]);
+        assert_eq!(places(&[], "[::1]/a"), ["http://[::1]/v2/a"]);
+        assert_eq!(places(&[], "[2001:db8::1]/a"), ["https://[2001:db8::1]/v2/a"]);
         let plain = RegistryConfig { plain_http: true, ..Default::default() };
         assert_eq!(places(&[("r.test", plain)], "r.test/a"), ["http://r.test/v2/a"]);
     }
