@@ -27,6 +27,7 @@ mod registry;
 mod remove;
 mod session;
 mod sys;
+pub mod tar;
 #[cfg(test)]
 mod test_registry;
 
