@@ -27,12 +27,12 @@ impl Containers {
         let present = self.mapped(sandbox_id);
         let mut mapped: Vec<MappedLayer> = Vec::with_capacity(layers.len());
         for layer in layers {
-            let diff_id = layer.diff_id.to_string();
+            let chain_id = layer.chain_id.to_string();
             // An image may name the same layer twice.
-            let known = mapped.iter().chain(&present).find(|m| m.diff_id == diff_id).cloned();
+            let known = mapped.iter().chain(&present).find(|m| m.chain_id == chain_id).cloned();
             let layer = match known {
                 Some(layer) => layer,
-                None => attach(vm, layer, diff_id, undo).await?,
+                None => attach(vm, layer, chain_id, undo).await?,
             };
             mapped.push(layer);
         }
@@ -86,7 +86,7 @@ async fn detach(sandbox_id: &str, vm: &VmHandle, offset: u64) {
 async fn attach(
     vm: &VmHandle,
     layer: &Layer,
-    diff_id: String,
+    chain_id: String,
     undo: &mut Undo,
 ) -> Result<MappedLayer, ContainerError> {
     let file = File::open(&layer.path).map_err(|source| ContainerError::File {
@@ -98,5 +98,5 @@ async fn attach(
     let offset = vm.attach_extent(file, length, true).await?;
     let vm = Arc::clone(vm);
     undo.push("layer", move || async move { vm.detach_extent(offset).await })?;
-    Ok(MappedLayer { diff_id, offset, length })
+    Ok(MappedLayer { chain_id, offset, length })
 }

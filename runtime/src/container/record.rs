@@ -103,8 +103,9 @@ pub struct ImageNames {
 /// A layer of a container's root, mapped into the pod's disk. Containers of a pod share layers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MappedLayer {
-    /// Digest of the uncompressed layer.
-    pub diff_id: String,
+    /// Digest of the layer upon those below it.
+    #[serde(alias = "diff_id")]
+    pub chain_id: String,
     /// First byte on the pod's disk.
     pub offset: u64,
     /// Bytes.

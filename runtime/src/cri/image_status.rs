@@ -19,7 +19,7 @@ fn info(image: &Image) -> HashMap<String, String> {
     let layers: Vec<_> = image
         .layers
         .iter()
-        .map(|layer| json!({"diffId": layer.diff_id, "size": layer.size, "path": layer.path}))
+        .map(|layer| json!({"chainId": layer.chain_id, "size": layer.size, "path": layer.path}))
         .collect();
     let info = json!({"imageSpec": *image.config, "layers": layers});
     HashMap::from([("info".to_owned(), info.to_string())])

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! blobs/HEX          manifests, indexes and configurations, as the registry sent them
-//! layers/HEX.erofs   layers as EROFS images, by the digest of the uncompressed layer
+//! layers/HEX.erofs   layers as EROFS file systems, by chain id
 //! incoming/          what is being written or removed; emptied at the start
-//! jail/              empty: where the layer converter's root is mounted, each in its own mount namespace
+//! jail/              empty: where the root of a layer's converter is mounted, each in its own mount namespace
 //! ```
 //!
 //! A file in `blobs` or `layers` is whole and on disk, or not there: it is written in `incoming` and renamed. What
@@ -73,16 +73,16 @@ impl Content {
     }
 
     /// Path of a layer, whether it is there or not.
-    pub fn layer_path(&self, diff_id: &Digest) -> PathBuf {
-        self.root.join("layers").join(format!("{}.erofs", diff_id.hex()))
+    pub fn layer_path(&self, chain_id: &Digest) -> PathBuf {
+        self.root.join("layers").join(format!("{}.erofs", chain_id.hex()))
     }
 
     /// Size in bytes of a layer's file; `None` where it is not there.
     ///
     /// # Errors
     /// A file that cannot be looked at.
-    pub fn layer_size(&self, diff_id: &Digest) -> Result<Option<u64>, ImageError> {
-        let path = self.layer_path(diff_id);
+    pub fn layer_size(&self, chain_id: &Digest) -> Result<Option<u64>, ImageError> {
+        let path = self.layer_path(chain_id);
         match fs::metadata(&path) {
             Ok(metadata) => Ok(Some(metadata.len())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -133,17 +133,17 @@ impl Content {
         Ok(Incoming { path, file })
     }
 
-    /// Makes a written file the layer `diff_id`: from here on it is read-only, root's, and survives a crash of the machine.
+    /// Makes a written file the layer `chain_id`: from here on it is read-only, root's, and survives a crash of the machine.
     ///
     /// # Errors
     /// The file stays incoming.
-    pub fn adopt_layer(&self, incoming: &Incoming, diff_id: &Digest) -> Result<(), ImageError> {
+    pub fn adopt_layer(&self, incoming: &Incoming, chain_id: &Digest) -> Result<(), ImageError> {
         let failed = |error| ImageError::io(&incoming.path, error);
         if nix::unistd::geteuid().is_root() {
             chown(&incoming.path, Some(0), Some(0)).map_err(failed)?;
         }
         incoming.file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed)?;
-        place(incoming, &self.layer_path(diff_id))
+        place(incoming, &self.layer_path(chain_id))
     }
 
     /// Takes away everything that is not `live`. The files are out of sight when this returns; the paths given back are

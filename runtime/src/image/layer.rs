@@ -1,78 +1,93 @@
-//! A layer's way from the registry to an EROFS image, in one pass and without a file in between:
+//! A layer's way from the registry to an EROFS file, in one pass and without a file in between:
 //!
 //! ```text
-//! download (digest of the blob) -> pump thread: decompress, digest of the archive -> pipe -> mkfs.erofs, jailed -> file
+//! download (digest of the blob) -> pump thread: decompress, digest of the archive -> pipe -> worker, jailed -> file
+//!                                                         layers below -> socket ----------^ where it asks for them
 //! ```
 //!
-//! Nothing is believed until the end: the file becomes the layer only when both digests are right and the converter had
-//! nothing to say. Called by `pull`, in a flight.
+//! Nothing is believed until the end: the file becomes the layer only when both digests are right and the worker had
+//! no complaint. Called by `pull`, in a flight.
 
 use super::content::{Content, Incoming, remove};
 use super::digest::Digest;
 use super::download::Download;
 use super::error::ImageError;
-use super::jail::{Jail, NOT_JAILED, OUTPUT};
+use super::jail::{Jail, NOT_JAILED};
 use super::manifest::Descriptor;
 use super::pump::{PumpError, pump};
 use super::session::Session;
+use super::worker::{self, Worker};
 use crate::undo::Undo;
+use std::fs::File;
 use std::io::PipeWriter;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::pin::{Pin, pin};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr};
-use tokio::sync::{Mutex, Semaphore, mpsc};
-
-/// Arguments that make the file a function of the layer alone, and of all of it:
-/// data in archive order and outside of inodes, so that nothing is buffered; fixed UUID and build time, while files keep
-/// their own times; `.wh.` names become overlayfs's whiteouts and opaque directories.
-const MKFS_ARGUMENTS: [&str; 9] = [
-    "--quiet",
-    "--tar=f",
-    "--aufs",
-    "--sort=none",
-    "-Enoinline_data",
-    "-T0",
-    "--mkfs-time",
-    "-U00000000-0000-4000-8000-69736f706f64",
-    OUTPUT,
-];
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit, mpsc};
 
 /// Pieces of a download that wait for the pump.
 const PIECES_WAITING: usize = 32;
 
-/// Size of the pipe, in bytes: fewer switches between pump and converter.
+/// Size of the pipe, in bytes: fewer switches between pump and worker.
 const PIPE_SIZE: i32 = 1 << 20;
 
-/// Longest text of the converter that is kept, in bytes.
+/// Longest text of the worker that is kept, in bytes.
 const LONGEST_COMPLAINT: u64 = 4 << 10;
 
 /// With less than so many bytes left, a failed conversion has failed for want of space.
 const FULL: u64 = 4 << 20;
 
-/// Processor time of one conversion, in seconds; 178 MB take 0.7 s.
+/// Processor time of one conversion, in seconds.
 const CPU_SECONDS: u64 = 3600;
 
-/// Turns layers into EROFS images.
+/// Memory for the names of one layer, in bytes: four million files.
+const NAMES: usize = 1 << 30;
+
+/// Turns layers into EROFS files.
 pub struct Converter {
-    /// `mkfs.erofs` of erofs-utils 1.8 or later, static.
-    pub program: PathBuf,
-    /// Program that closes the jail: the daemon's own.
+    /// Program whose first act is [`worker::run_if_asked`]: the daemon's own.
     pub launcher: PathBuf,
     /// User and group id of the jail.
     pub uid: u32,
     /// Largest uncompressed layer, in bytes.
     pub largest_layer: u64,
-    /// Longest wait for the converter to take more of its archive, or to finish after its end.
+    /// Longest wait for the worker to take more of its archive, or to finish after its end.
     pub patience: Duration,
-    /// Conversions at the same time.
+    /// Conversions at the same time, less those that wait for another.
     pub slots: Semaphore,
 }
 
+/// What is to be made.
+#[derive(Debug, Clone)]
+pub struct LayerSource {
+    /// The blob in the registry.
+    pub blob: Descriptor,
+    /// Digest of the uncompressed blob.
+    pub diff_id: Digest,
+    /// Name of the file: the layer upon those below it.
+    pub chain_id: Digest,
+}
+
+/// Brings the layers below onto the disk and opens them, the topmost first.
+pub type Below = Pin<Box<dyn Future<Output = Result<Vec<File>, ImageError>> + Send>>;
+
+/// One conversion, as the parts of it that run at the same time see it.
+struct Running<'a> {
+    slots: &'a Semaphore,
+    slot: SyncMutex<Option<SemaphorePermit<'a>>>,
+    /// The worker waits for layers below: that it gets nowhere is not its fault.
+    waits: AtomicBool,
+}
+
 impl Converter {
-    /// Fetches `layer` and makes it the file of `diff_id`. A corrupt download is begun again once, elsewhere if possible.
+    /// Fetches `layer` and makes it the file of its chain id. A corrupt download is begun again once, elsewhere if possible.
+    /// `below` is called where the layer refers to those below it.
     ///
     /// # Errors
     /// Nothing is left of the layer after any of them.
@@ -80,19 +95,21 @@ impl Converter {
         self: Arc<Self>,
         content: Arc<Content>,
         session: Arc<Session>,
-        layer: Descriptor,
-        diff_id: Digest,
+        layer: LayerSource,
+        below: impl Fn() -> Below,
     ) -> Result<(), ImageError> {
-        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
-        if layer.size > self.largest_layer {
-            let (what, limit) = (format!("layer {}", layer.digest), self.largest_layer);
+        let slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        if layer.blob.size > self.largest_layer {
+            let (what, limit) = (format!("layer {}", layer.blob.digest), self.largest_layer);
             return Err(ImageError::TooLarge { what, limit, key: "image.max_layer_mib" });
         }
-        let first = self.attempt(&content, &session, &layer, diff_id, 0).await;
+        let running =
+            Running { slots: &self.slots, slot: SyncMutex::new(Some(slot)), waits: AtomicBool::new(false) };
+        let first = self.attempt(&content, &session, &layer, below(), &running, 0).await;
         match first {
             Err(ImageError::Corrupt { .. }) => {
-                tracing::warn!(layer = %layer.digest, "corrupt download, trying again");
-                self.attempt(&content, &session, &layer, diff_id, 1).await
+                tracing::warn!(layer = %layer.blob.digest, "corrupt download, trying again");
+                self.attempt(&content, &session, &layer, below(), &running, 1).await
             }
             other => other,
         }
@@ -102,13 +119,14 @@ impl Converter {
         &self,
         content: &Arc<Content>,
         session: &Session,
-        layer: &Descriptor,
-        diff_id: Digest,
+        layer: &LayerSource,
+        below: Below,
+        running: &Running<'_>,
         number: usize,
     ) -> Result<(), ImageError> {
         let mut undo = Undo::new("PullLayer");
-        let download = Download::new(session, layer, format!("layer {}", layer.digest), number);
-        match self.steps(content, download, diff_id, &mut undo).await {
+        let download = Download::new(session, &layer.blob, format!("layer {}", layer.blob.digest), number);
+        match self.steps(content, download, layer, below, running, &mut undo).await {
             Ok(()) => {
                 undo.keep();
                 Ok(())
@@ -124,81 +142,117 @@ impl Converter {
     async fn steps(
         &self,
         content: &Arc<Content>,
-        mut download: Download<'_>,
-        diff_id: Digest,
+        download: Download<'_>,
+        layer: &LayerSource,
+        below: Below,
+        running: &Running<'_>,
         undo: &mut Undo,
     ) -> Result<(), ImageError> {
+        running.waits.store(false, Ordering::Relaxed);
         let incoming = content.incoming()?;
         let path = incoming.path.clone();
         undo.push("incoming file", move || async move { remove(&path) })?;
 
-        let (mut process, archive) = self.start(content, &incoming)?;
+        let (mut process, archive, socket) = self.start(content, &incoming)?;
         let complaints = tokio::spawn(read_complaints(process.stderr.take()));
         let process = Arc::new(Mutex::new(process));
         let killed = Arc::clone(&process);
         undo.push("converter", move || async move { killed.lock().await.kill().await })?;
 
-        let interrupted = || ImageError::Interrupted(format!("layer {diff_id}"));
+        let status = tokio::select! {
+            status = self.convert(download, layer.diff_id, archive, &process, running) => status?,
+            error = running.serve(socket, below) => return Err(error),
+        };
+        self.judge(content, layer.diff_id, status, &complaints.await.unwrap_or_default())?;
+
+        let (content, chain_id) = (Arc::clone(content), layer.chain_id);
+        let adopted = tokio::task::spawn_blocking(move || content.adopt_layer(&incoming, &chain_id)).await;
+        adopted.map_err(|_| interrupted(layer.diff_id))?
+    }
+
+    /// From the first byte of the download to the end of the worker.
+    async fn convert(
+        &self,
+        mut download: Download<'_>,
+        diff_id: Digest,
+        archive: PipeWriter,
+        process: &Mutex<Child>,
+        running: &Running<'_>,
+    ) -> Result<ExitStatus, ImageError> {
         let (pieces, waiting) = mpsc::channel(PIECES_WAITING);
         let limit = self.largest_layer;
         let pumping = tokio::task::spawn_blocking(move || pump(waiting, archive, limit));
         while let Some(piece) = download.next().await? {
             // a pump that has ended says below how it went; the digest still wants every byte
-            let _ = self.soon(diff_id, pieces.send(piece)).await?;
+            let _ = self.soon(diff_id, running, pieces.send(piece)).await?;
         }
         drop(pieces);
-        let pumped = self.soon(diff_id, pumping).await?.map_err(|_| interrupted())?;
+        let pumped = self.soon(diff_id, running, pumping).await?.map_err(|_| interrupted(diff_id))?;
         let got = pumped.map_err(|error| pump_error(diff_id, error))?;
         if got != diff_id {
             let what = format!("uncompressed layer {diff_id}");
             return Err(ImageError::Corrupt { what, expected: diff_id, got });
         }
-        let status = self.soon(diff_id, async { process.lock().await.wait().await }).await?;
-        let status = status.map_err(|error| self.broken(error.to_string()))?;
-        self.judge(content, diff_id, status, &complaints.await.unwrap_or_default())?;
-
-        let content = Arc::clone(content);
-        let adopted = tokio::task::spawn_blocking(move || content.adopt_layer(&incoming, &diff_id)).await;
-        adopted.map_err(|_| interrupted())?
+        let status = self.soon(diff_id, running, async { process.lock().await.wait().await }).await?;
+        status.map_err(|error| self.broken(error.to_string()))
     }
 
-    /// Waits for the converter, which is always at work, but not for ever: an archive may have sent it astray.
-    async fn soon<T>(&self, layer: Digest, work: impl Future<Output = T>) -> Result<T, ImageError> {
-        let ended = tokio::time::timeout(self.patience, work).await;
-        ended.map_err(|_| {
-            let reason = format!("mkfs.erofs got nowhere for {} s", self.patience.as_secs());
-            ImageError::BadLayer { layer, reason }
-        })
+    /// Waits for the worker, which is always at work unless it waits for other layers, but not for ever: an archive may
+    /// have sent it astray.
+    async fn soon<T>(
+        &self,
+        layer: Digest,
+        running: &Running<'_>,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ImageError> {
+        let mut work = pin!(work);
+        loop {
+            match tokio::time::timeout(self.patience, &mut work).await {
+                Ok(done) => return Ok(done),
+                Err(_) if running.waits.load(Ordering::Relaxed) => {}
+                Err(_) => {
+                    let reason = format!("its conversion made no progress for {} s", self.patience.as_secs());
+                    return Err(ImageError::BadLayer { layer, reason });
+                }
+            }
+        }
     }
 
-    fn start(&self, content: &Content, incoming: &Incoming) -> Result<(Child, PipeWriter), ImageError> {
+    fn start(
+        &self,
+        content: &Content,
+        incoming: &Incoming,
+    ) -> Result<(Child, PipeWriter, UnixStream), ImageError> {
         let failed = |error| ImageError::io(&incoming.path, error);
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::chown(&incoming.path, Some(self.uid), Some(self.uid)).map_err(failed)?;
         }
+        let output = self.largest_layer.saturating_add(self.largest_layer / 2);
         let jail = Jail {
-            program: self.program.clone(),
-            arguments: MKFS_ARGUMENTS.map(str::to_owned).to_vec(),
             uid: self.uid,
             mount_point: content.empty_directory(),
-            largest_file: self.largest_layer.saturating_add(self.largest_layer / 2),
+            largest_file: output,
             cpu_seconds: CPU_SECONDS,
         };
-        let (reader, writer) = std::io::pipe().map_err(|error| self.broken(format!("no pipe: {error}")))?;
+        let broken = |what, error| self.broken(format!("{what}: {error}"));
+        let (reader, writer) = std::io::pipe().map_err(|error| broken("no pipe", error))?;
         // a smaller pipe is slower, not wrong: the size is capped for users without privileges
         let _ = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
-        let mut command = jail.command(&self.launcher).map_err(|error| self.broken(error.to_string()))?;
+        let (ours, theirs) = UnixStream::pair().map_err(|error| broken("no socket", error))?;
+        ours.set_nonblocking(true).map_err(|error| broken("no socket", error))?;
+        let worker = Worker { jail, output, names: NAMES };
+        let command = worker.command(&self.launcher, &theirs);
+        let mut command = command.map_err(|error| broken("no socket", error))?;
         command
             .stdin(Stdio::from(reader))
             .stdout(Stdio::from(incoming.file.try_clone().map_err(failed)?))
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        let child = command.spawn().map_err(|error| self.broken(format!("cannot be started: {error}")))?;
-        Ok((child, writer))
+        let child = command.spawn().map_err(|error| broken("cannot be started", error))?;
+        Ok((child, writer, ours))
     }
 
-    /// Whether the converter did its work. Its exit status alone does not tell: mkfs.erofs 1.8 goes on after a failed write
-    /// and may then exit with 0, so anything it says counts.
+    /// Whether the worker did its work.
     fn judge(
         &self,
         content: &Content,
@@ -216,16 +270,45 @@ impl Converter {
         if space.is_ok_and(|space| space.blocks_available() * space.fragment_size() < FULL) {
             return Err(ImageError::DiskFull { directory: content.root().to_owned() });
         }
-        let said = if complaints.is_empty() { "said nothing" } else { complaints };
-        Err(ImageError::BadLayer {
-            layer: diff_id,
-            reason: format!("mkfs.erofs ended with {status}: {said}"),
-        })
+        let reason = match complaints {
+            "" => format!("the converter ended with {status} and printed no error"),
+            complaints => complaints.to_owned(),
+        };
+        Err(ImageError::BadLayer { layer: diff_id, reason })
     }
 
     fn broken(&self, reason: String) -> ImageError {
-        ImageError::Converter { program: self.program.clone(), reason }
+        ImageError::Converter { program: self.launcher.clone(), reason }
     }
+}
+
+impl Running<'_> {
+    /// Gives the worker the layers below once it asks for them; ends only where that fails.
+    async fn serve(&self, socket: UnixStream, below: Below) -> ImageError {
+        let mut socket = match tokio::net::UnixStream::from_std(socket) {
+            Ok(socket) => socket,
+            Err(error) => return ImageError::Interrupted(format!("a layer's conversion ({error})")),
+        };
+        worker::wait_for_request(&mut socket).await;
+        self.waits.store(true, Ordering::Relaxed);
+        // others go on meanwhile: the layers waited for may be among them
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let files = match below.await {
+            Ok(files) => files,
+            Err(error) => return error,
+        };
+        let slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(slot);
+        self.waits.store(false, Ordering::Relaxed);
+        // a worker that has ended tells why itself
+        let _ = worker::send_files(&socket, &files).await;
+        drop(files);
+        std::future::pending().await
+    }
+}
+
+fn interrupted(layer: Digest) -> ImageError {
+    ImageError::Interrupted(format!("layer {layer}"))
 }
 
 fn pump_error(layer: Digest, error: PumpError) -> ImageError {

@@ -9,15 +9,16 @@
 //!
 //! Doors call [`Images`]; nothing below is for them. README.md beside this file tells what is where on disk.
 
-mod archive;
 mod auth;
+mod chain;
 mod content;
+pub mod convert;
 mod digest;
 mod download;
 pub mod erofs;
 mod error;
 mod flight;
-pub mod jail;
+mod jail;
 mod layer;
 mod manifest;
 pub mod overlay;
@@ -29,8 +30,10 @@ mod registry;
 mod remove;
 mod session;
 mod sys;
+pub mod tar;
 #[cfg(test)]
 mod test_registry;
+pub mod worker;
 
 pub use auth::SentCredentials;
 pub use content::Usage;
@@ -85,8 +88,8 @@ pub enum ImageUser {
 /// A layer on disk: an EROFS file. It may be removed while it is open; what is open stays readable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
-    /// Digest of the uncompressed layer.
-    pub diff_id: Digest,
+    /// Digest of the layer upon those below it, which names the file.
+    pub chain_id: Digest,
     /// The file.
     pub path: PathBuf,
     /// Its size in bytes.
@@ -139,7 +142,6 @@ impl Images {
         let stall = Duration::from_secs(config.stall_timeout_s.into());
         let patience = Patience { stall, first_pause: Duration::from_millis(300), attempts: 4 };
         let converter = Converter {
-            program: config.mkfs_erofs.clone(),
             launcher: PathBuf::from("/proc/self/exe"),
             uid: config.jail_uid,
             largest_layer: config.max_layer_mib << 20,
@@ -230,8 +232,8 @@ impl Images {
     fn image(&self, state: &State, record: &Record) -> Option<Image> {
         let config = Arc::clone(state.configurations.get(&record.id)?);
         let layers = record.layers.iter().map(|layer| Layer {
-            diff_id: layer.diff_id,
-            path: self.0.content.layer_path(&layer.diff_id),
+            chain_id: layer.chain_id,
+            path: self.0.content.layer_path(&layer.chain_id),
             size: layer.size,
         });
         Some(Image {
@@ -262,8 +264,8 @@ async fn blocking<T: Send + 'static>(
 fn whole_configuration(content: &Content, record: &Record) -> Result<Arc<ImageConfiguration>, ImageError> {
     content.read_blob(&record.manifest)?;
     for layer in &record.layers {
-        if content.layer_size(&layer.diff_id)? != Some(layer.size) {
-            return Err(ImageError::NotPresent(format!("layer {}", layer.diff_id)));
+        if content.layer_size(&layer.chain_id)? != Some(layer.size) {
+            return Err(ImageError::NotPresent(format!("layer {}", layer.chain_id)));
         }
     }
     pull::parse_configuration(&content.read_blob(&record.id)?, &record.id.to_string()).map(Arc::new)

@@ -8,11 +8,8 @@
 //! Called by the normaliser, which looks into the layers below the one it reads. Nothing is cached: each call reads what
 //! it needs of each layer.
 
-use super::erofs::{Erofs, ErofsError, Inode};
+use super::erofs::{Erofs, ErofsError, Inode, OPAQUE};
 use std::collections::BTreeMap;
-
-/// The attribute that makes a directory opaque, and the value that does.
-const OPAQUE: (&[u8], &[u8]) = (b"trusted.overlay.opaque", b"y");
 
 /// A stack of layers, the topmost first.
 pub struct Overlay {

@@ -3,10 +3,12 @@
 //! Called by `cri/pull_image`. Dropping the future abandons the pull: layers that nobody else waits for are aborted.
 
 use super::auth::SentCredentials;
+use super::chain;
 use super::content::remove;
 use super::digest::Digest;
 use super::download::Download;
 use super::error::ImageError;
+use super::layer::LayerSource;
 use super::manifest::{
     Descriptor, LARGEST_CONFIG, LARGEST_MANIFEST, Manifest, check_layer, for_this_machine,
 };
@@ -32,8 +34,7 @@ struct Described {
     manifest: (Digest, Bytes),
     config: (Digest, Vec<u8>),
     configuration: ImageConfiguration,
-    /// Each layer with the digest of its uncompressed form.
-    layers: Vec<(Descriptor, Digest)>,
+    layers: Arc<[LayerSource]>,
 }
 
 impl Images {
@@ -69,16 +70,16 @@ impl Images {
 
         self.pin_until_undone(undo, "manifest", described.manifest.0)?;
         self.pin_until_undone(undo, "configuration", described.config.0)?;
-        for (_, diff_id) in &described.layers {
-            self.pin_until_undone(undo, "layer", *diff_id)?;
+        for layer in described.layers.iter() {
+            self.pin_until_undone(undo, "layer", layer.chain_id)?;
         }
         self.put_documents(&described).await?;
-        let fetches =
-            described.layers.iter().map(|(layer, diff_id)| self.have_layer(&session, layer, *diff_id));
-        let sizes = try_join_all(fetches).await?;
+        let layers = &described.layers;
+        let sizes = try_join_all((0..layers.len()).map(|at| self.have_layer(&session, layers, at))).await?;
+        let lowest = self.lowest_shown(layers).await?;
 
         let pinned = described.content();
-        let id = self.commit(reference, described, sizes).await?;
+        let id = self.commit(reference, described, &sizes, lowest).await?;
         self.unpin(&pinned);
         Ok(id)
     }
@@ -104,39 +105,15 @@ impl Images {
         .await
     }
 
-    /// Waits until the layer is on disk, fetching it where nobody else does, and gives its size there.
-    async fn have_layer(
-        &self,
-        session: &Arc<Session>,
-        layer: &Descriptor,
-        diff_id: Digest,
-    ) -> Result<u64, ImageError> {
-        loop {
-            if let Some(size) = self.0.content.layer_size(&diff_id)? {
-                return Ok(size);
-            }
-            let fetch = || {
-                let (converter, content) = (Arc::clone(&self.0.converter), Arc::clone(&self.0.content));
-                converter.fetch(content, Arc::clone(session), layer.clone(), diff_id)
-            };
-            let landed = self.0.flights.board(diff_id, fetch).await;
-            match landed.outcome {
-                Ok(()) => {}
-                // it failed with another pull's credentials or name: this one may have more luck
-                Err(error) if !landed.own && error.depends_on_who_asks() => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
     /// Writes the record: from here on the image is there, even if the client has gone away.
     async fn commit(
         &self,
         reference: &Reference,
         described: Described,
-        sizes: Vec<u64>,
+        sizes: &[u64],
+        lowest: usize,
     ) -> Result<Digest, ImageError> {
-        let record = described.record(reference, &sizes);
+        let record = described.record(reference, sizes, lowest);
         let id = record.id;
         let images = self.clone();
         let pinned = described.content();
@@ -213,15 +190,16 @@ impl State {
 impl Described {
     fn content(&self) -> Vec<Digest> {
         let documents = [self.manifest.0, self.config.0];
-        documents.into_iter().chain(self.layers.iter().map(|(_, diff_id)| *diff_id)).collect()
+        documents.into_iter().chain(self.layers.iter().map(|layer| layer.chain_id)).collect()
     }
 
-    fn record(&self, reference: &Reference, sizes: &[u64]) -> Record {
+    /// The image with its layers from `lowest` on.
+    fn record(&self, reference: &Reference, sizes: &[u64], lowest: usize) -> Record {
         let tag = match reference.version() {
             Version::Tag(_) => Some(reference.to_string()),
             Version::Digest(_) => None,
         };
-        let layers = self.layers.iter().zip(sizes);
+        let layers = self.layers.iter().zip(sizes).skip(lowest);
         let documents = (self.manifest.1.len() + self.config.1.len()) as u64;
         Record {
             id: self.config.0,
@@ -229,9 +207,9 @@ impl Described {
             repo_tags: tag.into_iter().collect(),
             repo_digests: [reference.with_digest(self.named).to_string()].into(),
             layers: layers
-                .map(|((_, diff_id), size)| LayerRecord { diff_id: *diff_id, size: *size })
+                .map(|(layer, size)| LayerRecord { chain_id: layer.chain_id, size: *size })
                 .collect(),
-            size: documents + sizes.iter().sum::<u64>(),
+            size: documents + sizes[lowest..].iter().sum::<u64>(),
             pulled_at: now_ns().unsigned_abs().into(),
         }
     }
@@ -254,7 +232,7 @@ async fn describe(session: &Session) -> Result<Described, ImageError> {
                 let download = Download::new(session, &config, format!("configuration of {what}"), 0);
                 let document = download.whole(LARGEST_CONFIG, "a fixed limit").await?;
                 let configuration = parse_configuration(&document, &what)?;
-                let layers = pair_layers(layers, &configuration, &what)?;
+                let layers = chain::layers(pair_layers(layers, &configuration, &what)?);
                 let manifest = (digest, bytes);
                 return Ok(Described {
                     named,

@@ -1,22 +1,18 @@
-//! The pump between a download and the layer converter: decompresses, checks the archive, hashes it, writes it into the
-//! pipe. It blocks, so it has a thread of its own.
+//! The pump between a download and a layer's converter: decompresses, hashes what comes out, writes it into the pipe. It
+//! blocks, so it has a thread of its own.
 //!
 //! Started by `layer`. It must not decide whether the digest is right: it says what it is.
 
-use super::archive::Archive;
+use super::compression::decompress;
 use super::digest::{Digest, Hasher};
 use bytes::{Buf, Bytes};
-use flate2::bufread::MultiGzDecoder;
-use std::io::{self, BufRead, Cursor, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use tokio::sync::mpsc;
-
-const GZIP: [u8; 2] = [0x1f, 0x8b];
-const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// Why a layer did not get through.
 #[derive(Debug, thiserror::Error)]
 pub enum PumpError {
-    /// The compressed data is damaged, or the archive in it is.
+    /// The compressed data is damaged.
     #[error("{0}")]
     Layer(io::Error),
     /// A bomb, or a layer beyond what this node takes.
@@ -33,7 +29,7 @@ pub enum PumpError {
 /// Those of the data. A sink that takes no more is no error: why it did is the converter's answer.
 pub fn pump(pieces: mpsc::Receiver<Bytes>, sink: impl Write, limit: u64) -> Result<Digest, PumpError> {
     let mut source = decompress(Pieces { pieces, current: Bytes::new() }).map_err(PumpError::Layer)?;
-    let mut archive = Archive::new(Willing { sink: Some(sink) });
+    let mut archive = Willing { sink: Some(sink) };
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; 128 << 10];
     let mut total = 0u64;
@@ -51,21 +47,7 @@ pub fn pump(pieces: mpsc::Receiver<Bytes>, sink: impl Write, limit: u64) -> Resu
         hasher.update(&buffer[..read]);
         archive.write_all(&buffer[..read]).map_err(PumpError::Layer)?;
     }
-    archive.finish().map_err(PumpError::Layer)?;
     Ok(hasher.finish())
-}
-
-/// What the first bytes say it is: media types are often wrong, and both digests are checked anyway.
-fn decompress(mut pieces: Pieces) -> io::Result<Box<dyn Read>> {
-    let mut first = Vec::new();
-    (&mut pieces).take(ZSTD.len() as u64).read_to_end(&mut first)?;
-    let kind = (first.starts_with(&GZIP), first.starts_with(&ZSTD));
-    let source = Read::chain(Cursor::new(first), pieces);
-    Ok(match kind {
-        (true, _) => Box::new(MultiGzDecoder::new(source)),
-        (_, true) => Box::new(zstd::stream::read::Decoder::with_buffer(source)?),
-        _ => Box::new(source),
-    })
 }
 
 /// The pieces of a download as one stream.
@@ -100,7 +82,7 @@ impl Read for Pieces {
     }
 }
 
-/// A sink that may stop listening: mkfs.erofs does after the end marker, or when it fails.
+/// A sink that may stop listening: a converter does when it fails, and says why.
 struct Willing<W> {
     sink: Option<W>,
 }
@@ -122,7 +104,6 @@ impl<W: Write> Write for Willing<W> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::archive::tests::{archive, entry};
     use super::*;
     use flate2::write::GzEncoder;
 
@@ -137,7 +118,7 @@ mod tests {
     }
 
     fn tar() -> Vec<u8> {
-        archive(&[entry("f", b'0', &b"some content ".repeat(1000))])
+        b"some content ".repeat(1000)
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -32,8 +32,10 @@ pub struct Record {
 /// A layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerRecord {
-    /// Digest of the uncompressed layer: the layer's name on disk.
-    pub diff_id: Digest,
+    /// Digest of the layer upon those below it: its name on disk. Records of older daemons have the digest of the layer
+    /// alone here, which named the files that those made.
+    #[serde(alias = "diff_id")]
+    pub chain_id: Digest,
     /// Bytes of its EROFS image.
     pub size: u64,
 }
@@ -45,7 +47,7 @@ pub struct Records(BTreeMap<Digest, Record>);
 impl Record {
     /// Everything on disk that this image needs.
     pub fn content(&self) -> impl Iterator<Item = Digest> + '_ {
-        [self.id, self.manifest].into_iter().chain(self.layers.iter().map(|layer| layer.diff_id))
+        [self.id, self.manifest].into_iter().chain(self.layers.iter().map(|layer| layer.chain_id))
     }
 }
 

@@ -14,12 +14,19 @@
 mod attribute;
 mod directory;
 mod error;
+mod format;
 mod image;
 mod inode;
 mod superblock;
+mod writer;
 
 pub use error::ErofsError;
+pub use format::{LONGEST_NAME, LONGEST_TARGET, encode_device};
 pub use inode::Inode;
+pub use writer::{Entry, InodeNumber, Metadata, Reserved, WriteError, Writer};
+
+/// The attribute that makes a directory opaque to overlayfs, and the value that does.
+pub const OPAQUE: (&[u8], &[u8]) = (b"trusted.overlay.opaque", b"y");
 
 use attribute::Prefixes;
 use directory::Block;
@@ -27,9 +34,6 @@ use error::corrupt;
 use image::Image;
 use std::fs::File;
 use superblock::Superblock;
-
-/// Longest target of a symbolic link in bytes: Linux's `PATH_MAX`, beyond which no link can be followed.
-const LONGEST_TARGET: u64 = 4096;
 
 /// Most entries that [`Erofs::entries`] lists, which bounds its memory. [`Erofs::lookup`] has no such limit.
 const MOST_ENTRIES: usize = 2 << 20;
@@ -119,12 +123,12 @@ impl Erofs {
     /// The target of a symbolic link as it was written, which may be anything and empty.
     ///
     /// # Errors
-    /// [`ErofsError::WrongKind`] where `inode` is none, a target longer than 4096 bytes, and what reading gives.
+    /// [`ErofsError::WrongKind`] where `inode` is none, a target longer than 4095 bytes, and what reading gives.
     pub fn read_link(&self, inode: &Inode) -> Result<Vec<u8>, ErofsError> {
         if !inode.is_symlink() {
             return Err(ErofsError::WrongKind { inode: inode.number, expected: "symbolic link" });
         }
-        if inode.size > LONGEST_TARGET {
+        if inode.size > LONGEST_TARGET as u64 {
             return Err(corrupt(inode.number, "the target of a symbolic link is too long"));
         }
         let mut target = vec![0; usize::try_from(inode.size).unwrap_or_default()];

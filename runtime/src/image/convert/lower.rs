@@ -1,0 +1,98 @@
+//! The layers below the one that is converted, opened when its archive first refers to them.
+//!
+//! Most archives name each directory before what is in it, and refer to nothing below but, at their end, the root. So a layer
+//! is converted while those below it are still on their way. Used by `walk` and `finish`.
+
+use super::error::ConvertError;
+use super::tree::{DirectoryId, ROOT, Tree};
+use crate::image::erofs::{Inode, Metadata};
+use crate::image::overlay::{Found, Node, Overlay};
+use std::io;
+
+/// The layers below.
+pub struct Lower<'a> {
+    wait: Option<Wait<'a>>,
+    overlay: Overlay,
+}
+
+type Wait<'a> = Box<dyn FnOnce() -> io::Result<Overlay> + 'a>;
+
+impl<'a> Lower<'a> {
+    /// Layers that `wait` waits for, once.
+    pub fn new(wait: impl FnOnce() -> io::Result<Overlay> + 'a) -> Self {
+        Self { wait: Some(Box::new(wait)), overlay: Overlay::new(Vec::new()) }
+    }
+
+    /// The layers, after a wait where nobody has asked before.
+    ///
+    /// # Errors
+    /// [`ConvertError::Lower`].
+    pub fn overlay(&mut self) -> Result<&Overlay, ConvertError> {
+        if let Some(wait) = self.wait.take() {
+            self.overlay = wait().map_err(ConvertError::Lower)?;
+        }
+        Ok(&self.overlay)
+    }
+
+    /// What the layers below show under `name` in a directory of this layer, less what this layer has hidden so far.
+    ///
+    /// # Errors
+    /// Layers that do not come or cannot be read.
+    pub fn find(&mut self, tree: &mut Tree, id: DirectoryId, name: &[u8]) -> Result<Option<Found>, ConvertError> {
+        if tree.hides_lower(id) || tree.directory(id).whiteouts.contains(name) {
+            return Ok(None);
+        }
+        self.overlay()?;
+        self.look_up(tree, id)?;
+        match &tree.directory(id).lower {
+            Some(Some(directory)) => Ok(self.overlay.lookup(directory, name)?),
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes sure that a directory of this layer knows the one below it, and each that it is in.
+    fn look_up(&self, tree: &mut Tree, id: DirectoryId) -> Result<(), ConvertError> {
+        let mut unknown = Vec::new();
+        let mut at = id;
+        while tree.directory(at).lower.is_none() {
+            unknown.push(at);
+            if at == ROOT {
+                break;
+            }
+            at = tree.directory(at).parent;
+        }
+        for id in unknown.into_iter().rev() {
+            let directory = tree.directory(id);
+            let found = match &tree.directory(directory.parent).lower {
+                _ if id == ROOT => self.overlay.root()?,
+                Some(Some(parent)) => match self.overlay.lookup(parent, &directory.name)? {
+                    Some(Found::Directory(found)) => Some(found),
+                    Some(Found::Other(_)) | None => None,
+                },
+                _ => None,
+            };
+            tree.directory_mut(id).lower = Some(found.map(Box::new));
+        }
+        Ok(())
+    }
+
+    /// What a file below says of itself, overlayfs's own attributes left out.
+    ///
+    /// # Errors
+    /// A layer that cannot be read.
+    pub fn metadata(&self, node: &Node) -> Result<Metadata, ConvertError> {
+        let Inode { mode, uid, gid, mtime, .. } = node.inode;
+        let attributes = self.overlay.layer(node).attributes(&node.inode)?;
+        let attributes = attributes.into_iter().filter(|(name, _)| is_kept(name)).collect();
+        Ok(Metadata { mode, uid, gid, mtime, attributes })
+    }
+}
+
+/// Attributes that a layer may bring: those of a name space that EROFS has, as a file system refuses others and containerd
+/// then goes on, and none with which overlayfs keeps its own state.
+pub fn is_kept(name: &[u8]) -> bool {
+    let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    let lists: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+    (spaces.iter().any(|space| name.starts_with(space)) || lists.contains(&name))
+        && !name.starts_with(b"trusted.overlay.")
+}

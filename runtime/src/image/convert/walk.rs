@@ -1,0 +1,130 @@
+//! From the path of an entry to the directory it stands in: component by component, through symbolic links of this layer and
+//! of those below, never out of the root. As containerd's `fs.RootPath` and `mkparent` do.
+//!
+//! Used by `convert` for the parents of entries and of the targets of hard links. The last component of a path is the
+//! caller's: no link is followed there.
+
+use super::Conversion;
+use super::error::{Fault, shown};
+use super::tree::{Child, DirectoryId, ROOT};
+use super::ConvertError;
+use crate::image::erofs::{LONGEST_NAME, Metadata};
+use crate::image::overlay::Found;
+use std::collections::VecDeque;
+
+/// Most symbolic links on one path, as containerd has it.
+const MOST_LINKS: usize = 255;
+
+/// Most components of a path after its links were followed: a bound on work, far beyond any real path.
+const MOST_COMPONENTS: usize = 65_536;
+
+/// What becomes of a component that is nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// A directory is made: mode 0755, owner root.
+    Make,
+    /// The path leads nowhere.
+    Fail,
+}
+
+/// A step from a directory to what it has under a name.
+enum Step {
+    Into(DirectoryId),
+    Through(Box<[u8]>),
+    Blocked,
+}
+
+/// The components of a path, cleaned as Go's `filepath.Clean` does it below a root: `.` and empty ones go, `..` takes the
+/// one before it away.
+pub fn components(path: &[u8]) -> Vec<&[u8]> {
+    let mut clean = Vec::new();
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                clean.pop();
+            }
+            part => clean.push(part),
+        }
+    }
+    clean
+}
+
+impl Conversion<'_> {
+    /// The directory that `path` leads to; `None` where [`Missing::Fail`] met nothing, or something else than a directory.
+    /// Directories of lower layers on the way become directories of this layer, with the same metadata. `entry` is the name
+    /// for errors.
+    ///
+    /// # Errors
+    /// A [`Fault`] of the path; a layer below that does not come or cannot be read.
+    pub(super) fn walk(
+        &mut self,
+        entry: &[u8],
+        path: &[&[u8]],
+        missing: Missing,
+    ) -> Result<Option<DirectoryId>, ConvertError> {
+        let fault = |fault| Err(ConvertError::entry(entry, fault));
+        let mut todo: VecDeque<Box<[u8]>> = path.iter().map(|part| Box::from(*part)).collect();
+        let (mut at, mut links, mut steps) = (ROOT, 0, 0);
+        while let Some(name) = todo.pop_front() {
+            steps += 1;
+            if name.len() > LONGEST_NAME || steps > MOST_COMPONENTS {
+                return fault(Fault::NameTooLong);
+            }
+            match &*name {
+                b"" | b"." => continue,
+                b".." => {
+                    at = self.tree.directory(at).parent;
+                    continue;
+                }
+                _ => {}
+            }
+            match self.step(at, &name, missing)? {
+                Some(Step::Into(id)) => at = id,
+                Some(Step::Through(target)) => {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return fault(Fault::TooManyLinks(MOST_LINKS));
+                    }
+                    if target.first() == Some(&b'/') {
+                        at = ROOT;
+                    }
+                    for part in target.split(|byte| *byte == b'/').rev() {
+                        todo.push_front(part.into());
+                    }
+                }
+                Some(Step::Blocked) if missing == Missing::Make => return fault(Fault::NotADirectory(shown(&name))),
+                Some(Step::Blocked) | None => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    fn step(&mut self, at: DirectoryId, name: &[u8], missing: Missing) -> Result<Option<Step>, ConvertError> {
+        match self.tree.directory(at).children.get(name) {
+            Some(Child::Directory(id)) => return Ok(Some(Step::Into(*id))),
+            Some(Child::Link { target, .. }) => return Ok(Some(Step::Through(target.clone()))),
+            Some(Child::Other(_)) => return Ok(Some(Step::Blocked)),
+            None => {}
+        }
+        match self.lower.find(&mut self.tree, at, name)? {
+            Some(Found::Directory(below)) => {
+                let metadata = self.lower.metadata(below.node())?;
+                let id = self.tree.add_directory(at, name, metadata)?;
+                self.tree.directory_mut(id).lower = Some(Some(Box::new(below)));
+                Ok(Some(Step::Into(id)))
+            }
+            Some(Found::Other(node)) if node.inode.is_symlink() => {
+                let target = self.lower.overlay()?.layer(&node).read_link(&node.inode)?;
+                Ok(Some(Step::Through(target.into())))
+            }
+            // a file of a lower layer gives way to a directory of this one, as in containerd's mkparent
+            Some(Found::Other(_)) | None if missing == Missing::Make => {
+                let metadata = Metadata { mode: libc::S_IFDIR | 0o755, ..Metadata::default() };
+                Ok(Some(Step::Into(self.tree.add_directory(at, name, metadata)?)))
+            }
+            Some(Found::Other(_)) => Ok(Some(Step::Blocked)),
+            None => Ok(None),
+        }
+    }
+}
