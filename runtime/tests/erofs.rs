@@ -330,8 +330,8 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
         // inodes, attributes and directories begin in the block behind the superblock
         _ => 1152 + random.below(bytes.len().min(24_576) - 1152),
     };
-    let value = *random.pick(&[0, 1, 2, 12, 255, 4096, 0x7FFF_FFFF, u64::from(u32::MAX), u64::MAX, 1 << 63]);
-    let width = *random.pick(&[1, 1, 2, 4, 8]);
+    let value = random.pick(&[0, 1, 2, 12, 255, 4096, 0x7FFF_FFFF, u64::from(u32::MAX), u64::MAX, 1 << 63]);
+    let width = random.pick(&[1, 1, 2, 4, 8]);
     match random.below(20) {
         0 => bytes.truncate(at),
         1..8 => bytes[at] = random.next().to_le_bytes()[0],

@@ -6,7 +6,7 @@ use crate::tar::{Entry, Format};
 
 /// A random entry. Whether it makes sense where it comes is for the model to say.
 pub fn entry(random: &mut Random) -> Entry {
-    let kind = *random.pick(b"00000005555551111222223346\0");
+    let kind = random.pick(b"00000005555551111222223346\0");
     let mut entry = Entry::new(kind, name(random));
     if entry.kind == 0 && random.percent(60) {
         entry.name.push(b'/');
@@ -14,17 +14,17 @@ pub fn entry(random: &mut Random) -> Entry {
     if random.percent(3) && kind == b'5' {
         entry.name = random.pick(&[&b"/"[..], b"./", b".", b"", b"//", b"../", b"a/.."]).to_vec();
     }
-    entry.format = *random.pick(&[Format::Pax, Format::Pax, Format::Gnu]);
-    entry.mode = *random.pick(&[0o644, 0o755, 0o600, 0o4755, 0o2775, 0o1777, 0, 0o7777]);
-    entry.uid = *random.pick(&[0, 1, 1000, 65_535, 65_536, 2_097_151, 2_097_152, 4_000_000_000]);
-    entry.gid = *random.pick(&[0, 5, 100_000, 4_294_967_294]);
-    let seconds = *random.pick(&[0, 1, 1_700_000_000, 8_589_934_591, 8_589_934_592, -1, -1_000_000]);
-    entry.mtime = (seconds, *random.pick(&[0, 1, 500_000_000, 999_999_999]));
+    entry.format = random.pick(&[Format::Pax, Format::Pax, Format::Gnu]);
+    entry.mode = random.pick(&[0o644, 0o755, 0o600, 0o4755, 0o2775, 0o1777, 0, 0o7777]);
+    entry.uid = random.pick(&[0, 1, 1000, 65_535, 65_536, 2_097_151, 2_097_152, 4_000_000_000]);
+    entry.gid = random.pick(&[0, 5, 100_000, 4_294_967_294]);
+    let seconds = random.pick(&[0, 1, 1_700_000_000, 8_589_934_591, 8_589_934_592, -1, -1_000_000]);
+    entry.mtime = (seconds, random.pick(&[0, 1, 500_000_000, 999_999_999]));
     match kind {
         b'1' => entry.link = name(random),
         b'2' => entry.link = link_target(random),
-        b'3' => entry.device = *random.pick(&[(0, 0), (0, 0), (1, 3), (4095, 1_048_575)]),
-        b'4' => entry.device = *random.pick(&[(0, 0), (8, 1), (259, 256)]),
+        b'3' => entry.device = random.pick(&[(0, 0), (0, 0), (1, 3), (4095, 1_048_575)]),
+        b'4' => entry.device = random.pick(&[(0, 0), (8, 1), (259, 256)]),
         b'0' | 0 if !entry.name.ends_with(b"/") => entry.data = content(random),
         _ => {}
     }
@@ -48,13 +48,13 @@ fn component(random: &mut Random) -> Vec<u8> {
         7 => b"a=b\\".to_vec(),
         8 => b".wh.a".to_vec(),
         9 => b".wh..wh.x".to_vec(),
-        _ => vec![*random.pick(b"aaabbcd")],
+        _ => vec![random.pick(b"aaabbcd")],
     }
 }
 
 /// A path, with a last component that may hide another.
 fn name(random: &mut Random) -> Vec<u8> {
-    let depth = *random.pick(&[1, 1, 1, 2, 2, 2, 2, 3, 3, 4]);
+    let depth = random.pick(&[1, 1, 1, 2, 2, 2, 2, 3, 3, 4]);
     let mut parts: Vec<Vec<u8>> = (0..depth).map(|_| component(random)).collect();
     let last = parts.last_mut().unwrap();
     match random.below(100) {
@@ -87,8 +87,8 @@ fn link_target(random: &mut Random) -> Vec<u8> {
 }
 
 fn content(random: &mut Random) -> Vec<u8> {
-    let length = *random.pick(&[0, 1, 5, 100, 511, 512, 513, 4032, 4033, 4096, 5000, 70_000]);
-    let byte = *random.pick(b"\0xyz");
+    let length = random.pick(&[0, 1, 5, 100, 511, 512, 513, 4032, 4033, 4096, 5000, 70_000]);
+    let byte = random.pick(b"\0xyz");
     let mut bytes = vec![byte; length];
     if let Some(last) = bytes.last_mut() {
         *last = random.next().to_le_bytes()[0];
@@ -113,7 +113,7 @@ fn attributes(random: &mut Random, entry: &mut Entry) {
     ];
     for name in names.into_iter().filter(|name| !name.contains(&b'=')) {
         if random.percent(7) {
-            let value = *random.pick(&[&b"y"[..], b"/a", b"\0\x01=\n", &[7; 300]]);
+            let value = random.pick(&[&b"y"[..], b"/a", b"\0\x01=\n", &[7; 300]]);
             entry.attributes.push((name.to_vec(), value.to_vec()));
         }
     }

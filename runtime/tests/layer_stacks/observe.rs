@@ -34,12 +34,18 @@ pub fn differences(model: &Tree, overlay: &Overlay, count: usize) -> Vec<String>
     lines.extend(overlay_names.difference(&model_names).map(|path| format!("{path} should not be there")));
     let got: BTreeMap<_, _> = got.into_iter().map(|seen| (seen.path.clone(), seen)).collect();
     for (path, inode) in &expected {
-        if let Some(seen) = got.get(path).filter(|seen| seen.inode != **inode) {
+        if let Some(seen) = got.get(path).filter(|seen| !same(&seen.inode, inode)) {
             lines.push(format!("{path} should be {} but is {}", shown(inode), shown(&seen.inode)));
         }
     }
     lines.extend(sharing(&expected, &got));
     lines
+}
+
+/// A directory is the same wherever it is stored: layers may repeat those of lower ones, but not their files.
+fn same(one: &Inode, other: &Inode) -> bool {
+    let layer = if one.kind == Kind::Directory { one.layer } else { other.layer };
+    *one == Inode { layer, ..other.clone() }
 }
 
 /// Paths that share an inode in one of both only, and link counts that are not the number of a layer's names.

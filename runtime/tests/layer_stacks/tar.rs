@@ -92,7 +92,7 @@ impl Entry {
                 record(&mut records, key, id.to_string().as_bytes());
             }
         }
-        if self.mtime.0 < 0 || self.mtime.1 != 0 {
+        if !(0..1 << 33).contains(&self.mtime.0) || self.mtime.1 != 0 {
             record(&mut records, b"mtime", pax_time(self.mtime).as_bytes());
         }
         for (name, value) in &self.attributes {

@@ -22,13 +22,13 @@ mod walk;
 pub use error::{ConvertError, Fault};
 
 use super::erofs::{LONGEST_NAME, LONGEST_TARGET, Metadata, WriteError, Writer, encode_device};
-use super::overlay::{Found, Overlay};
+use super::overlay::{Found, Node, Overlay};
 use super::tar::{Archive, Entry, Kind};
 use error::shown;
 use lower::{Lower, is_kept};
 use std::fs::File;
 use std::io::{self, Read};
-use tree::{Child, DirectoryId, ROOT, Tree};
+use tree::{Child, DirectoryId, Tree};
 use walk::{Missing, components};
 
 /// What a name begins with that hides another (image-spec, layer.md, "Whiteouts").
@@ -92,14 +92,16 @@ impl Conversion<'_> {
         let Some((name, parents)) = path.split_last() else {
             return self.root_entry(entry);
         };
-        if path.iter().any(|part| part.starts_with(AUFS)) && *name != OPAQUE {
+        let of_aufs = |part: &&[u8]| part.starts_with(AUFS);
+        if parents.iter().any(of_aufs) || (of_aufs(name) && *name != OPAQUE) {
             return Ok(());
         }
-        if name.len() > LONGEST_NAME {
+        // a whiteout is longer than the name that it hides
+        if name.strip_prefix(WHITEOUT).unwrap_or(name).len() > LONGEST_NAME {
             return Err(fault(Fault::NameTooLong));
         }
         let parent = self.walk(&entry.name, parents, Missing::Make)?;
-        let parent = parent.expect("what is missing is made");
+        let parent = self.make(parent.expect("what is missing is made"))?;
         match name.strip_prefix(WHITEOUT) {
             _ if *name == OPAQUE => {
                 self.tree.directory_mut(parent).opaque = true;
@@ -182,31 +184,26 @@ impl Conversion<'_> {
         };
         let missing = || fault(Fault::NoTarget(shown(&entry.link)));
         let directory = self.walk(&entry.name, parents, Missing::Fail)?.ok_or_else(missing)?;
-        if !self.tree.directory(directory).children.contains_key(*last) {
-            self.copy_up(directory, last)?;
-        }
-        let child = match self.tree.directory(directory).children.get(*last) {
-            Some(Child::Link { inode, target }) => Child::Link { inode: *inode, target: target.clone() },
-            Some(Child::Other(inode)) => Child::Other(*inode),
+        let own = directory.own().and_then(|id| self.tree.directory(id).children.get(*last));
+        let child = match own {
             Some(Child::Directory(_)) => return Err(fault(Fault::TargetIsDirectory(shown(&entry.link)))),
-            None => return Err(missing()),
+            Some(child) => child.clone(),
+            None => match self.find_below(&directory, last)?.ok_or_else(missing)? {
+                Found::Other(node) => {
+                    let directory = self.make(directory)?;
+                    self.copy_up(directory, last, &node)?
+                }
+                Found::Directory(_) => return Err(fault(Fault::TargetIsDirectory(shown(&entry.link)))),
+            },
         };
         self.tree.put(parent, name, child)
     }
 
-    /// Copies a file that only lower layers have into this one, with all that belongs to it. Nothing happens where they
-    /// have none.
-    fn copy_up(&mut self, directory: DirectoryId, name: &[u8]) -> Result<(), ConvertError> {
-        let node = match self.lower.find(&mut self.tree, directory, name)? {
-            Some(Found::Other(node)) => node,
-            Some(Found::Directory(below)) => {
-                let metadata = self.lower.metadata(below.node())?;
-                return self.tree.add_directory(directory, name, metadata).map(drop);
-            }
-            None => return Ok(()),
-        };
-        let metadata = self.lower.metadata(&node)?;
-        let layer = self.lower.overlay()?.layer(&node);
+    /// Copies a file that only lower layers have into this one, with all that belongs to it. Gives the child for its further
+    /// names.
+    fn copy_up(&mut self, directory: DirectoryId, name: &[u8], node: &Node) -> Result<Child, ConvertError> {
+        let metadata = self.lower.metadata(node)?;
+        let layer = self.lower.overlay()?.layer(node);
         let inode = &node.inode;
         let child = if inode.is_symlink() {
             let target = layer.read_link(inode)?;
@@ -225,7 +222,8 @@ impl Conversion<'_> {
             };
             Child::Other(self.tree.add_inode(number, metadata.mode)?)
         };
-        self.tree.put(directory, name, child)
+        self.tree.put(directory, name, child.clone())?;
+        Ok(child)
     }
 }
 

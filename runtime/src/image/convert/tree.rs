@@ -54,6 +54,7 @@ pub struct Directory {
 }
 
 /// What stands under a name.
+#[derive(Clone)]
 pub enum Child {
     /// A directory of this layer.
     Directory(DirectoryId),
