@@ -162,7 +162,7 @@ impl<'a> Layer<'a> {
                 parent.hidden.insert(name.clone());
                 return Ok(());
             }
-            b'1' => self.target(&entry.link)?,
+            b'1' => self.linked(entry)?,
             _ => Rc::new(self.inode(entry)),
         };
         let parent = self.upper(parent);
@@ -170,6 +170,17 @@ impl<'a> Layer<'a> {
         // what it replaced does not come back, whatever becomes of the name
         parent.hidden.insert(name.clone());
         Ok(())
+    }
+
+    /// The file that a hard link names, with what the link says of it.
+    fn linked(&mut self, entry: &Entry) -> Result<Rc<Inode>, Refusal> {
+        let old = self.target(&entry.link)?;
+        let is_link = matches!(old.kind, Kind::Link(_));
+        let Inode { mode, uid, gid, mtime, .. } = self.inode(entry);
+        let mode = if is_link { 0o777 } else { mode };
+        let new = Rc::new(Inode { mode, uid, gid, mtime, ..(*old).clone() });
+        replace(&mut self.root, &old, &new);
+        Ok(new)
     }
 
     /// The file that a hard link names, which is one of this layer from then on.
@@ -280,11 +291,11 @@ impl<'a> Layer<'a> {
         Inode {
             layer: self.number,
             mode: if matches!(kind, Kind::Link(_)) { 0o777 } else { entry.mode },
-            kind,
             uid: entry.uid,
             gid: entry.gid,
-            mtime: entry.mtime,
-            attributes: entry.attributes.iter().filter(|(name, _)| is_kept(name)).cloned().collect(),
+            mtime: bounded(entry.mtime),
+            attributes: entry.attributes.iter().filter(|(name, _)| is_kept(name, &kind)).cloned().collect(),
+            kind,
         }
     }
 }
@@ -294,10 +305,13 @@ fn is_directory(entry: &Entry) -> bool {
     entry.kind == b'5' || (entry.kind == 0 && entry.name.ends_with(b"/"))
 }
 
-/// A file system takes the attributes of its own name spaces, and overlayfs does not show its own.
-fn is_kept(name: &[u8]) -> bool {
-    let spaces: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system.posix_acl_"];
-    spaces.iter().any(|space| name.starts_with(space)) && !name.starts_with(b"trusted.overlay.")
+/// containerd takes no trusted attribute from an archive, and goes on where the kernel has no such attribute for the file.
+fn is_kept(name: &[u8], kind: &Kind) -> bool {
+    match kind {
+        Kind::Link(_) => name.starts_with(b"security."),
+        Kind::File(_) | Kind::Directory if name.starts_with(b"user.") => true,
+        _ => name.starts_with(b"security.") || name.starts_with(b"system.posix_acl_"),
+    }
 }
 
 fn existing<'a>(root: &'a mut Directory, path: &[Name]) -> &'a mut Directory {
@@ -305,6 +319,23 @@ fn existing<'a>(root: &'a mut Directory, path: &[Name]) -> &'a mut Directory {
         Some(Child::Directory(directory)) => directory,
         other => panic!("{name:?} is {other:?}"),
     })
+}
+
+/// Changes an inode under all its names.
+fn replace(directory: &mut Directory, old: &Rc<Inode>, new: &Rc<Inode>) {
+    for child in directory.children.values_mut() {
+        match child {
+            Child::Directory(directory) => replace(directory, old, new),
+            Child::Other(inode) if Rc::ptr_eq(inode, old) => *inode = Rc::clone(new),
+            Child::Other(_) => {}
+        }
+    }
+}
+
+/// containerd puts times in the future of 2262 and the past of 1970 to 1970.
+fn bounded(time: (i64, u32)) -> (i64, u32) {
+    let nanoseconds = i128::from(time.0) * 1_000_000_000 + i128::from(time.1);
+    if u64::try_from(nanoseconds).is_ok_and(|time| time <= u64::MAX / 2) { time } else { (0, 0) }
 }
 
 fn merge(upper: Directory, lower: Option<&Tree>) -> Tree {

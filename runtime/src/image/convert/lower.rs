@@ -83,16 +83,18 @@ impl<'a> Lower<'a> {
     pub fn metadata(&self, node: &Node) -> Result<Metadata, ConvertError> {
         let Inode { mode, uid, gid, mtime, .. } = node.inode;
         let attributes = self.overlay.layer(node).attributes(&node.inode)?;
-        let attributes = attributes.into_iter().filter(|(name, _)| is_kept(name)).collect();
+        let attributes = attributes.into_iter().filter(|(name, _)| is_kept(name, mode)).collect();
         Ok(Metadata { mode, uid, gid, mtime, attributes })
     }
 }
 
-/// Attributes that a layer may bring: those of a name space that EROFS has, as a file system refuses others and containerd
-/// then goes on, and none with which overlayfs keeps its own state.
-pub fn is_kept(name: &[u8]) -> bool {
-    let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+/// Attributes that a file of `mode` may have in a layer: those that Linux would let it have, as containerd passes over others,
+/// and none of `trusted.`, which containerd never takes from an archive: overlayfs keeps its own state there.
+pub fn is_kept(name: &[u8], mode: u32) -> bool {
+    let kind = mode & libc::S_IFMT;
+    if name.starts_with(b"user.") {
+        return matches!(kind, libc::S_IFREG | libc::S_IFDIR);
+    }
     let lists: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
-    (spaces.iter().any(|space| name.starts_with(space)) || lists.contains(&name))
-        && !name.starts_with(b"trusted.overlay.")
+    name.starts_with(b"security.") || (lists.contains(&name) && kind != libc::S_IFLNK)
 }

@@ -133,7 +133,7 @@ impl Conversion<'_> {
         let mode = metadata.mode;
         let number = match entry.kind {
             Kind::Directory => return self.directory(parent, name, metadata),
-            Kind::HardLink => return self.hard_link(entry, parent, name),
+            Kind::HardLink => return self.hard_link(entry, metadata, parent, name),
             Kind::SymbolicLink => {
                 if entry.link.is_empty() || entry.link.len() > LONGEST_TARGET {
                     return Err(fault(Fault::BadTarget));
@@ -176,7 +176,13 @@ impl Conversion<'_> {
 
     /// Another name for a file of this layer, or of a lower one, which then becomes one of this layer too, so that both
     /// names are one file.
-    fn hard_link(&mut self, entry: &Entry, parent: DirectoryId, name: &[u8]) -> Result<(), ConvertError> {
+    fn hard_link(
+        &mut self,
+        entry: &Entry,
+        metadata: Metadata,
+        parent: DirectoryId,
+        name: &[u8],
+    ) -> Result<(), ConvertError> {
         let fault = |fault| ConvertError::entry(&entry.name, fault);
         let target = components(&entry.link);
         let Some((last, parents)) = target.split_last() else {
@@ -196,6 +202,13 @@ impl Conversion<'_> {
                 Found::Directory(_) => return Err(fault(Fault::TargetIsDirectory(shown(&entry.link)))),
             },
         };
+        if let Some(inode) = child.inode() {
+            // containerd gives the file what its last link says, but for attributes, which are written already
+            let inode = self.tree.inodes()[inode];
+            let permissions = if inode.mode & libc::S_IFMT == libc::S_IFLNK { 0o777 } else { metadata.mode & 0o7777 };
+            let mode = inode.mode & libc::S_IFMT | permissions;
+            self.writer.change(inode.number, &Metadata { mode, ..metadata })?;
+        }
         self.tree.put(parent, name, child)
     }
 
@@ -261,7 +274,15 @@ fn metadata(entry: &Entry) -> Result<Metadata, ConvertError> {
         Kind::File | Kind::HardLink | Kind::Other(_) => libc::S_IFREG,
     };
     let permissions = if entry.kind == Kind::SymbolicLink { 0o777 } else { entry.mode & 0o7777 };
-    let mtime = (entry.mtime.seconds, entry.mtime.nanoseconds);
-    let attributes = entry.attributes.iter().filter(|(name, _)| is_kept(name)).cloned().collect();
-    Ok(Metadata { mode: kind | permissions, uid, gid, mtime, attributes })
+    let mode = kind | permissions;
+    let mtime = bounded((entry.mtime.seconds, entry.mtime.nanoseconds));
+    let attributes = entry.attributes.iter().filter(|(name, _)| is_kept(name, mode)).cloned().collect();
+    Ok(Metadata { mode, uid, gid, mtime, attributes })
+}
+
+/// A time that containerd would give a file: 1970 where it lies before that, or is more nanoseconds after it than 63 bits
+/// hold (`boundTime` in its `archive`).
+fn bounded(time: (i64, u32)) -> (i64, u32) {
+    let latest = (i64::MAX / 1_000_000_000, 854_775_807);
+    if ((0, 0)..=latest).contains(&time) { time } else { (0, 0) }
 }

@@ -179,6 +179,16 @@ impl Tree {
     }
 }
 
+impl Child {
+    /// Position of its inode; `None` for a directory.
+    pub fn inode(&self) -> Option<usize> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Link { inode, .. } | Self::Other(inode) => Some(*inode),
+        }
+    }
+}
+
 impl Directory {
     fn new(parent: DirectoryId, name: &[u8], metadata: Metadata) -> Self {
         Self {
