@@ -18,7 +18,8 @@ pub fn entry(random: &mut Random) -> Entry {
     entry.mode = random.pick(&[0o644, 0o755, 0o600, 0o4755, 0o2775, 0o1777, 0, 0o7777]);
     entry.uid = random.pick(&[0, 1, 1000, 65_535, 65_536, 2_097_151, 2_097_152, 4_000_000_000]);
     entry.gid = random.pick(&[0, 5, 100_000, 4_294_967_294]);
-    let seconds = random.pick(&[0, 1, 1_700_000_000, 8_589_934_591, 8_589_934_592, 9_223_372_036, 1 << 40, -1]);
+    let seconds =
+        random.pick(&[0, 1, 1_700_000_000, 8_589_934_591, 8_589_934_592, 9_223_372_036, 1 << 40, -1]);
     entry.mtime = (seconds, random.pick(&[0, 1, 500_000_000, 999_999_999]));
     match kind {
         b'1' => entry.link = name(random),
@@ -60,14 +61,19 @@ fn name(random: &mut Random) -> Vec<u8> {
     match random.below(100) {
         0..16 => *last = [b".wh.", &last[..]].concat(),
         16..20 => *last = b".wh..wh..opq".to_vec(),
-        20 => *last = random.pick(&[&b".wh."[..], b".wh..", b".wh...", b".wh..wh.plnk", b".wh....", b".wh"]).to_vec(),
+        20 => {
+            *last = random
+                .pick(&[&b".wh."[..], b".wh..", b".wh...", b".wh..wh.plnk", b".wh....", b".wh"])
+                .to_vec()
+        }
         _ => {}
     }
     if random.percent(4) {
         let odd: &[u8] = random.pick(&[&b".."[..], b".", b"", b"..."]);
         parts.insert(random.below(depth), odd.to_vec());
     }
-    let begin: &[u8] = random.pick(&[&b""[..], b"", b"", b"", b"/", b"./", b"../", b"//", b"/../", "x/../".as_bytes()]);
+    let begin: &[u8] =
+        random.pick(&[&b""[..], b"", b"", b"", b"/", b"./", b"../", b"//", b"/../", "x/../".as_bytes()]);
     [begin, &parts.join(&b'/')].concat()
 }
 

@@ -44,7 +44,12 @@ fn build_layer(entries: &[Entry], lower: &[File]) -> Result<File, ConvertError> 
 
 /// A layer that the model takes. Entries that it refuses are left out; each is tried as the end of a layer of its own,
 /// which must then be refused too.
-fn random_layer(random: &mut Random, number: usize, lower: Option<&Tree>, files: &[File]) -> (Vec<Entry>, Tree) {
+fn random_layer(
+    random: &mut Random,
+    number: usize,
+    lower: Option<&Tree>,
+    files: &[File],
+) -> (Vec<Entry>, Tree) {
     let mut entries = Vec::new();
     for _ in 0..random.below(MOST_ENTRIES) {
         entries.push(generate::entry(random));
@@ -52,7 +57,11 @@ fn random_layer(random: &mut Random, number: usize, lower: Option<&Tree>, files:
         let refused = entries.iter().find_map(|entry| layer.apply(entry).err());
         if let Some(reason) = refused {
             let built = build_layer(&entries, files);
-            assert!(matches!(built, Err(ConvertError::Entry { .. })), "{reason}: not refused\n{}", listing(&entries));
+            assert!(
+                matches!(built, Err(ConvertError::Entry { .. })),
+                "{reason}: not refused\n{}",
+                listing(&entries)
+            );
             entries.pop();
         }
     }
@@ -79,10 +88,14 @@ fn check_stack(seed: u64) {
 fn listing(entries: &[Entry]) -> String {
     let line = |entry: &Entry| {
         let (kind, name) = (char::from(entry.kind), entry.name.escape_ascii());
-        let (link, device, mode, owner) = (entry.link.escape_ascii(), entry.device, entry.mode, (entry.uid, entry.gid));
-        let attributes = entry.attributes.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect::<Vec<_>>();
+        let (link, device, mode, owner) =
+            (entry.link.escape_ascii(), entry.device, entry.mode, (entry.uid, entry.gid));
+        let attributes =
+            entry.attributes.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect::<Vec<_>>();
         let format = entry.format;
-        format!("  {kind:?} \"{name}\" -> \"{link}\" {device:?} {mode:04o} {owner:?} {attributes:?} {format:?}\n")
+        format!(
+            "  {kind:?} \"{name}\" -> \"{link}\" {device:?} {mode:04o} {owner:?} {attributes:?} {format:?}\n"
+        )
     };
     entries.iter().map(line).collect()
 }

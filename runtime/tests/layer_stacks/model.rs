@@ -244,14 +244,18 @@ impl<'a> Layer<'a> {
         let mut found = View::Directory(&self.root.inode);
         for name in path {
             lower = match lower {
-                Some(Tree::Directory(_, children)) if upper.is_none_or(|upper| !upper.hidden.contains(name)) => {
+                Some(Tree::Directory(_, children))
+                    if upper.is_none_or(|upper| !upper.hidden.contains(name)) =>
+                {
                     children.get(name)
                 }
                 _ => None,
             };
             let child = upper.and_then(|upper| upper.children.get(name));
             (upper, found) = match (child, lower) {
-                (Some(Child::Directory(directory)), _) => (Some(directory), View::Directory(&directory.inode)),
+                (Some(Child::Directory(directory)), _) => {
+                    (Some(directory), View::Directory(&directory.inode))
+                }
                 (Some(Child::Other(inode)), _) => (None, View::Upper(inode)),
                 (None, Some(Tree::Directory(inode, _))) => (None, View::Directory(inode)),
                 (None, Some(Tree::Other(inode))) => (None, View::Lower(inode)),

@@ -130,7 +130,8 @@ fn seen(overlay: &Overlay, node: &Node, layer: usize) -> Inode {
 }
 
 fn join(path: &str, name: &Name) -> String {
-    let name = if name.len() > 40 { format!("({} bytes)", name.len()) } else { name.escape_ascii().to_string() };
+    let name =
+        if name.len() > 40 { format!("({} bytes)", name.len()) } else { name.escape_ascii().to_string() };
     format!("{path}/{name}")
 }
 

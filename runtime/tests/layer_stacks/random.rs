@@ -1,4 +1,5 @@
 //! Random numbers that a printed seed repeats.
+#![allow(dead_code, reason = "the tests of `erofs` use other parts of it")]
 
 /// A generator (SplitMix64).
 pub struct Random(u64);

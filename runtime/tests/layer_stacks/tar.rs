@@ -1,4 +1,5 @@
 //! Writes tar archives in the header formats that builders use. Written for tests: it writes whatever it is told.
+#![allow(dead_code, reason = "the tests of `erofs` use other parts of it")]
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! Makes EROFS files with the mkfs.erofs that converts layers: that of `ISOPOD_MKFS_EROFS`, or else of
+//! Makes and checks EROFS files with the programs that belong to the file system: those beside `ISOPOD_MKFS_EROFS`, or else of
 //! `guest-image/erofs-utils`, which fills the cache where it is empty. It runs without a jail here.
 
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// Arguments of layers, as `image::layer` has them.
+/// All content in blocks of its own, and nothing that depends on the time.
 pub const LAYER: &[&str] = &[
     "--quiet",
     "--tar=f",
@@ -38,6 +38,17 @@ pub fn convert(archive: &[u8], arguments: &[&str], path: &Path) -> Result<File, 
     let output = child.wait_with_output().unwrap();
     match output.status.success() && output.stderr.is_empty() {
         true => Ok(File::open(path).unwrap()),
+        false => Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+/// What fsck.erofs finds wrong with an image.
+pub fn check(path: &Path) -> Result<(), String> {
+    // it reads all content this way
+    let output =
+        Command::new(program().with_file_name("fsck.erofs")).arg("--extract").arg(path).output().unwrap();
+    match output.status.success() && output.stderr.is_empty() {
+        true => Ok(()),
         false => Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))),
     }
 }

@@ -1,28 +1,17 @@
-//! The reader of EROFS layers against files that the real mkfs.erofs made, and against such files with random damage.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-#![allow(dead_code, reason = "modules are shared with layer_stacks")]
+//! What is read of images that mkfs.erofs made: every kind of file, in every layout of it that layers may have.
 
-#[path = "layer_stacks/mkfs.rs"]
-mod mkfs;
-#[path = "layer_stacks/random.rs"]
-mod random;
-#[path = "layer_stacks/tar.rs"]
-mod tar;
-
+use crate::mkfs;
+use crate::tar::{Entry, archive};
 use isopod_runtime::image::erofs::{Erofs, ErofsError, Inode};
-use isopod_runtime::image::overlay::{Found, Overlay};
-use random::Random;
 use std::fs::{self, File};
-use std::time::{Duration, Instant};
-use tar::{Entry, archive};
 
 /// Files keep a part of a block beside their inodes, as mkfs.erofs does by default.
-const INLINE: &[&str] = &["--quiet", "--tar=f", "--aufs", "-T0", "--mkfs-time"];
+pub const INLINE: &[&str] = &["--quiet", "--tar=f", "--aufs", "-T0", "--mkfs-time"];
 
 /// Attributes that more than one inode has are shared.
-const SHARED: &[&str] = &["--quiet", "--tar=f", "--aufs", "-x0", "-T0", "--mkfs-time"];
+pub const SHARED: &[&str] = &["--quiet", "--tar=f", "--aufs", "-x0", "-T0", "--mkfs-time"];
 
-fn image(entries: &[Entry], arguments: &[&str]) -> Erofs {
+pub fn image(entries: &[Entry], arguments: &[&str]) -> Erofs {
     let directory = tempfile::tempdir().unwrap();
     Erofs::open(mkfs::convert(&archive(entries), arguments, &directory.path().join("image")).unwrap())
         .unwrap()
@@ -46,7 +35,7 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 /// An archive with every kind of file.
-fn zoo() -> Vec<Entry> {
+pub fn zoo() -> Vec<Entry> {
     let own = |entry: Entry| Entry { mode: 0o4711, uid: 70_000, gid: 3, mtime: (-5, 0), ..entry };
     vec![
         Entry { mode: 0o700, uid: 9, ..Entry::new(b'5', "directory") },
@@ -174,172 +163,4 @@ fn wrong_kinds_and_unknown_formats_are_refused() {
     assert!(matches!(Erofs::open(File::open(&path).unwrap()), Err(ErofsError::NotErofs(_))));
     fs::write(&path, "short").unwrap();
     assert!(matches!(Erofs::open(File::open(&path).unwrap()), Err(ErofsError::Io { offset: 1024, .. })));
-}
-
-fn stack(layers: &[&[Entry]]) -> Overlay {
-    Overlay::new(layers.iter().map(|entries| image(entries, mkfs::LAYER)).collect())
-}
-
-/// Every path of the stack with the layer that decides about it.
-fn shown(overlay: &Overlay) -> Vec<String> {
-    let mut paths = Vec::new();
-    let mut waiting = vec![(String::new(), overlay.root().unwrap().unwrap())];
-    while let Some((parent, directory)) = waiting.pop() {
-        for (name, found) in overlay.entries(&directory).unwrap() {
-            let path = format!("{parent}/{}", String::from_utf8_lossy(&name));
-            let again = overlay.lookup(&directory, &name).unwrap().unwrap();
-            let (node, looked_up) = (node_of(&found), node_of(&again));
-            assert_eq!((node.0, node.1), (looked_up.0, looked_up.1), "{path}");
-            paths.push(format!("{path} {}", node.0));
-            if let Found::Directory(directory) = found {
-                waiting.push((path, directory));
-            }
-        }
-    }
-    paths.sort();
-    paths
-}
-
-fn node_of(found: &Found) -> (usize, u64) {
-    let node = match found {
-        Found::Directory(directory) => directory.node(),
-        Found::Other(node) => node,
-    };
-    (node.layer, node.inode.number)
-}
-
-#[test]
-fn layers_are_merged_as_overlayfs_does() {
-    let overlay = stack(&[
-        &[
-            Entry::file("merged/top", ""),
-            Entry::file("merged/.wh.hidden", ""),
-            Entry::file("opaque/top", ""),
-            Entry::file("opaque/.wh..wh..opq", ""),
-            Entry::file("over file/top", ""),
-            Entry::file("over directory", ""),
-            Entry::file(".wh.absent", ""),
-        ],
-        &[
-            Entry::file("merged/hidden", ""),
-            Entry::file("merged/middle", ""),
-            Entry::file("opaque/middle", ""),
-            Entry::file("over file", ""),
-            Entry::file("over directory/middle", ""),
-            Entry::file(".wh.once", ""),
-        ],
-        &[
-            Entry::file("merged/bottom", ""),
-            Entry::file("merged/middle/below a file", ""),
-            Entry::file("once/bottom", ""),
-            Entry::file("over file/bottom", ""),
-        ],
-    ]);
-    assert_eq!(
-        shown(&overlay),
-        [
-            "/merged 0",
-            "/merged/bottom 2",
-            "/merged/middle 1",
-            "/merged/top 0",
-            "/opaque 0",
-            "/opaque/top 0",
-            "/over directory 0",
-            "/over file 0",
-            "/over file/top 0",
-        ]
-    );
-}
-
-#[test]
-fn opaque_root_hides_the_layers_below_it() {
-    let overlay = stack(&[
-        &[Entry::file("top", "")],
-        &[Entry::new(b'5', "./").with_attribute("trusted.overlay.opaque", "y"), Entry::file("middle", "")],
-        &[Entry::file("bottom", "")],
-    ]);
-    assert_eq!(shown(&overlay), ["/middle 1", "/top 0"]);
-    assert!(Overlay::new(Vec::new()).root().unwrap().is_none() && Overlay::new(Vec::new()).is_empty());
-}
-
-/// Reads all that an image offers, in bounds of its own, and returns how much that was.
-fn walk(erofs: &Erofs) -> usize {
-    let mut steps = 0;
-    let mut waiting = Vec::from_iter(erofs.root().ok().map(|root| (0, root)));
-    let mut buffer = vec![0; 5000];
-    while let Some((depth, inode)) = waiting.pop() {
-        steps += 1;
-        let _ = erofs.attributes(&inode);
-        let _ = erofs.read_link(&inode);
-        for offset in [0, 4000, inode.size.saturating_sub(1), u64::MAX] {
-            let _ = erofs.read_at(&inode, offset, &mut buffer);
-        }
-        for name in [&b""[..], b"capable", b"long", &[0xFF; 255]] {
-            let _ = erofs.lookup(&inode, name);
-        }
-        if depth < 4 && steps < 300 {
-            let entries = erofs.entries(&inode).unwrap_or_default();
-            waiting.extend(entries.into_iter().take(100).map(|(_, inode)| (depth + 1, inode)));
-        }
-    }
-    steps
-}
-
-/// Largest memory that this process had so far, in KiB.
-fn peak_memory() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-#[test]
-fn damaged_images_are_read_in_bounded_time_and_memory() {
-    let seed = Random::seed();
-    println!("seed {seed}: set ISOPOD_SEED to repeat");
-    let mut random = Random::new(seed);
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("image");
-    let before = peak_memory();
-    let mut read = 0;
-    for arguments in [mkfs::LAYER, INLINE, SHARED] {
-        mkfs::convert(&archive(&zoo()), arguments, &path).unwrap();
-        let whole = fs::read(&path).unwrap();
-        for _ in 0..400 {
-            let mut bytes = whole.clone();
-            for _ in 0..=random.below(8) {
-                damage(&mut bytes, &mut random);
-            }
-            fs::write(&path, &bytes).unwrap();
-            let begun = Instant::now();
-            if let Ok(erofs) = Erofs::open(File::open(&path).unwrap()) {
-                read += walk(&erofs);
-            }
-            assert!(begun.elapsed() < Duration::from_secs(20), "it takes too long to read");
-        }
-    }
-    assert!(read > 3_000, "only {read} inodes were read: the damage leaves nothing to test");
-    let grown = peak_memory() - before;
-    assert!(grown < 128 << 10, "reading took {grown} KiB");
-}
-
-/// Changes a byte, a number or a length, mostly where the image describes itself.
-fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
-    let at = match random.below(4) {
-        0 => 1024 + random.below(128),
-        1 => random.below(bytes.len()),
-        // inodes, attributes and directories begin in the block behind the superblock
-        _ => 1152 + random.below(bytes.len().min(24_576) - 1152),
-    };
-    let value = random.pick(&[0, 1, 2, 12, 255, 4096, 0x7FFF_FFFF, u64::from(u32::MAX), u64::MAX, 1 << 63]);
-    let width = random.pick(&[1, 1, 2, 4, 8]);
-    match random.below(20) {
-        0 => bytes.truncate(at),
-        1..8 => bytes[at] = random.next().to_le_bytes()[0],
-        _ => {
-            let end = bytes.len().min(at + width);
-            bytes[at..end].copy_from_slice(&value.to_le_bytes()[..end - at]);
-        }
-    }
-    // what is left must not be empty for the next damage
-    bytes.resize(bytes.len().max(2048), 0);
 }
