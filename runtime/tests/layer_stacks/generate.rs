@@ -4,6 +4,14 @@
 use crate::random::Random;
 use crate::tar::{Entry, Format};
 
+/// `cap_net_raw+ep`, as Linux keeps it.
+const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+/// Read and write for the owner and for user 5, read for the rest, in version 2.
+const ACCESS_LIST: &[u8] = b"\x02\0\0\0\
+    \x01\0\x06\0\xFF\xFF\xFF\xFF\x02\0\x06\0\x05\0\0\0\x04\0\x04\0\xFF\xFF\xFF\xFF\
+    \x10\0\x06\0\xFF\xFF\xFF\xFF\x20\0\x04\0\xFF\xFF\xFF\xFF";
+
 /// A random entry. Whether it makes sense where it comes is for the model to say.
 pub fn entry(random: &mut Random) -> Entry {
     let kind = random.pick(b"00000005555551111222223346\0");
@@ -107,19 +115,18 @@ fn attributes(random: &mut Random, entry: &mut Entry) {
     if entry.kind == b'1' {
         return;
     }
-    let names: [&[u8]; 7] = [
-        b"user.a",
-        b"security.capability",
-        b"trusted.x",
-        b"system.posix_acl_access",
-        b"trusted.overlay.opaque",
-        b"trusted.overlay.redirect",
-        b"foreign.x",
+    let choices: [(&[u8], &[&[u8]]); 7] = [
+        (b"user.a", &[b"y", b"\0\x01=\n", b"", &[7; 300]]),
+        (b"security.capability", &[CAPABILITY]),
+        (b"security.note", &[b"y", b""]),
+        (b"trusted.x", &[b"y"]),
+        (b"system.posix_acl_access", &[ACCESS_LIST, b"\x03\0\0\0", b""]),
+        (b"trusted.overlay.opaque", &[b"y"]),
+        (b"foreign.x", &[b"y"]),
     ];
-    for name in names {
+    for (name, values) in choices {
         if random.percent(7) {
-            let value = random.pick(&[&b"y"[..], b"/a", b"\0\x01=\n", &[7; 300]]);
-            entry.attributes.push((name.to_vec(), value.to_vec()));
+            entry.attributes.push((name.to_vec(), random.pick(values).to_vec()));
         }
     }
 }

@@ -298,7 +298,7 @@ impl<'a> Layer<'a> {
             uid: entry.uid,
             gid: entry.gid,
             mtime: bounded(entry.mtime),
-            attributes: entry.attributes.iter().filter(|(name, _)| is_kept(name, &kind)).cloned().collect(),
+            attributes: entry.attributes.iter().filter(|(name, value)| is_kept(name, value, &kind)).cloned().collect(),
             kind,
         }
     }
@@ -309,12 +309,13 @@ fn is_directory(entry: &Entry) -> bool {
     entry.kind == b'5' || (entry.kind == 0 && entry.name.ends_with(b"/"))
 }
 
-/// containerd takes no trusted attribute from an archive, and goes on where the kernel has no such attribute for the file.
-fn is_kept(name: &[u8], kind: &Kind) -> bool {
+/// containerd takes no trusted attribute from an archive, and goes on where the kernel has no such attribute for the file, or
+/// not this version of access control lists.
+fn is_kept(name: &[u8], value: &[u8], kind: &Kind) -> bool {
     match kind {
         Kind::Link(_) => name.starts_with(b"security."),
         Kind::File(_) | Kind::Directory if name.starts_with(b"user.") => true,
-        _ => name.starts_with(b"security.") || name.starts_with(b"system.posix_acl_"),
+        _ => name.starts_with(b"security.") || (name.starts_with(b"system.posix_acl_") && value.starts_with(&[2, 0, 0, 0, 1])),
     }
 }
 

@@ -276,7 +276,7 @@ fn metadata(entry: &Entry) -> Result<Metadata, ConvertError> {
     let permissions = if entry.kind == Kind::SymbolicLink { 0o777 } else { entry.mode & 0o7777 };
     let mode = kind | permissions;
     let mtime = bounded((entry.mtime.seconds, entry.mtime.nanoseconds));
-    let attributes = entry.attributes.iter().filter(|(name, _)| is_kept(name, mode)).cloned().collect();
+    let attributes = entry.attributes.iter().filter(|(name, value)| is_kept(name, value, mode)).cloned().collect();
     Ok(Metadata { mode, uid, gid, mtime, attributes })
 }
 
