@@ -5,8 +5,8 @@
 //! One rule differs: an opaque root hides the layers below it here, where overlayfs merges all roots. Whoever mounts the
 //! stack leaves those layers out.
 //!
-//! Called by the normaliser, which looks into the layers below the one it reads. Nothing is cached: each call reads what
-//! it needs of each layer.
+//! Called by `convert`, which looks into the layers below the one it makes. Nothing is cached: each call reads what it needs of
+//! each layer.
 
 use super::erofs::{Erofs, ErofsError, Inode, OPAQUE};
 use std::collections::BTreeMap;

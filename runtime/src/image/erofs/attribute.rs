@@ -15,8 +15,8 @@ const ENTRY: usize = 4;
 const LONG_PREFIX: u8 = 0x80;
 const LONGEST_INFIX: usize = 255;
 
-/// Full names with values.
-pub type List = Vec<(Vec<u8>, Vec<u8>)>;
+/// Full names of attributes with their values.
+pub type NamedValues = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// The prefixes that an image declares beside the fixed ones.
 pub struct Prefixes(Vec<Vec<u8>>);
@@ -68,17 +68,17 @@ pub fn list(
     superblock: &Superblock,
     prefixes: &Prefixes,
     inode: &Inode,
-) -> Result<List, ErofsError> {
+) -> Result<NamedValues, ErofsError> {
     let place = inode.attributes;
     if place.size == 0 {
-        return Ok(List::new());
+        return Ok(NamedValues::new());
     }
     let body = image.read_vec(place.offset, place.size)?;
     let shared_end = HEADER + 4 * usize::from(body[4]);
     let ids = body
         .get(HEADER..shared_end)
         .ok_or_else(|| corrupt(inode.number, "it shares more attributes than fit"))?;
-    let mut attributes = List::new();
+    let mut attributes = NamedValues::new();
     let mut rest = &body[shared_end..];
     while !rest.is_empty() {
         let wrong = || corrupt(inode.number, "an attribute is longer than the space it is in");

@@ -75,3 +75,56 @@ impl<'a> Block<'a> {
         u16_at(self.bytes, index * ENTRY + 8).into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A block of entries, given as offsets of names with inode numbers, and the bytes behind them.
+    fn block(entries: &[(u16, u64)], names: &[u8]) -> Vec<u8> {
+        let entry = |(offset, inode): &(u16, u64)| {
+            [&inode.to_le_bytes()[..], &offset.to_le_bytes(), &[0, 0]].concat()
+        };
+        [entries.iter().flat_map(entry).collect(), names.to_vec()].concat()
+    }
+
+    fn names(bytes: &[u8]) -> Result<Vec<Vec<u8>>, ErofsError> {
+        let block = Block::new(1, bytes)?;
+        (0..block.count()).map(|index| Ok(block.entry(index)?.0.to_vec())).collect()
+    }
+
+    #[test]
+    fn entries_are_found_by_their_names() {
+        let bytes = block(&[(36, 5), (37, 6), (39, 7)], b"abbccc\0\0");
+        assert_eq!(names(&bytes).unwrap(), [&b"a"[..], b"bb", b"ccc"]);
+        let block = Block::new(1, &bytes).unwrap();
+        assert_eq!(block.find(b"bb").unwrap(), Some(6));
+        for absent in [&b""[..], b"A", b"b", b"bbb", b"ccc\0", b"d"] {
+            assert_eq!(block.find(absent).unwrap(), None, "{absent:?}");
+        }
+    }
+
+    #[test]
+    fn last_name_may_reach_the_end_of_the_block() {
+        assert_eq!(names(&block(&[(12, 5)], b"name")).unwrap(), [b"name"]);
+    }
+
+    #[test]
+    fn tables_that_make_no_sense_are_refused() {
+        for first in [0, 1, 11, 13, 16, 4096, u16::MAX] {
+            assert!(names(&block(&[(first, 5)], b"name")).is_err(), "{first}");
+        }
+        assert!(names(b"").is_err() && names(&[0; 11]).is_err());
+    }
+
+    #[test]
+    fn names_that_make_no_sense_are_refused() {
+        for (second, text) in
+            [(24, "ab"), (23, "ab"), (0, "ab"), (27, "ab"), (u16::MAX, "ab"), (25, "a"), (25, "/b")]
+        {
+            assert!(names(&block(&[(24, 5), (second, 6)], text.as_bytes())).is_err(), "{second} {text}");
+        }
+        assert!(names(&block(&[(12, 5)], &[b'a'; 255])).is_ok());
+        assert!(names(&block(&[(12, 5)], &[b'a'; 256])).is_err());
+    }
+}

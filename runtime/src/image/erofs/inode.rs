@@ -185,3 +185,22 @@ fn content(
 fn device(raw: u32) -> (u32, u32) {
     ((raw & 0xF_FF00) >> 8, (raw & 0xFF) | ((raw >> 12) & 0xF_FF00))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::encode_device;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn device_numbers_survive_the_disk(major in 0_u32..=0xFFF, minor in 0_u32..=0xF_FFFF) {
+            prop_assert_eq!(device(encode_device(major, minor)), (major, minor));
+        }
+    }
+
+    #[test]
+    fn attributes_behind_an_inode_have_a_header_and_units_of_four_bytes() {
+        assert_eq!([0, 1, 2, u16::MAX].map(attributes_size), [0, 12, 16, 262_148]);
+    }
+}

@@ -1,15 +1,16 @@
-//! Reads a layer's EROFS file as far as the normaliser of a later layer needs it: names, attributes, links, content.
+//! Layers as EROFS files: [`Writer`] makes them, [`Erofs`] reads as much of them as the conversion of a later layer needs: names,
+//! attributes, links, content.
 //!
 //! ```text
-//! superblock -> inode -> directory   names to inodes
+//! superblock -> inode -> directory   names to inodes            writer, format
 //!                     -> attribute   extended attributes
 //! image: positioned reads
 //! ```
 //!
-//! Called by `overlay`, in the normaliser's jail: it makes no system call but pread64. A jailed converter made the file
-//! from what strangers wrote, so no field is believed: sums are checked, sizes are bounded, each call reads a bounded
-//! part of the image and ends. Only what mkfs.erofs 1.8 makes for layers is read: no compression, no chunks, one device.
-//! It does not guard against directories that contain themselves: callers that descend bound the depth.
+//! Called by `convert` and `overlay`, in the converter's jail: reading makes no system call but pread64. A jailed process made
+//! the file from what strangers wrote, so no field is believed: sums are checked, sizes are bounded, each call reads a bounded
+//! part of the image and ends. What `Writer` and mkfs.erofs 1.8 make of layers is read: no compression, no chunks, one device.
+//! The reader does not guard against directories that contain themselves: callers that descend bound the depth.
 
 mod attribute;
 mod directory;
@@ -20,6 +21,7 @@ mod inode;
 mod superblock;
 mod writer;
 
+pub use attribute::NamedValues;
 pub use error::ErofsError;
 pub use format::{LONGEST_NAME, LONGEST_TARGET, encode_device};
 pub use inode::Inode;
@@ -152,7 +154,7 @@ impl Erofs {
     ///
     /// # Errors
     /// An image whose attributes contradict themselves or lie behind its end.
-    pub fn attributes(&self, inode: &Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ErofsError> {
+    pub fn attributes(&self, inode: &Inode) -> Result<NamedValues, ErofsError> {
         attribute::list(&self.image, &self.superblock, &self.prefixes, inode)
     }
 
