@@ -74,9 +74,8 @@ impl Conversion<'_> {
                     Child::Link { inode, .. } | Child::Other(inode) => plan.links[*inode] += 1,
                 }
             }
-            for _ in plan.hidden(directory) {
-                plan.whiteouts += 1;
-            }
+            let hidden = plan.hidden(directory).count();
+            plan.whiteouts = plan.whiteouts.saturating_add(u32::try_from(hidden).unwrap_or(u32::MAX));
             if plan.whiteouts > 0 && plan.whiteout.is_none() {
                 let metadata = Metadata { mode: libc::S_IFCHR, ..Metadata::default() };
                 plan.whiteout = Some(self.writer.special(&metadata, 0)?);

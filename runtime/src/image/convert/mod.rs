@@ -28,7 +28,7 @@ use error::shown;
 use lower::{Lower, is_kept};
 use std::fs::File;
 use std::io::{self, Read};
-use tree::{Child, DirectoryId, ROOT, Tree};
+use tree::{Child, DirectoryId, Tree};
 use walk::{Missing, components};
 
 /// What a name begins with that hides another (image-spec, layer.md, "Whiteouts").
@@ -267,3 +267,6 @@ fn metadata(entry: &Entry) -> Result<Metadata, ConvertError> {
     let attributes = entry.attributes.iter().filter(|(name, _)| is_kept(name)).cloned().collect();
     Ok(Metadata { mode: kind | permissions, uid, gid, mtime, attributes })
 }
+
+#[cfg(test)]
+mod tests;

@@ -313,7 +313,7 @@ impl Writer {
         Ok(inode)
     }
 
-    fn write_data(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+    fn write_data(&self, bytes: &[u8], at: u64) -> Result<(), WriteError> {
         // runs of blocks that are not zero: the others are holes of the file, which reads as zeros there
         for run in bytes.chunks(BLOCK).zip(0_u64..).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a.0) == is_zero(b.0)) {
             let (first, number) = run[0];
