@@ -11,6 +11,7 @@
 
 mod archive;
 mod auth;
+pub mod compression;
 mod content;
 mod digest;
 mod download;
