@@ -11,7 +11,7 @@
 
 mod auth;
 mod chain;
-mod compression;
+pub mod compression;
 mod content;
 pub mod convert;
 mod digest;
