@@ -83,16 +83,34 @@ impl<'a> Lower<'a> {
     pub fn metadata(&self, node: &Node) -> Result<Metadata, ConvertError> {
         let Inode { mode, uid, gid, mtime, .. } = node.inode;
         let attributes = self.overlay.layer(node).attributes(&node.inode)?;
-        let attributes = attributes.into_iter().filter(|(name, _)| is_kept(name)).collect();
+        let attributes = attributes.into_iter().filter(|(name, value)| is_kept(name, value, mode)).collect();
         Ok(Metadata { mode, uid, gid, mtime, attributes })
     }
 }
 
-/// Attributes that a layer may bring: those of a name space that EROFS has, as a file system refuses others and containerd
-/// then goes on, and none with which overlayfs keeps its own state.
-pub fn is_kept(name: &[u8]) -> bool {
-    let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+/// Attributes that a file of `mode` may have in a layer: those that Linux would let it have, as containerd passes over others,
+/// and none of `trusted.`, which containerd never takes from an archive: overlayfs keeps its own state there.
+pub fn is_kept(name: &[u8], value: &[u8], mode: u32) -> bool {
+    let kind = mode & libc::S_IFMT;
+    if name.starts_with(b"user.") {
+        return matches!(kind, libc::S_IFREG | libc::S_IFDIR);
+    }
     let lists: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
-    (spaces.iter().any(|space| name.starts_with(space)) || lists.contains(&name))
-        && !name.starts_with(b"trusted.overlay.")
+    name.starts_with(b"security.") || (lists.contains(&name) && kind != libc::S_IFLNK && is_access_list(value))
+}
+
+/// Whether Linux can read an access control list: it lets nobody open a file whose list it cannot (`posix_acl_from_xattr`).
+/// A list without entries is none.
+fn is_access_list(value: &[u8]) -> bool {
+    let Some((version, entries)) = value.split_first_chunk() else { return false };
+    let is_entry = |entry: &[u8]| match entry {
+        // owner, group, mask and others; then users and groups with a number, of which the last is no number
+        [0x01 | 0x04 | 0x10 | 0x20, 0, ..] => true,
+        [0x02 | 0x08, 0, _, _, id @ ..] => id != [0xff; 4],
+        _ => false,
+    };
+    u32::from_le_bytes(*version) == 2
+        && !entries.is_empty()
+        && entries.len().is_multiple_of(8)
+        && entries.chunks(8).all(is_entry)
 }

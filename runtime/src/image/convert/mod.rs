@@ -22,7 +22,7 @@ mod walk;
 pub use error::{ConvertError, Fault};
 
 use super::erofs::{LONGEST_NAME, LONGEST_TARGET, Metadata, WriteError, Writer, encode_device};
-use super::overlay::{Found, Overlay};
+use super::overlay::{Found, Node, Overlay};
 use super::tar::{Archive, Entry, Kind};
 use error::shown;
 use lower::{Lower, is_kept};
@@ -92,14 +92,16 @@ impl Conversion<'_> {
         let Some((name, parents)) = path.split_last() else {
             return self.root_entry(entry);
         };
-        if path.iter().any(|part| part.starts_with(AUFS)) && *name != OPAQUE {
+        let of_aufs = |part: &&[u8]| part.starts_with(AUFS);
+        if parents.iter().any(of_aufs) || (of_aufs(name) && *name != OPAQUE) {
             return Ok(());
         }
-        if name.len() > LONGEST_NAME {
+        // a whiteout is longer than the name that it hides
+        if name.strip_prefix(WHITEOUT).unwrap_or(name).len() > LONGEST_NAME {
             return Err(fault(Fault::NameTooLong));
         }
         let parent = self.walk(&entry.name, parents, Missing::Make)?;
-        let parent = parent.expect("what is missing is made");
+        let parent = self.make(parent.expect("what is missing is made"))?;
         match name.strip_prefix(WHITEOUT) {
             _ if *name == OPAQUE => {
                 self.tree.directory_mut(parent).opaque = true;
@@ -131,7 +133,7 @@ impl Conversion<'_> {
         let mode = metadata.mode;
         let number = match entry.kind {
             Kind::Directory => return self.directory(parent, name, metadata),
-            Kind::HardLink => return self.hard_link(entry, parent, name),
+            Kind::HardLink => return self.hard_link(entry, metadata, parent, name),
             Kind::SymbolicLink => {
                 if entry.link.is_empty() || entry.link.len() > LONGEST_TARGET {
                     return Err(fault(Fault::BadTarget));
@@ -174,7 +176,13 @@ impl Conversion<'_> {
 
     /// Another name for a file of this layer, or of a lower one, which then becomes one of this layer too, so that both
     /// names are one file.
-    fn hard_link(&mut self, entry: &Entry, parent: DirectoryId, name: &[u8]) -> Result<(), ConvertError> {
+    fn hard_link(
+        &mut self,
+        entry: &Entry,
+        metadata: Metadata,
+        parent: DirectoryId,
+        name: &[u8],
+    ) -> Result<(), ConvertError> {
         let fault = |fault| ConvertError::entry(&entry.name, fault);
         let target = components(&entry.link);
         let Some((last, parents)) = target.split_last() else {
@@ -182,31 +190,33 @@ impl Conversion<'_> {
         };
         let missing = || fault(Fault::NoTarget(shown(&entry.link)));
         let directory = self.walk(&entry.name, parents, Missing::Fail)?.ok_or_else(missing)?;
-        if !self.tree.directory(directory).children.contains_key(*last) {
-            self.copy_up(directory, last)?;
-        }
-        let child = match self.tree.directory(directory).children.get(*last) {
-            Some(Child::Link { inode, target }) => Child::Link { inode: *inode, target: target.clone() },
-            Some(Child::Other(inode)) => Child::Other(*inode),
+        let own = directory.own().and_then(|id| self.tree.directory(id).children.get(*last));
+        let child = match own {
             Some(Child::Directory(_)) => return Err(fault(Fault::TargetIsDirectory(shown(&entry.link)))),
-            None => return Err(missing()),
+            Some(child) => child.clone(),
+            None => match self.find_below(&directory, last)?.ok_or_else(missing)? {
+                Found::Other(node) => {
+                    let directory = self.make(directory)?;
+                    self.copy_up(directory, last, &node)?
+                }
+                Found::Directory(_) => return Err(fault(Fault::TargetIsDirectory(shown(&entry.link)))),
+            },
         };
+        if let Some(inode) = child.inode() {
+            // containerd gives the file what its last link says, but for attributes, which are written already
+            let inode = self.tree.inodes()[inode];
+            let permissions = if inode.mode & libc::S_IFMT == libc::S_IFLNK { 0o777 } else { metadata.mode & 0o7777 };
+            let mode = inode.mode & libc::S_IFMT | permissions;
+            self.writer.change(inode.number, &Metadata { mode, ..metadata })?;
+        }
         self.tree.put(parent, name, child)
     }
 
-    /// Copies a file that only lower layers have into this one, with all that belongs to it. Nothing happens where they
-    /// have none.
-    fn copy_up(&mut self, directory: DirectoryId, name: &[u8]) -> Result<(), ConvertError> {
-        let node = match self.lower.find(&mut self.tree, directory, name)? {
-            Some(Found::Other(node)) => node,
-            Some(Found::Directory(below)) => {
-                let metadata = self.lower.metadata(below.node())?;
-                return self.tree.add_directory(directory, name, metadata).map(drop);
-            }
-            None => return Ok(()),
-        };
-        let metadata = self.lower.metadata(&node)?;
-        let layer = self.lower.overlay()?.layer(&node);
+    /// Copies a file that only lower layers have into this one, with all that belongs to it. Gives the child for its further
+    /// names.
+    fn copy_up(&mut self, directory: DirectoryId, name: &[u8], node: &Node) -> Result<Child, ConvertError> {
+        let metadata = self.lower.metadata(node)?;
+        let layer = self.lower.overlay()?.layer(node);
         let inode = &node.inode;
         let child = if inode.is_symlink() {
             let target = layer.read_link(inode)?;
@@ -225,7 +235,8 @@ impl Conversion<'_> {
             };
             Child::Other(self.tree.add_inode(number, metadata.mode)?)
         };
-        self.tree.put(directory, name, child)
+        self.tree.put(directory, name, child.clone())?;
+        Ok(child)
     }
 }
 
@@ -263,9 +274,17 @@ fn metadata(entry: &Entry) -> Result<Metadata, ConvertError> {
         Kind::File | Kind::HardLink | Kind::Other(_) => libc::S_IFREG,
     };
     let permissions = if entry.kind == Kind::SymbolicLink { 0o777 } else { entry.mode & 0o7777 };
-    let mtime = (entry.mtime.seconds, entry.mtime.nanoseconds);
-    let attributes = entry.attributes.iter().filter(|(name, _)| is_kept(name)).cloned().collect();
-    Ok(Metadata { mode: kind | permissions, uid, gid, mtime, attributes })
+    let mode = kind | permissions;
+    let mtime = bounded((entry.mtime.seconds, entry.mtime.nanoseconds));
+    let attributes = entry.attributes.iter().filter(|(name, value)| is_kept(name, value, mode)).cloned().collect();
+    Ok(Metadata { mode, uid, gid, mtime, attributes })
+}
+
+/// A time that containerd would give a file: 1970 where it lies before that, or is more nanoseconds after it than 63 bits
+/// hold (`boundTime` in its `archive`).
+fn bounded(time: (i64, u32)) -> (i64, u32) {
+    let latest = (i64::MAX / 1_000_000_000, 854_775_807);
+    if ((0, 0)..=latest).contains(&time) { time } else { (0, 0) }
 }
 
 #[cfg(test)]

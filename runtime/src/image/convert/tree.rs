@@ -54,6 +54,7 @@ pub struct Directory {
 }
 
 /// What stands under a name.
+#[derive(Clone)]
 pub enum Child {
     /// A directory of this layer.
     Directory(DirectoryId),
@@ -175,6 +176,16 @@ impl Tree {
     fn charge(&mut self, bytes: usize) -> Result<(), ConvertError> {
         self.left = self.left.checked_sub(bytes).ok_or(ConvertError::TooManyNames(self.bound))?;
         Ok(())
+    }
+}
+
+impl Child {
+    /// Position of its inode; `None` for a directory.
+    pub fn inode(&self) -> Option<usize> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Link { inode, .. } | Self::Other(inode) => Some(*inode),
+        }
     }
 }
 

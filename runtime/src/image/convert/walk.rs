@@ -9,7 +9,7 @@ use super::error::{Fault, shown};
 use super::tree::{Child, DirectoryId, ROOT};
 use super::ConvertError;
 use crate::image::erofs::{LONGEST_NAME, Metadata};
-use crate::image::overlay::Found;
+use crate::image::overlay::{self, Found};
 use std::collections::VecDeque;
 
 /// Most symbolic links on one path, as containerd has it.
@@ -27,9 +27,24 @@ pub enum Missing {
     Fail,
 }
 
+/// Where a path leads: to a directory of this layer, and from there on down directories that only lower layers have. They
+/// become directories of this layer by [`Conversion::make`], when something is put there, and not because a path leads
+/// through them: a whiteout may still hide them.
+pub struct Place {
+    at: DirectoryId,
+    below: Vec<(Box<[u8]>, overlay::Directory)>,
+}
+
+impl Place {
+    /// The directory, where it is one of this layer.
+    pub fn own(&self) -> Option<DirectoryId> {
+        self.below.is_empty().then_some(self.at)
+    }
+}
+
 /// A step from a directory to what it has under a name.
 enum Step {
-    Into(DirectoryId),
+    Into,
     Through(Box<[u8]>),
     Blocked,
 }
@@ -52,8 +67,7 @@ pub fn components(path: &[u8]) -> Vec<&[u8]> {
 
 impl Conversion<'_> {
     /// The directory that `path` leads to; `None` where [`Missing::Fail`] met nothing, or something else than a directory.
-    /// Directories of lower layers on the way become directories of this layer, with the same metadata. `entry` is the name
-    /// for errors.
+    /// `entry` is the name for errors.
     ///
     /// # Errors
     /// A [`Fault`] of the path; a layer below that does not come or cannot be read.
@@ -62,10 +76,11 @@ impl Conversion<'_> {
         entry: &[u8],
         path: &[&[u8]],
         missing: Missing,
-    ) -> Result<Option<DirectoryId>, ConvertError> {
+    ) -> Result<Option<Place>, ConvertError> {
         let fault = |fault| Err(ConvertError::entry(entry, fault));
         let mut todo: VecDeque<Box<[u8]>> = path.iter().map(|part| Box::from(*part)).collect();
-        let (mut at, mut links, mut steps) = (ROOT, 0, 0);
+        let mut place = Place { at: ROOT, below: Vec::new() };
+        let (mut links, mut steps) = (0, 0);
         while let Some(name) = todo.pop_front() {
             steps += 1;
             if name.len() > LONGEST_NAME || steps > MOST_COMPONENTS {
@@ -74,20 +89,22 @@ impl Conversion<'_> {
             match &*name {
                 b"" | b"." => continue,
                 b".." => {
-                    at = self.tree.directory(at).parent;
+                    if place.below.pop().is_none() {
+                        place.at = self.tree.directory(place.at).parent;
+                    }
                     continue;
                 }
                 _ => {}
             }
-            match self.step(at, &name, missing)? {
-                Some(Step::Into(id)) => at = id,
+            match self.step(&mut place, &name, missing)? {
+                Some(Step::Into) => {}
                 Some(Step::Through(target)) => {
                     links += 1;
                     if links > MOST_LINKS {
                         return fault(Fault::TooManyLinks(MOST_LINKS));
                     }
                     if target.first() == Some(&b'/') {
-                        at = ROOT;
+                        place = Place { at: ROOT, below: Vec::new() };
                     }
                     for part in target.split(|byte| *byte == b'/').rev() {
                         todo.push_front(part.into());
@@ -97,22 +114,50 @@ impl Conversion<'_> {
                 Some(Step::Blocked) | None => return Ok(None),
             }
         }
-        Ok(Some(at))
+        Ok(Some(place))
     }
 
-    fn step(&mut self, at: DirectoryId, name: &[u8], missing: Missing) -> Result<Option<Step>, ConvertError> {
-        match self.tree.directory(at).children.get(name) {
-            Some(Child::Directory(id)) => return Ok(Some(Step::Into(*id))),
+    /// The directory of this layer at `place`. Those that only lower layers have become directories of this one, with the
+    /// same metadata.
+    ///
+    /// # Errors
+    /// A layer below that cannot be read; [`ConvertError::TooManyNames`].
+    pub(super) fn make(&mut self, place: Place) -> Result<DirectoryId, ConvertError> {
+        let mut at = place.at;
+        for (name, below) in place.below {
+            let metadata = self.lower.metadata(below.node())?;
+            at = self.tree.add_directory(at, &name, metadata)?;
+            self.tree.directory_mut(at).lower = Some(Some(Box::new(below)));
+        }
+        Ok(at)
+    }
+
+    /// What lower layers show under `name` at `place`.
+    ///
+    /// # Errors
+    /// Layers that do not come or cannot be read.
+    pub(super) fn find_below(&mut self, place: &Place, name: &[u8]) -> Result<Option<Found>, ConvertError> {
+        match place.below.last() {
+            Some((_, directory)) => Ok(self.lower.overlay()?.lookup(directory, name)?),
+            None => self.lower.find(&mut self.tree, place.at, name),
+        }
+    }
+
+    fn step(&mut self, place: &mut Place, name: &[u8], missing: Missing) -> Result<Option<Step>, ConvertError> {
+        let own = place.own().and_then(|id| self.tree.directory(id).children.get(name));
+        match own {
+            Some(Child::Directory(id)) => {
+                place.at = *id;
+                return Ok(Some(Step::Into));
+            }
             Some(Child::Link { target, .. }) => return Ok(Some(Step::Through(target.clone()))),
             Some(Child::Other(_)) => return Ok(Some(Step::Blocked)),
             None => {}
         }
-        match self.lower.find(&mut self.tree, at, name)? {
+        match self.find_below(place, name)? {
             Some(Found::Directory(below)) => {
-                let metadata = self.lower.metadata(below.node())?;
-                let id = self.tree.add_directory(at, name, metadata)?;
-                self.tree.directory_mut(id).lower = Some(Some(Box::new(below)));
-                Ok(Some(Step::Into(id)))
+                place.below.push((name.into(), below));
+                Ok(Some(Step::Into))
             }
             Some(Found::Other(node)) if node.inode.is_symlink() => {
                 let target = self.lower.overlay()?.layer(&node).read_link(&node.inode)?;
@@ -121,7 +166,10 @@ impl Conversion<'_> {
             // a file of a lower layer gives way to a directory of this one, as in containerd's mkparent
             Some(Found::Other(_)) | None if missing == Missing::Make => {
                 let metadata = Metadata { mode: libc::S_IFDIR | 0o755, ..Metadata::default() };
-                Ok(Some(Step::Into(self.tree.add_directory(at, name, metadata)?)))
+                let parent = std::mem::replace(place, Place { at: ROOT, below: Vec::new() });
+                let parent = self.make(parent)?;
+                place.at = self.tree.add_directory(parent, name, metadata)?;
+                Ok(Some(Step::Into))
             }
             Some(Found::Other(_)) => Ok(Some(Step::Blocked)),
             None => Ok(None),

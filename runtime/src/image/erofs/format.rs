@@ -14,8 +14,10 @@ pub const MAGIC: u32 = 0xE0F5_E1E2;
 /// Inode numbers count units of so many bytes from the beginning of the file.
 pub const SLOT: u64 = 32;
 
-/// Bytes of an inode in its long form, and where its link count is.
+/// Bytes of an inode in its long form, and where its mode, its owner (with group and time behind it) and its link count are.
 pub const INODE: usize = 64;
+pub const INODE_MODE: u64 = 4;
+pub const INODE_OWNER: u64 = 24;
 pub const INODE_LINKS: u64 = 44;
 
 /// `i_format`: the long form, with all data in blocks or with the last piece behind the inode.

@@ -11,7 +11,7 @@
 
 use super::format::{
     ATTRIBUTES_HEADER, ATTRIBUTES_UNIT, BLOCK, BLOCK_BITS, DIRECTORY_ENTRY, FORMAT_INLINE, FORMAT_PLAIN, INODE,
-    INODE_LINKS, LONGEST_NAME, LONGEST_VALUE, MAGIC, PREFIXES, SLOT, SUPERBLOCK, SUPERBLOCK_LENGTH, entry_kind,
+    INODE_LINKS, INODE_MODE, INODE_OWNER, LONGEST_NAME, LONGEST_VALUE, MAGIC, PREFIXES, SLOT, SUPERBLOCK, SUPERBLOCK_LENGTH, entry_kind,
 };
 use std::fs::File;
 use std::io;
@@ -235,6 +235,16 @@ impl Writer {
         Ok(self.file.write_all_at(&links.to_le_bytes(), inode * SLOT + INODE_LINKS)?)
     }
 
+    /// Gives an inode another mode, owner, group and time. Its type and its attributes stay.
+    ///
+    /// # Errors
+    /// [`WriteError::Io`].
+    pub fn change(&mut self, inode: InodeNumber, metadata: &Metadata) -> Result<(), WriteError> {
+        let mode = u16::try_from(metadata.mode & 0xffff).expect("sixteen bits");
+        self.patch(inode * SLOT + INODE_MODE, &mode.to_le_bytes())?;
+        Ok(self.patch(inode * SLOT + INODE_OWNER, &owner_and_time(metadata))?)
+    }
+
     /// Writes the superblock: the file is a file system now.
     ///
     /// # Errors
@@ -270,10 +280,7 @@ impl Writer {
         record.extend_from_slice(&size.to_le_bytes());
         record.extend_from_slice(&place.to_le_bytes());
         record.extend_from_slice(&number.to_le_bytes());
-        record.extend_from_slice(&metadata.uid.to_le_bytes());
-        record.extend_from_slice(&metadata.gid.to_le_bytes());
-        record.extend_from_slice(&metadata.mtime.0.to_le_bytes());
-        record.extend_from_slice(&metadata.mtime.1.to_le_bytes());
+        record.extend_from_slice(&owner_and_time(metadata));
         record.extend_from_slice(&1_u32.to_le_bytes());
         record.resize(INODE, 0);
         record.extend_from_slice(attributes);
@@ -325,6 +332,18 @@ impl Writer {
             self.file.write_all_at(&bytes[begin..begin + length], at + begin as u64)?;
         }
         Ok(())
+    }
+
+    /// Writes over a part of an inode, which is in memory as long as its block is open.
+    fn patch(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        match self.open.iter_mut().find(|block| u64::from(block.number) == at >> BLOCK_BITS) {
+            Some(block) => {
+                let at = usize::try_from(at - offset(block.number)).expect("within the block");
+                block.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+                Ok(())
+            }
+            None => self.file.write_all_at(bytes, at),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -424,6 +443,13 @@ fn encode_attributes(attributes: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<u8>, Write
         }
     }
     Ok(bytes)
+}
+
+/// Owner, group and time as they follow each other in an inode.
+fn owner_and_time(metadata: &Metadata) -> Vec<u8> {
+    let Metadata { uid, gid, mtime: (seconds, nanoseconds), .. } = metadata;
+    let ids = [uid.to_le_bytes(), gid.to_le_bytes()].concat();
+    [&ids[..], &seconds.to_le_bytes(), &nanoseconds.to_le_bytes()].concat()
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
