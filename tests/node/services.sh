@@ -14,7 +14,6 @@ install_isopod() {
   $place "$ISOPOD_VMM" /usr/lib/isopod/isopod-vmm
   $place "$ISOPOD_KERNEL" /usr/lib/isopod/vmlinux
   $place "$ISOPOD_ROOT_IMAGE" /usr/lib/isopod/guest-root.erofs
-  $place "$ISOPOD_MKFS_EROFS" /usr/lib/isopod/mkfs.erofs
   $place "$ISOPOD_ISOPOD" /usr/lib/isopod/isopod
   $place "$ISOPOD_TOOLS/crictl" /usr/lib/isopod/crictl
   ln -sf /usr/lib/isopod/isopod /usr/lib/isopod/crictl /usr/local/bin/

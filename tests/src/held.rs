@@ -140,8 +140,8 @@ fn processes(held: &mut BTreeSet<String>) -> Result<()> {
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
         let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
-        if name.trim() == "mkfs.erofs" {
-            held.insert(format!("process mkfs.erofs {}", path.display()));
+        if name.trim() == "isopod-layer" {
+            held.insert(format!("process isopod-layer {}", path.display()));
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use isopod_runtime::config::Config;
-use isopod_runtime::image::jail;
+use isopod_runtime::image::worker;
 use isopod_runtime::{check, trace};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ enum Command {
 }
 
 fn main() -> Result<ExitCode> {
-    jail::enter_if_asked();
+    worker::run_if_asked();
     let arguments = Arguments::parse();
     let config = Config::load(&arguments.config)?;
     match arguments.command {

@@ -18,10 +18,6 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-
-/// First version of erofs-utils that makes images of tar streams as we need them.
-const MKFS_EROFS: (u32, u32) = (1, 8);
 
 /// Magic of an ELF file.
 const ELF: [u8; 4] = *b"\x7fELF";
@@ -94,7 +90,6 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         ));
         findings.push(program(named("vmm"), &vm.vmm, "vm.vmm"));
     }
-    findings.push(mkfs_erofs(&config.image.mkfs_erofs));
     findings.push(mke2fs());
     findings.push(cni(config).poor());
     findings.push(templates(config).poor());
@@ -205,27 +200,6 @@ fn program(subject: String, path: &Path, key: &str) -> Finding {
     }
 }
 
-fn mkfs_erofs(path: &Path) -> Finding {
-    let subject = "mkfs.erofs";
-    let remedy = "build erofs-utils 1.8 or later (make artefacts) and set image.mkfs_erofs to its path";
-    let output = match Command::new(path).arg("-V").output() {
-        Err(error) => return Finding::bad(subject, format!("{}: {error}", path.display()), remedy).poor(),
-        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
-    };
-    let first = output.lines().next().unwrap_or_default().chars().take(100).collect::<String>();
-    match version(&first) {
-        Some(version) if version >= MKFS_EROFS => Finding::good(subject, first),
-        _ => Finding::bad(subject, format!("{} says {first:?}", path.display()), remedy).poor(),
-    }
-}
-
-/// The version in `mkfs.erofs (erofs-utils) 1.8.6` and the like.
-fn version(line: &str) -> Option<(u32, u32)> {
-    let number = line.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-    let mut parts = number.split(|c: char| !c.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
 fn mke2fs() -> Finding {
     match in_path(MKE2FS) {
         Some(path) => Finding::good(MKE2FS, path.display().to_string()),
@@ -272,14 +246,6 @@ fn templates(config: &Config) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_read_and_compared() {
-        assert_eq!(version("mkfs.erofs (erofs-utils) 1.8.6"), Some((1, 8)));
-        assert_eq!(version("mkfs.erofs 1.10-g123"), Some((1, 10)));
-        assert!(version("mkfs.erofs 1.5").is_some_and(|v| v < MKFS_EROFS));
-        assert_eq!(version("usage: ..."), None);
-    }
 
     #[test]
     fn file_of_the_wrong_kind_is_told_from_a_missing_one() {

@@ -270,9 +270,7 @@ impl Default for CniConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageConfig {
-    /// Program that makes an EROFS image of a layer: `mkfs.erofs` of erofs-utils 1.8 or later, static.
-    pub mkfs_erofs: PathBuf,
-    /// Host user and group id of that program.
+    /// Host user and group id of the process that makes an EROFS file of a layer.
     pub jail_uid: u32,
     /// Layers that are fetched and converted at the same time on this node.
     pub parallel_layers: usize,
@@ -285,7 +283,6 @@ pub struct ImageConfig {
 impl Default for ImageConfig {
     fn default() -> Self {
         Self {
-            mkfs_erofs: "/usr/lib/isopod/mkfs.erofs".into(),
             jail_uid: 1_999_999_999,
             parallel_layers: 3,
             stall_timeout_s: 30,
@@ -298,7 +295,7 @@ impl ImageConfig {
     /// The key and the reason where a value cannot work.
     pub(super) fn validate(&self) -> Result<(), (&'static str, &'static str)> {
         if self.jail_uid == 0 {
-            return Err(("jail_uid", "must not be 0: the program reads what strangers wrote"));
+            return Err(("jail_uid", "must not be 0: the process reads what strangers wrote"));
         }
         if !(1..=64).contains(&self.parallel_layers) {
             return Err(("parallel_layers", "must be 1 to 64"));

@@ -122,10 +122,8 @@ pub enum ImageError {
         reason: String,
     },
     /// The converter itself cannot run.
-    #[error("layer converter {program}: {reason}; check image.mkfs_erofs in the configuration")]
+    #[error("cannot run the layer converter: {reason}; look for a missing kernel feature or a limit of the daemon's")]
     Converter {
-        /// The program.
-        program: PathBuf,
         /// What happened.
         reason: String,
     },

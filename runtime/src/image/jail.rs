@@ -26,8 +26,11 @@ use std::path::PathBuf;
 /// Files that may be open at once: the layers below, of which an image has 255 at most, and a few.
 const MOST_FILES: u64 = 300;
 
+/// Name of the process, for people who look at the node.
+const NAME: &std::ffi::CStr = c"isopod-layer";
+
 /// Exit status of a jail that could not be closed: its program did not run.
-pub const NOT_JAILED: i32 = 125;
+pub const JAIL_FAILED: i32 = 125;
 
 /// Address space in bytes: names take the most of it, and `layer` bounds those.
 const ADDRESS_SPACE: u64 = 4 << 30;
@@ -107,6 +110,7 @@ impl Jail {
     pub fn enter(&self) -> Result<(), JailError> {
         // Whatever this process was started with, it keeps its input, its output, its complaints and its socket only.
         step("close other files", sys::close_others())?;
+        step("take a name", prctl::set_name(NAME))?;
         self.shut_out_the_node()?;
         self.limit()?;
         self.become_nobody()?;

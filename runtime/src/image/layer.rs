@@ -12,11 +12,10 @@ use super::content::{Content, Incoming, remove};
 use super::digest::Digest;
 use super::download::Download;
 use super::error::ImageError;
-use super::jail::{Jail, NOT_JAILED};
 use super::manifest::Descriptor;
 use super::pump::{PumpError, pump};
 use super::session::Session;
-use super::worker::{self, Worker};
+use super::worker::{self, JAIL_FAILED, Jail, Worker};
 use crate::undo::Undo;
 use std::fs::File;
 use std::io::PipeWriter;
@@ -163,7 +162,7 @@ impl Converter {
             status = self.convert(download, layer.diff_id, archive, &process, running) => status?,
             error = running.serve(socket, below) => return Err(error),
         };
-        self.judge(content, layer.diff_id, status, &complaints.await.unwrap_or_default())?;
+        judge(content, layer.diff_id, status, &complaints.await.unwrap_or_default())?;
 
         let (content, chain_id) = (Arc::clone(content), layer.chain_id);
         let adopted = tokio::task::spawn_blocking(move || content.adopt_layer(&incoming, &chain_id)).await;
@@ -194,7 +193,7 @@ impl Converter {
             return Err(ImageError::Corrupt { what, expected: diff_id, got });
         }
         let status = self.soon(diff_id, running, async { process.lock().await.wait().await }).await?;
-        status.map_err(|error| self.broken(error.to_string()))
+        status.map_err(|error| broken(error.to_string()))
     }
 
     /// Waits for the worker, which is always at work unless it waits for other layers, but not for ever: an archive may
@@ -234,7 +233,7 @@ impl Converter {
             largest_file: output,
             cpu_seconds: CPU_SECONDS,
         };
-        let broken = |what, error| self.broken(format!("{what}: {error}"));
+        let broken = |what, error| broken(format!("{what}: {error}"));
         let (reader, writer) = std::io::pipe().map_err(|error| broken("no pipe", error))?;
         // a smaller pipe is slower, not wrong: the size is capped for users without privileges
         let _ = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
@@ -250,35 +249,6 @@ impl Converter {
             .kill_on_drop(true);
         let child = command.spawn().map_err(|error| broken("cannot be started", error))?;
         Ok((child, writer, ours))
-    }
-
-    /// Whether the worker did its work.
-    fn judge(
-        &self,
-        content: &Content,
-        diff_id: Digest,
-        status: ExitStatus,
-        complaints: &str,
-    ) -> Result<(), ImageError> {
-        if status.success() && complaints.is_empty() {
-            return Ok(());
-        }
-        if status.code() == Some(NOT_JAILED) {
-            return Err(self.broken(format!("its jail cannot be closed: {complaints}")));
-        }
-        let space = nix::sys::statvfs::statvfs(content.root());
-        if space.is_ok_and(|space| space.blocks_available() * space.fragment_size() < FULL) {
-            return Err(ImageError::DiskFull { directory: content.root().to_owned() });
-        }
-        let reason = match complaints {
-            "" => format!("the converter ended with {status} and printed no error"),
-            complaints => complaints.to_owned(),
-        };
-        Err(ImageError::BadLayer { layer: diff_id, reason })
-    }
-
-    fn broken(&self, reason: String) -> ImageError {
-        ImageError::Converter { program: self.launcher.clone(), reason }
     }
 }
 
@@ -305,6 +275,34 @@ impl Running<'_> {
         drop(files);
         std::future::pending().await
     }
+}
+
+/// Whether the worker did its work.
+fn judge(
+    content: &Content,
+    diff_id: Digest,
+    status: ExitStatus,
+    complaints: &str,
+) -> Result<(), ImageError> {
+    if status.success() && complaints.is_empty() {
+        return Ok(());
+    }
+    if status.code() == Some(JAIL_FAILED) {
+        return Err(broken(format!("its jail cannot be closed: {complaints}")));
+    }
+    let space = nix::sys::statvfs::statvfs(content.root());
+    if space.is_ok_and(|space| space.blocks_available() * space.fragment_size() < FULL) {
+        return Err(ImageError::DiskFull { directory: content.root().to_owned() });
+    }
+    let reason = match complaints {
+        "" => format!("the converter ended with {status} and printed no error"),
+        complaints => complaints.to_owned(),
+    };
+    Err(ImageError::BadLayer { layer: diff_id, reason })
+}
+
+fn broken(reason: String) -> ImageError {
+    ImageError::Converter { reason }
 }
 
 fn interrupted(layer: Digest) -> ImageError {

@@ -11,6 +11,7 @@
 
 mod auth;
 mod chain;
+pub mod compression;
 mod content;
 pub mod convert;
 mod digest;

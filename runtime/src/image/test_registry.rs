@@ -1,8 +1,8 @@
 //! A registry on loopback for tests: serves what it is given over HTTP/1.1, one request per connection, and breaks, stalls
 //! or refuses exactly where a test says so. And the images that it serves.
 
-use super::archive::tests::{archive, entry};
 use super::digest::Digest;
+use super::tar::build::{end, file};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::Write;
@@ -157,7 +157,7 @@ pub struct TestImage {
 impl TestImage {
     /// Layers with one file each, which holds the given text.
     pub fn of_texts(texts: &[&str]) -> Self {
-        let layers = texts.iter().map(|text| archive(&[entry("file", b'0', text.as_bytes())]));
+        let layers = texts.iter().map(|text| end(&[file("file", text)]));
         Self { config: json!({"User": "1000:1000", "Cmd": ["/bin/true"]}), layers: layers.collect() }
     }
 

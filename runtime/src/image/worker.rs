@@ -11,7 +11,7 @@
 
 use super::convert::{Limits, convert};
 use super::erofs::Erofs;
-use super::jail::{Jail, JailError, NOT_JAILED};
+use super::jail::JailError;
 use super::overlay::Overlay;
 use super::sys;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -23,6 +23,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::process::Command;
+
+pub use super::jail::{JAIL_FAILED, Jail};
 
 /// First argument of the daemon's program where it is to be a converter.
 const ARGUMENT: &str = "convert-layer";
@@ -85,7 +87,7 @@ pub fn run_if_asked() {
     let worker = serde_json::from_str::<Worker>(&text.to_string_lossy()).map_err(JailError::from);
     let jailed = worker.and_then(|worker| worker.jail.enter().map(|()| worker));
     let status = match jailed {
-        Err(error) => told(&error, NOT_JAILED),
+        Err(error) => told(&error, JAIL_FAILED),
         Ok(worker) => worker.run().map_or_else(|error| told(&*error, FAILED), |()| 0),
     };
     std::process::exit(status);

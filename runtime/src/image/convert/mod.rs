@@ -286,3 +286,6 @@ fn bounded(time: (i64, u32)) -> (i64, u32) {
     let latest = (i64::MAX / 1_000_000_000, 854_775_807);
     if ((0, 0)..=latest).contains(&time) { time } else { (0, 0) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -178,3 +178,6 @@ pub enum TarError {
     #[error("cannot read the tar archive: {0}")]
     Io(#[from] io::Error),
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! The layer converter's process, seen from outside: the real daemon program in its jail. What it makes is looked at with
+//! `fsck.erofs`, which knows nothing of this project.
+//!
+//! Needs root, and says so where it is not; fsck.erofs is that of `guest-image/erofs-utils`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use isopod_runtime::image::erofs::Erofs;
+use isopod_runtime::image::worker::{JAIL_FAILED, Jail, Worker};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const UID: u32 = 1_999_999_998;
+
+struct Room {
+    directory: tempfile::TempDir,
+}
+
+/// A converter at work.
+struct Running {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl Room {
+    /// `None`, with the reason printed, where this machine cannot run the test.
+    fn new() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: a jail is made by root");
+            return None;
+        }
+        Some(Self { directory: tempfile::tempdir().unwrap() })
+    }
+
+    fn output(&self) -> PathBuf {
+        self.directory.path().join("output")
+    }
+
+    fn start(&self, output: u64, names: usize) -> Running {
+        let mount_point = self.directory.path().join("jail");
+        fs::create_dir_all(&mount_point).unwrap();
+        let jail = Jail { uid: UID, mount_point, largest_file: output, cpu_seconds: 60 };
+        self.start_worker(&Worker { jail, output, names })
+    }
+
+    fn start_worker(&self, worker: &Worker) -> Running {
+        let output = File::create(self.output()).unwrap();
+        chown(self.output(), Some(UID), Some(UID)).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let command = worker.command(Path::new(env!("CARGO_BIN_EXE_isopod")), &theirs).unwrap();
+        let mut command = command.into_std();
+        command.stdin(Stdio::piped()).stdout(Stdio::from(output)).stderr(Stdio::piped());
+        Running { child: command.spawn().unwrap(), socket: ours }
+    }
+
+    /// What `fsck.erofs` says of the output.
+    fn check(&self) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-image/erofs-utils/build.sh");
+        let ran = Command::new(script).stderr(Stdio::inherit()).output().unwrap();
+        assert!(ran.status.success(), "erofs-utils cannot be built");
+        let fsck = Path::new(String::from_utf8(ran.stdout).unwrap().trim()).join("fsck.erofs");
+        Command::new(fsck).arg("--extract").arg(self.output()).output().unwrap()
+    }
+}
+
+impl Running {
+    /// Sends the archive, has no layers below, and waits for the end.
+    fn finish(mut self, archive: impl FnOnce(&mut dyn Write)) -> Output {
+        let mut pipe = std::io::BufWriter::with_capacity(1 << 20, self.child.stdin.take().unwrap());
+        archive(&mut pipe);
+        // a converter that has failed reads no more
+        let _ = pipe.flush();
+        drop(pipe);
+        let mut wanted = [0];
+        if self.socket.read(&mut wanted).unwrap() == 1 {
+            assert_eq!(wanted, *b"L");
+            self.socket.write_all(b".").unwrap();
+        }
+        self.child.wait_with_output().unwrap()
+    }
+
+    /// The status of the process, once it is jailed.
+    fn status(&self) -> String {
+        let begun = Instant::now();
+        loop {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+            if status.contains("Seccomp:\t2") {
+                return status;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "never jailed: {status}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn header(name: &str, kind: u8, length: usize) -> Vec<u8> {
+    let mut header = vec![0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[100..108].copy_from_slice(b"0000644\0");
+    header[108..116].copy_from_slice(b"0000000\0");
+    header[116..124].copy_from_slice(b"0000000\0");
+    header[124..136].copy_from_slice(format!("{length:011o}\0").as_bytes());
+    header[136..148].copy_from_slice(b"00000000000\0");
+    header[148..156].copy_from_slice(b"        ");
+    header[156] = kind;
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header
+}
+
+/// Writes an archive with one file of `length` bytes. A converter that fails takes no more of it.
+fn one_file(length: usize) -> impl FnOnce(&mut dyn Write) {
+    move |pipe| {
+        let mut archive = header("file", b'0', length);
+        archive.resize(512 + length.next_multiple_of(512), 7);
+        archive.resize(archive.len() + 1024, 0);
+        let _ = pipe.write_all(&archive);
+    }
+}
+
+#[test]
+fn converter_is_nobody_in_an_empty_room() {
+    let Some(room) = Room::new() else { return };
+    let running = room.start(1 << 30, 1 << 20);
+    let status = running.status();
+    let is = |line: String| assert!(status.contains(&line), "no {line:?} in {status}");
+    is("Name:\tisopod-layer\n".to_owned());
+    is(format!("Uid:\t{UID}\t{UID}\t{UID}\t{UID}\n"));
+    is(format!("Gid:\t{UID}\t{UID}\t{UID}\t{UID}\n"));
+    is("Groups:\t \n".to_owned());
+    is("NoNewPrivs:\t1\n".to_owned());
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        is(format!("{set}:\t0000000000000000\n"));
+    }
+    let process = PathBuf::from(format!("/proc/{}", running.child.id()));
+    assert_eq!(fs::read_dir(process.join("root")).unwrap().count(), 0, "its root holds something");
+    for namespace in ["mnt", "net", "ipc", "uts"] {
+        let of = |process: &Path| fs::metadata(process.join("ns").join(namespace)).unwrap().ino();
+        assert_ne!(of(&process), of(Path::new("/proc/self")), "{namespace}");
+    }
+    let links = fs::read_dir(process.join("fd")).unwrap().count();
+    assert_eq!(links, 4, "archive, output, complaints, socket");
+    let output = running.finish(one_file(100));
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn result_is_a_file_system_that_others_read() {
+    let Some(room) = Room::new() else { return };
+    let output = room.start(1 << 30, 1 << 20).finish(|pipe| {
+        for length in [0, 1, 4000, 4096, 4097, 70_000, 200_000] {
+            let mut file = header(&format!("d{length}/f"), b'0', length);
+            file.resize(512 + length.next_multiple_of(512), 7);
+            pipe.write_all(&file).unwrap();
+        }
+        for number in 0..2000 {
+            pipe.write_all(&header(&format!("many/name-{number:0>60}"), b'0', 0)).unwrap();
+        }
+        pipe.write_all(&[0; 1024]).unwrap();
+    });
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let checked = room.check();
+    assert!(checked.status.success(), "{checked:?}");
+    let image = Erofs::open(File::open(room.output()).unwrap()).unwrap();
+    let many = image.lookup(&image.root().unwrap(), b"many").unwrap().unwrap();
+    assert_eq!(image.entries(&many).unwrap().len(), 2000);
+}
+
+#[test]
+fn file_beyond_the_limit_is_an_error_that_is_told() {
+    let Some(room) = Room::new() else { return };
+    let output = room.start(1 << 20, 1 << 20).finish(one_file(4 << 20));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("more than 1048576 bytes (image.max_layer_mib)"), "{output:?}");
+    assert!(fs::metadata(room.output()).unwrap().len() <= 1 << 20);
+}
+
+#[test]
+fn memory_is_bounded_by_names_for_a_layer_of_a_million_files() {
+    let Some(room) = Room::new() else { return };
+    let mut running = room.start(8 << 30, 1 << 30);
+    let mut pipe = std::io::BufWriter::with_capacity(1 << 20, running.child.stdin.take().unwrap());
+    for number in 0..1_000_000 {
+        // one directory of a hundred thousand, and a thousand of nine hundred
+        let directory = if number < 100_000 { 0 } else { 1 + number % 1000 };
+        let mut file = header(&format!("d{directory}/file-{number:0>20}"), b'0', 5);
+        file.resize(1024, b'x');
+        pipe.write_all(&file).unwrap();
+    }
+    pipe.write_all(&[0; 1024]).unwrap();
+    pipe.flush().unwrap();
+    drop(pipe);
+    let mut wanted = [0];
+    running.socket.read_exact(&mut wanted).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", running.child.id())).unwrap();
+    running.socket.write_all(b".").unwrap();
+    let output = running.child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.split_whitespace().next().unwrap().parse().unwrap();
+    println!("peak {peak} KiB");
+    assert!(peak < 256 << 10, "{peak} KiB for a million names");
+    let size = fs::metadata(room.output()).unwrap().len();
+    assert!(size < 300 << 20, "{size} bytes for five million bytes of files");
+}
+
+#[test]
+fn names_that_would_fill_memory_are_refused() {
+    let Some(room) = Room::new() else { return };
+    let output = room.start(1 << 30, 64 << 10).finish(|pipe| {
+        for number in 0..2000 {
+            let _ = pipe.write_all(&header(&format!("file-{number}"), b'0', 0));
+        }
+    });
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("its names take more than 65536 bytes of memory: split the layer"), "{output:?}");
+}
+
+#[test]
+fn jail_that_cannot_be_closed_is_told() {
+    let Some(room) = Room::new() else { return };
+    let mount_point = PathBuf::from("/nowhere");
+    let jail = Jail { uid: UID, mount_point, largest_file: 1 << 20, cpu_seconds: 60 };
+    let running = room.start_worker(&Worker { jail, output: 1 << 20, names: 1 << 20 });
+    let output = running.finish(|_| ());
+    assert_eq!(output.status.code(), Some(JAIL_FAILED));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("mount the root: ENOENT"), "{output:?}");
+}
