@@ -65,7 +65,12 @@ impl Files {
 
 /// A layer that the model takes. Entries that it refuses are left out; each is tried as the end of a layer of its own,
 /// which must then be refused too.
-fn random_layer(random: &mut Random, number: usize, lower: Option<&Tree>, files: &Files) -> (Vec<Entry>, Tree) {
+fn random_layer(
+    random: &mut Random,
+    number: usize,
+    lower: Option<&Tree>,
+    files: &Files,
+) -> (Vec<Entry>, Tree) {
     let mut entries = Vec::new();
     for _ in 0..random.below(MOST_ENTRIES) {
         entries.push(generate::entry(random));
@@ -120,8 +125,10 @@ fn check_stacks(count: u64, mount: bool) {
 fn listing(entries: &[Entry]) -> String {
     let line = |entry: &Entry| {
         let Entry { device, mode, uid, gid, mtime, format, .. } = entry;
-        let (kind, name, link) = (char::from(entry.kind), entry.name.escape_ascii(), entry.link.escape_ascii());
-        let attributes = entry.attributes.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect::<Vec<_>>();
+        let (kind, name, link) =
+            (char::from(entry.kind), entry.name.escape_ascii(), entry.link.escape_ascii());
+        let attributes =
+            entry.attributes.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect::<Vec<_>>();
         format!(
             "  {kind:?} \"{name}\" -> \"{link}\" {device:?} {mode:04o} {uid}:{gid} {mtime:?} {attributes:?} {format:?}\n"
         )

@@ -298,7 +298,12 @@ impl<'a> Layer<'a> {
             uid: entry.uid,
             gid: entry.gid,
             mtime: bounded(entry.mtime),
-            attributes: entry.attributes.iter().filter(|(name, value)| is_kept(name, value, &kind)).cloned().collect(),
+            attributes: entry
+                .attributes
+                .iter()
+                .filter(|(name, value)| is_kept(name, value, &kind))
+                .cloned()
+                .collect(),
             kind,
         }
     }
@@ -315,7 +320,10 @@ fn is_kept(name: &[u8], value: &[u8], kind: &Kind) -> bool {
     match kind {
         Kind::Link(_) => name.starts_with(b"security."),
         Kind::File(_) | Kind::Directory if name.starts_with(b"user.") => true,
-        _ => name.starts_with(b"security.") || (name.starts_with(b"system.posix_acl_") && value.starts_with(&[2, 0, 0, 0, 1])),
+        _ => {
+            name.starts_with(b"security.")
+                || (name.starts_with(b"system.posix_acl_") && value.starts_with(&[2, 0, 0, 0, 1]))
+        }
     }
 }
 

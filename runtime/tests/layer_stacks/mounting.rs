@@ -58,7 +58,12 @@ pub fn paths(layers: &[PathBuf]) -> Vec<Seen> {
     let (bottom, root) = (new("bottom"), new("root"));
     let points: Vec<_> = (0..layers.len()).map(|number| new(&number.to_string())).collect();
     for (layer, point) in layers.iter().zip(points) {
-        let ran = Command::new("mount").args(["-t", "erofs", "-o", "ro,loop"]).arg(layer).arg(&point).output().unwrap();
+        let ran = Command::new("mount")
+            .args(["-t", "erofs", "-o", "ro,loop"])
+            .arg(layer)
+            .arg(&point)
+            .output()
+            .unwrap();
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
         mounted.points.push(point);
     }

@@ -30,7 +30,12 @@ pub fn differences(model: &Tree, seen: Vec<Seen>) -> Vec<String> {
     lines.extend(names.difference(&model_names).map(|path| format!("{path} should not be there")));
     for (path, inode) in &expected {
         if let Some(seen) = got.get(path).filter(|seen| !same(seen, inode)) {
-            lines.push(format!("{path} should be {} but is {} of layer {:?}", shown(inode), shown(&seen.inode), seen.layer));
+            lines.push(format!(
+                "{path} should be {} but is {} of layer {:?}",
+                shown(inode),
+                shown(&seen.inode),
+                seen.layer
+            ));
         }
     }
     lines.extend(sharing(&expected, &got));

@@ -56,4 +56,3 @@ fn inode(overlay: &Overlay, node: &Node, layer: usize) -> Inode {
         attributes: attributes.filter(|(name, _)| !name.starts_with(b"trusted.overlay.")).collect(),
     }
 }
-
