@@ -282,12 +282,7 @@ pub struct ImageConfig {
 
 impl Default for ImageConfig {
     fn default() -> Self {
-        Self {
-            jail_uid: 1_999_999_999,
-            parallel_layers: 3,
-            stall_timeout_s: 30,
-            max_layer_mib: 32768,
-        }
+        Self { jail_uid: 1_999_999_999, parallel_layers: 3, stall_timeout_s: 30, max_layer_mib: 32768 }
     }
 }
 

@@ -45,8 +45,10 @@ impl Images {
                     return Ok(size);
                 }
                 let fetch = || {
-                    let (converter, content) = (Arc::clone(&images.0.converter), Arc::clone(&images.0.content));
-                    let (images, layers, session) = (images.clone(), Arc::clone(&layers), Arc::clone(&session));
+                    let (converter, content) =
+                        (Arc::clone(&images.0.converter), Arc::clone(&images.0.content));
+                    let (images, layers, session) =
+                        (images.clone(), Arc::clone(&layers), Arc::clone(&session));
                     let below = {
                         let session = Arc::clone(&session);
                         move || images.clone().below(Arc::clone(&session), Arc::clone(&layers), at)

@@ -122,7 +122,9 @@ pub enum ImageError {
         reason: String,
     },
     /// The converter itself cannot run.
-    #[error("cannot run the layer converter: {reason}; look for a missing kernel feature or a limit of the daemon's")]
+    #[error(
+        "cannot run the layer converter: {reason}; look for a missing kernel feature or a limit of the daemon's"
+    )]
     Converter {
         /// What happened.
         reason: String,

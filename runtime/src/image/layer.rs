@@ -278,12 +278,7 @@ impl Running<'_> {
 }
 
 /// Whether the worker did its work.
-fn judge(
-    content: &Content,
-    diff_id: Digest,
-    status: ExitStatus,
-    complaints: &str,
-) -> Result<(), ImageError> {
+fn judge(content: &Content, diff_id: Digest, status: ExitStatus, complaints: &str) -> Result<(), ImageError> {
     if status.success() && complaints.is_empty() {
         return Ok(());
     }

@@ -3,10 +3,10 @@
 //! Called by `convert` once the archive has ended. Directories name each other, so all get their places before the first is
 //! written.
 
+use super::Conversion;
 use super::error::ConvertError;
 use super::tree::{Child, Directory, DirectoryId, ROOT};
-use super::Conversion;
-use crate::image::erofs::{OPAQUE, Entry, InodeNumber, Metadata, Reserved};
+use crate::image::erofs::{Entry, InodeNumber, Metadata, OPAQUE, Reserved};
 
 /// Tells overlayfs not to show the whiteouts of a directory as they are where no directory lies below it (Linux,
 /// fs/overlayfs/readdir.c, `ovl_dir_is_real`).
@@ -122,7 +122,8 @@ impl Plan {
     /// Names that need a whiteout on disk.
     fn hidden<'a>(&self, directory: &'a Directory) -> impl Iterator<Item = &'a [u8]> {
         let needed = self.hides && !directory.opaque;
-        let names = directory.whiteouts.iter().filter(move |name| needed && !directory.children.contains_key(*name));
+        let names =
+            directory.whiteouts.iter().filter(move |name| needed && !directory.children.contains_key(*name));
         names.map(|name| &**name)
     }
 
@@ -137,7 +138,8 @@ impl Plan {
 
     fn metadata(&self, directory: &Directory) -> Metadata {
         let mut metadata = directory.metadata.clone();
-        let mut add = |(name, value): (&[u8], &[u8])| metadata.attributes.push((name.to_vec(), value.to_vec()));
+        let mut add =
+            |(name, value): (&[u8], &[u8])| metadata.attributes.push((name.to_vec(), value.to_vec()));
         if self.hides && directory.opaque {
             add(OPAQUE);
         }

@@ -38,7 +38,12 @@ impl<'a> Lower<'a> {
     ///
     /// # Errors
     /// Layers that do not come or cannot be read.
-    pub fn find(&mut self, tree: &mut Tree, id: DirectoryId, name: &[u8]) -> Result<Option<Found>, ConvertError> {
+    pub fn find(
+        &mut self,
+        tree: &mut Tree,
+        id: DirectoryId,
+        name: &[u8],
+    ) -> Result<Option<Found>, ConvertError> {
         if tree.hides_lower(id) || tree.directory(id).whiteouts.contains(name) {
             return Ok(None);
         }
@@ -96,7 +101,8 @@ pub fn is_kept(name: &[u8], value: &[u8], mode: u32) -> bool {
         return matches!(kind, libc::S_IFREG | libc::S_IFDIR);
     }
     let lists: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
-    name.starts_with(b"security.") || (lists.contains(&name) && kind != libc::S_IFLNK && is_access_list(value))
+    name.starts_with(b"security.")
+        || (lists.contains(&name) && kind != libc::S_IFLNK && is_access_list(value))
 }
 
 /// Whether Linux can read an access control list: it lets nobody open a file whose list it cannot (`posix_acl_from_xattr`).

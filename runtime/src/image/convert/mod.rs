@@ -166,7 +166,12 @@ impl Conversion<'_> {
         self.tree.put(parent, name, child)
     }
 
-    fn directory(&mut self, parent: DirectoryId, name: &[u8], metadata: Metadata) -> Result<(), ConvertError> {
+    fn directory(
+        &mut self,
+        parent: DirectoryId,
+        name: &[u8],
+        metadata: Metadata,
+    ) -> Result<(), ConvertError> {
         match self.tree.directory(parent).children.get(name) {
             Some(&Child::Directory(id)) => self.tree.directory_mut(id).metadata = metadata,
             _ => drop(self.tree.add_directory(parent, name, metadata)?),
@@ -205,7 +210,8 @@ impl Conversion<'_> {
         if let Some(inode) = child.inode() {
             // containerd gives the file what its last link says, but for attributes, which are written already
             let inode = self.tree.inodes()[inode];
-            let permissions = if inode.mode & libc::S_IFMT == libc::S_IFLNK { 0o777 } else { metadata.mode & 0o7777 };
+            let permissions =
+                if inode.mode & libc::S_IFMT == libc::S_IFLNK { 0o777 } else { metadata.mode & 0o7777 };
             let mode = inode.mode & libc::S_IFMT | permissions;
             self.writer.change(inode.number, &Metadata { mode, ..metadata })?;
         }
@@ -276,7 +282,8 @@ fn metadata(entry: &Entry) -> Result<Metadata, ConvertError> {
     let permissions = if entry.kind == Kind::SymbolicLink { 0o777 } else { entry.mode & 0o7777 };
     let mode = kind | permissions;
     let mtime = bounded((entry.mtime.seconds, entry.mtime.nanoseconds));
-    let attributes = entry.attributes.iter().filter(|(name, value)| is_kept(name, value, mode)).cloned().collect();
+    let attributes =
+        entry.attributes.iter().filter(|(name, value)| is_kept(name, value, mode)).cloned().collect();
     Ok(Metadata { mode, uid, gid, mtime, attributes })
 }
 

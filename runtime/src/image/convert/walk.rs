@@ -5,9 +5,9 @@
 //! caller's: no link is followed there.
 
 use super::Conversion;
+use super::ConvertError;
 use super::error::{Fault, shown};
 use super::tree::{Child, DirectoryId, ROOT};
-use super::ConvertError;
 use crate::image::erofs::{LONGEST_NAME, Metadata};
 use crate::image::overlay::{self, Found};
 use std::collections::VecDeque;
@@ -110,7 +110,9 @@ impl Conversion<'_> {
                         todo.push_front(part.into());
                     }
                 }
-                Some(Step::Blocked) if missing == Missing::Make => return fault(Fault::NotADirectory(shown(&name))),
+                Some(Step::Blocked) if missing == Missing::Make => {
+                    return fault(Fault::NotADirectory(shown(&name)));
+                }
                 Some(Step::Blocked) | None => return Ok(None),
             }
         }
@@ -143,7 +145,12 @@ impl Conversion<'_> {
         }
     }
 
-    fn step(&mut self, place: &mut Place, name: &[u8], missing: Missing) -> Result<Option<Step>, ConvertError> {
+    fn step(
+        &mut self,
+        place: &mut Place,
+        name: &[u8],
+        missing: Missing,
+    ) -> Result<Option<Step>, ConvertError> {
         let own = place.own().and_then(|id| self.tree.directory(id).children.get(name));
         match own {
             Some(Child::Directory(id)) => {

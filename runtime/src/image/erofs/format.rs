@@ -31,9 +31,13 @@ pub const ATTRIBUTES_UNIT: usize = 4;
 /// Bytes of a directory entry without its name.
 pub const DIRECTORY_ENTRY: usize = 12;
 
-/// Longest name, longest attribute value, and longest target of a symbolic link, in bytes.
+/// Longest name of a file and of an attribute, in bytes.
 pub const LONGEST_NAME: usize = 255;
+
+/// Longest value of an attribute, in bytes.
 pub const LONGEST_VALUE: usize = 65_535;
+
+/// Longest target of a symbolic link, in bytes: Linux's `PATH_MAX` less the zero at its end.
 pub const LONGEST_TARGET: usize = 4095;
 
 /// Prefixes of attribute names with their numbers on disk. The two of access control lists are whole names.

@@ -10,8 +10,9 @@
 //! Used by `convert` inside the jail. The file must not be read as a file system before [`Writer::finish`] has returned.
 
 use super::format::{
-    ATTRIBUTES_HEADER, ATTRIBUTES_UNIT, BLOCK, BLOCK_BITS, DIRECTORY_ENTRY, FORMAT_INLINE, FORMAT_PLAIN, INODE,
-    INODE_LINKS, INODE_MODE, INODE_OWNER, LONGEST_NAME, LONGEST_VALUE, MAGIC, PREFIXES, SLOT, SUPERBLOCK, SUPERBLOCK_LENGTH, entry_kind,
+    ATTRIBUTES_HEADER, ATTRIBUTES_UNIT, BLOCK, BLOCK_BITS, DIRECTORY_ENTRY, FORMAT_INLINE, FORMAT_PLAIN,
+    INODE, INODE_LINKS, INODE_MODE, INODE_OWNER, LONGEST_NAME, LONGEST_VALUE, MAGIC, PREFIXES, SLOT,
+    SUPERBLOCK, SUPERBLOCK_LENGTH, entry_kind,
 };
 use std::fs::File;
 use std::io;
@@ -172,7 +173,11 @@ impl Writer {
     ///
     /// # Errors
     /// [`WriteError`].
-    pub fn reserve_directory(&mut self, metadata: &Metadata, names: &[&[u8]]) -> Result<Reserved, WriteError> {
+    pub fn reserve_directory(
+        &mut self,
+        metadata: &Metadata,
+        names: &[&[u8]],
+    ) -> Result<Reserved, WriteError> {
         let shape = Shape::of(metadata, names)?;
         let first_block = self.allocate(shape.in_blocks())?;
         let inode = self.place(&vec![0; shape.record_length()])?;
@@ -264,12 +269,20 @@ impl Writer {
         Ok(self.file.set_len(offset(self.next_block))?)
     }
 
-    fn inode(&mut self, metadata: &Metadata, format: u16, size: u64, place: u32, attributes: &[u8]) -> Vec<u8> {
+    fn inode(
+        &mut self,
+        metadata: &Metadata,
+        format: u16,
+        size: u64,
+        place: u32,
+        attributes: &[u8],
+    ) -> Vec<u8> {
         self.inodes += 1;
         let number = u32::try_from(self.inodes).unwrap_or(u32::MAX);
         let units = match attributes.len() {
             0 => 0,
-            length => u16::try_from((length - ATTRIBUTES_HEADER) / ATTRIBUTES_UNIT + 1).expect("checked on encoding"),
+            length => u16::try_from((length - ATTRIBUTES_HEADER) / ATTRIBUTES_UNIT + 1)
+                .expect("checked on encoding"),
         };
         let mode = u16::try_from(metadata.mode & 0xffff).expect("sixteen bits");
         let mut record = Vec::with_capacity(BLOCK);
@@ -322,7 +335,9 @@ impl Writer {
 
     fn write_data(&self, bytes: &[u8], at: u64) -> Result<(), WriteError> {
         // runs of blocks that are not zero: the others are holes of the file, which reads as zeros there
-        for run in bytes.chunks(BLOCK).zip(0_u64..).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a.0) == is_zero(b.0)) {
+        for run in
+            bytes.chunks(BLOCK).zip(0_u64..).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a.0) == is_zero(b.0))
+        {
             let (first, number) = run[0];
             if is_zero(first) {
                 continue;

@@ -1,4 +1,4 @@
-//! The image service against a registry on loopback, with a converter that copies: no root, no network, no mkfs.erofs.
+//! The image service against a registry on loopback, with programs that stand for the converter: no root, no network.
 //!
 //! Here is the node that the tests of this folder pull to. Each test has a node and a registry of its own, and none may
 //! reach past loopback.
@@ -14,12 +14,17 @@ use std::fs;
 struct Node {
     directory: tempfile::TempDir,
     registries: BTreeMap<String, RegistryConfig>,
-    program: &'static str,
+    /// Which program of `testdata/converters` stands for the converter.
+    converter: &'static str,
 }
 
 impl Node {
     fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), registries: BTreeMap::new(), program: "copies" }
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            registries: BTreeMap::new(),
+            converter: "makes-empty",
+        }
     }
 
     fn with_mirrors(host: &str, mirrors: &[String]) -> Self {
@@ -30,8 +35,9 @@ impl Node {
     /// The service as a daemon that has just started has it.
     fn images(&self) -> Images {
         let converter = Converter {
-            program: PathBuf::from(self.program),
-            launcher: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/image/testdata/convert.sh")),
+            launcher: Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("src/image/testdata/converters")
+                .join(self.converter),
             uid: nix::unistd::geteuid().as_raw(),
             largest_layer: 1 << 20,
             patience: Duration::from_millis(500),

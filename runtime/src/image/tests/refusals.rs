@@ -46,14 +46,14 @@ async fn converter_that_fails_complains_or_hangs_is_told_and_leaves_nothing() {
     let said = [
         ("fails", "no such format"),
         ("complains", "failed to write"),
-        ("hangs", "got nowhere"),
+        ("hangs", "made no progress"),
         ("unjailed", "jail cannot be closed: make namespaces"),
     ];
-    for (program, said) in said {
-        let node = Node { program, ..Node::new() };
+    for (converter, said) in said {
+        let node = Node { converter, ..Node::new() };
         let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
-        assert!(error.to_string().contains(said), "{program}: {error}");
-        assert_eq!(node.kept(), [0, 0, 0, 0], "{program}");
+        assert!(error.to_string().contains(said), "{converter}: {error}");
+        assert_eq!(node.kept(), [0, 0, 0, 0], "{converter}");
     }
 }
 
