@@ -70,17 +70,23 @@ impl Room {
 impl Running {
     /// Sends the archive, has no layers below, and waits for the end.
     fn finish(mut self, archive: impl FnOnce(&mut dyn Write)) -> Output {
+        let mut socket = self.socket;
+        // it may ask before it has read the whole archive
+        let answer = std::thread::spawn(move || {
+            let mut wanted = [0];
+            if socket.read(&mut wanted).unwrap() == 1 {
+                assert_eq!(wanted, *b"L");
+                socket.write_all(b".").unwrap();
+            }
+        });
         let mut pipe = std::io::BufWriter::with_capacity(1 << 20, self.child.stdin.take().unwrap());
         archive(&mut pipe);
         // a converter that has failed reads no more
         let _ = pipe.flush();
         drop(pipe);
-        let mut wanted = [0];
-        if self.socket.read(&mut wanted).unwrap() == 1 {
-            assert_eq!(wanted, *b"L");
-            self.socket.write_all(b".").unwrap();
-        }
-        self.child.wait_with_output().unwrap()
+        let output = self.child.wait_with_output().unwrap();
+        answer.join().unwrap();
+        output
     }
 
     /// The status of the process, once it is jailed.
@@ -185,6 +191,9 @@ fn memory_is_bounded_by_names_for_a_layer_of_a_million_files() {
     let Some(room) = Room::new() else { return };
     let mut running = room.start(8 << 30, 1 << 30);
     let mut pipe = std::io::BufWriter::with_capacity(1 << 20, running.child.stdin.take().unwrap());
+    for number in 0..1001 {
+        pipe.write_all(&header(&format!("d{number}/"), b'5', 0)).unwrap();
+    }
     for number in 0..1_000_000 {
         // one directory of a hundred thousand, and a thousand of nine hundred
         let directory = if number < 100_000 { 0 } else { 1 + number % 1000 };
