@@ -136,7 +136,7 @@ pub async fn set_up(
             Ok(SetUpSandboxResponse {})
         }
         Err(error) => {
-            undo().await;
+            undo(&identity).await;
             Err(error.into())
         }
     }
@@ -156,9 +156,9 @@ async fn apply(identity: &Identity) -> Result<Storage, SandboxError> {
     Ok(Storage::set_up(identity.scratch)?)
 }
 
-async fn undo() {
+async fn undo(identity: &Identity) {
     Storage::undo_set_up();
-    netlink::reset().await;
+    netlink::reset(identity.link.as_ref()).await;
     for target in [guest::SHM, guest::SANDBOX_DIR] {
         let _ = unmount(target, UnmountFlags::NOFOLLOW);
     }

@@ -13,6 +13,9 @@ trap 'rm -rf "$work"' EXIT
 install -d "$work"/root/{bin,dev,proc,sys,run,tmp,mnt,etc,sbin}
 install -m 755 "$(command -v busybox)" "$work/root/bin/busybox"
 install -m 755 "$here/check-init.sh" "$work/root/sbin/init"
+# an i386 program without a C library, as there need be no 32-bit one here: exits with 7
+gcc -m32 -static -nostdlib -ffreestanding -fno-pic -x c -o "$work/root/bin/thirty-two-bit" - \
+  <<<'void _start(void) { __asm__("int $0x80" : : "a"(1), "b"(7)); }'
 "$mkfs" --quiet "$work/disk" "$work/root"
 sectors=$(($(stat -c %s "$work/disk") / 512))
 # a second extent behind the root, as the extent disk has it: scratch space with ext4

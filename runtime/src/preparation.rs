@@ -17,7 +17,7 @@ use crate::scratch::{Scratch, ScratchError};
 use crate::wall_clock::now_ns;
 use async_trait::async_trait;
 use isopod_protocols::agent::{
-    CreateContainerRequest, Extent, Interface, PidNamespace, Route, SetUpSandboxRequest,
+    Address, CreateContainerRequest, Extent, Interface, PidNamespace, Route, SetUpSandboxRequest,
     StartContainerRequest, User,
 };
 use k8s_cri::v1::{ContainerConfig, LinuxContainerConfig, PodSandboxConfig};
@@ -100,13 +100,21 @@ impl Agents {
 
 /// As a pod has it, of addresses that are for documents only (RFC 5737).
 fn identity(scratch: Extent) -> SetUpSandboxRequest {
-    let route =
-        Route { destination: "0.0.0.0/0".to_owned(), gateway: "192.0.2.1".to_owned(), ..Route::default() };
+    let address = Address { address: "192.0.2.2/24".to_owned(), prefix_route: true, ..Address::default() };
+    let route = Route {
+        destination: "0.0.0.0/0".to_owned(),
+        gateway: "192.0.2.1".to_owned(),
+        // RT_TABLE_MAIN, RTN_UNICAST, RTPROT_BOOT
+        table: 254,
+        kind: 1,
+        protocol: 3,
+        ..Route::default()
+    };
     let interface = Interface {
         name: "eth0".to_owned(),
         mac: "02:00:00:00:00:01".to_owned(),
         mtu: 1500,
-        addresses: vec!["192.0.2.2/24".to_owned()],
+        addresses: vec![address],
         routes: vec![route],
         ..Interface::default()
     };

@@ -1,11 +1,18 @@
 //! Cases about the pod network.
 
+#[path = "network/routes.rs"]
+mod routes;
+
 use anyhow::{Context, Result, ensure};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, container_config, pod_config, wait_for};
 use isopod_tests::held;
 use isopod_tests::node::{Isopod, Settings};
 use k8s_cri::v1;
+use routes::{
+    pods_of_a_ptp_network_reach_each_other_with_the_namespaces_routes,
+    routes_and_rules_of_every_form_are_the_guests_too,
+};
 use std::fs;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -22,6 +29,8 @@ fn main() -> ExitCode {
             large_transfer_arrives_whole,
             host_port_leads_to_the_pod,
             names_come_from_the_pods_dns_config,
+            pods_of_a_ptp_network_reach_each_other_with_the_namespaces_routes,
+            routes_and_rules_of_every_form_are_the_guests_too,
             without_cni_configuration_the_pod_is_refused_and_status_says_why,
             missing_plugin_is_named,
         ],

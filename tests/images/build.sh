@@ -37,15 +37,18 @@ multi_image() {
 programs() {
   local name
   mkdir programs
-  for name in clocks effective-uid pause read-file; do
+  for name in clocks effective-uid kernel-features pause read-file; do
     gcc -static -Os -s -o "programs/$name" "$here/$name.c"
   done
   # its text moves, which it tells of
   gcc -static-pie -fPIE -Os -s -o programs/random-state "$here/random-state.c"
+  # without a C library: there need be no 32-bit one on the machine
+  gcc -m32 -static -nostdlib -ffreestanding -fno-pic -fno-stack-protector -fno-asynchronous-unwind-tables -Os -s \
+    -o programs/thirty-two-bit "$here/thirty-two-bit.c"
 }
 
 trees() {
-  mkdir busybox features changes web user large probe pause
+  mkdir busybox features changes web user large probe pause kernel
   busybox_tree busybox "$busybox"
   features_tree features programs
   changes_tree changes
@@ -53,6 +56,7 @@ trees() {
   user_tree user
   large_tree large programs
   probe_tree probe programs
+  kernel_tree kernel programs
   local number
   for number in {1..45}; do
     mkdir "many-$number"
@@ -78,10 +82,11 @@ build() {
   image uncompressed "$shell" tar busybox web
   image large "$shell" gzip busybox large
   image probe "$shell" gzip busybox probe
+  image kernel "$shell" gzip busybox kernel
   image many "$shell" gzip busybox many-{1..45}
   image pause '{"Entrypoint":["/pause"]}' gzip pause
   multi_image
 }
 
 busybox=$("$here/../tools/busybox.sh")/busybox
-cached images "$(key_of "$busybox" "$here"/{build,oci-layout,trees}.sh "$here"/{clocks,effective-uid,pause,random-state,read-file}.c)" build
+cached images "$(key_of "$busybox" "$here"/{build,oci-layout,trees}.sh "${MACHINE_PROGRAMS[@]}" "$here"/{clocks,effective-uid,kernel-features,pause,random-state,read-file,thirty-two-bit}.c)" build

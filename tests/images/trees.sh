@@ -93,6 +93,37 @@ probe_tree() {
   install -m 755 "$programs"/{clocks,random-state} "$root/usr/bin/"
 }
 
+# Programs that use what the guest's kernel offers.
+kernel_tree() {
+  local root=$1 programs=$2
+  install -d -m 755 "$root"/{usr,usr/bin}
+  install -m 755 "$programs"/{kernel-features,thirty-two-bit} "$root/usr/bin/"
+  local program
+  for program in "${MACHINE_PROGRAMS[@]}"; do
+    machine_program "$root/node" "$program"
+  done
+  # the matches and targets that iptables loads
+  install -d -m 755 "$root/node/xtables"
+  install -m 644 "$XTABLES"/*.so "$root/node/xtables/"
+}
+
+# programs of the machine that use the kernel's network in ways that busybox does not
+MACHINE_PROGRAMS=(/usr/sbin/{nft,tc,ip,xtables-legacy-multi,xtables-nft-multi,mke2fs})
+XTABLES=/usr/lib/x86_64-linux-gnu/xtables
+
+# machine_program DIRECTORY PROGRAM: the program with its libraries and its loader, to be run by that loader
+machine_program() {
+  local root=$1 program=$2 library
+  install -d -m 755 "$root" "$root/lib"
+  install -m 755 "$program" "$root/"
+  while read -r library; do
+    case $library in
+      */ld-linux-*) install -m 755 "$library" "$root/" ;;
+      *) install -m 644 "$library" "$root/lib/" ;;
+    esac
+  done < <(ldd "$program" | grep -o '/[^ ]*')
+}
+
 # One of many small layers: its own file, and one that each layer above it replaces.
 many_tree() {
   local root=$1 number=$2

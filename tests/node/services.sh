@@ -17,7 +17,7 @@ install_isopod() {
   $place "$ISOPOD_ISOPOD" /usr/lib/isopod/isopod
   $place "$ISOPOD_TOOLS/crictl" /usr/lib/isopod/crictl
   ln -sf /usr/lib/isopod/isopod /usr/lib/isopod/crictl /usr/local/bin/
-  for plugin in bridge host-local loopback portmap; do
+  for plugin in bridge host-local loopback portmap ptp; do
     $place "$ISOPOD_TOOLS/$plugin" /opt/cni/bin/
   done
   cp /node/config.toml /etc/isopod/config.toml

@@ -1,8 +1,14 @@
 //! The guest's network: the request's interface as checked types here, its making in [`netlink`].
 
+mod address;
 pub mod netlink;
+mod route;
+mod rule;
 
-use isopod_protocols::agent::{Interface, Neighbour, Route};
+use address::LinkAddress;
+use isopod_protocols::agent::{Interface, Neighbour};
+use route::LinkRoute;
+use rule::LinkRule;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -12,8 +18,11 @@ const MAX_NAME: usize = 15;
 /// Smallest MTU that IPv4 allows, and the largest that a virtio card carries.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 
-/// Most addresses, routes and neighbours, each.
+/// Most addresses, routes, neighbours and rules, each.
 const MAX_ENTRIES: usize = 1024;
+
+/// What a scope is, for errors.
+const RT_SCOPE: &str = "a scope of rtnetlink";
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -25,10 +34,11 @@ pub struct Link {
     mac: Mac,
     /// Absent: as the card has it.
     mtu: Option<u32>,
-    addresses: Vec<Network>,
+    addresses: Vec<LinkAddress>,
     /// In an order in which each can be added: those that a gateway is reached by come first.
     routes: Vec<LinkRoute>,
     neighbours: Vec<(IpAddr, Mac)>,
+    rules: Vec<LinkRule>,
 }
 
 /// An address or destination with the length of its prefix.
@@ -36,17 +46,6 @@ pub struct Link {
 struct Network {
     address: IpAddr,
     prefix: u8,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct LinkRoute {
-    destination: Network,
-    gateway: Option<IpAddr>,
-    source: Option<IpAddr>,
-    mtu: Option<u32>,
-    onlink: bool,
-    /// 0: the kernel's default.
-    metric: u32,
 }
 
 /// A network that cannot be.
@@ -68,8 +67,8 @@ pub enum LinkError {
         /// The list.
         field: &'static str,
     },
-    /// Addresses of a route that are not all of one family.
-    #[error("interface.routes: {0} mixes IPv4 and IPv6")]
+    /// Addresses of an address, route or rule that are not all of one family.
+    #[error("interface: {0} mixes IPv4 and IPv6")]
     MixedFamilies(String),
 }
 
@@ -80,25 +79,30 @@ impl Link {
             ("addresses", interface.addresses.len()),
             ("routes", interface.routes.len()),
             ("neighbours", interface.neighbours.len()),
+            ("rules", interface.rules.len()),
         ] {
             if length > MAX_ENTRIES {
                 return Err(LinkError::TooMany { field });
             }
         }
-        let mut routes: Vec<LinkRoute> = interface.routes.iter().map(route).collect::<Result<_, _>>()?;
-        routes.sort_by_key(|route| (route.gateway.is_some(), std::cmp::Reverse(route.destination.prefix)));
+        let mut routes: Vec<LinkRoute> =
+            interface.routes.iter().map(LinkRoute::parse).collect::<Result<_, _>>()?;
+        routes.sort_by_key(|route| (route.needs_others(), std::cmp::Reverse(route.destination.prefix)));
         Ok(Link {
             name: name(&interface.name)?,
             mac: mac("mac", &interface.mac)?,
             mtu: mtu("mtu", interface.mtu)?,
-            addresses: interface
-                .addresses
-                .iter()
-                .map(|text| network("addresses", text))
-                .collect::<Result<_, _>>()?,
+            addresses: interface.addresses.iter().map(LinkAddress::parse).collect::<Result<_, _>>()?,
             routes,
             neighbours: interface.neighbours.iter().map(neighbour).collect::<Result<_, _>>()?,
+            rules: interface.rules.iter().map(LinkRule::parse).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Whether the namespace has IPv6 on the interface.
+    fn uses_ipv6(&self) -> bool {
+        self.addresses.iter().any(|address| address.network.address.is_ipv6())
+            || self.routes.iter().any(|route| route.destination.address.is_ipv6() && !route.refuses())
     }
 }
 
@@ -155,22 +159,9 @@ fn optional_address(field: &'static str, text: &str) -> Result<Option<IpAddr>, L
     if text.is_empty() { Ok(None) } else { address(field, text).map(Some) }
 }
 
-fn route(route: &Route) -> Result<LinkRoute, LinkError> {
-    let destination = network("routes.destination", &route.destination)?;
-    let gateway = optional_address("routes.gateway", &route.gateway)?;
-    let source = optional_address("routes.source", &route.source)?;
-    let same = |other: &IpAddr| other.is_ipv4() == destination.address.is_ipv4();
-    if !gateway.iter().chain(&source).all(same) {
-        return Err(LinkError::MixedFamilies(route.destination.clone()));
-    }
-    Ok(LinkRoute {
-        destination,
-        gateway,
-        source,
-        mtu: mtu("routes.mtu", route.mtu)?,
-        onlink: route.onlink,
-        metric: route.metric,
-    })
+/// A number that the kernel has as one byte.
+fn byte(field: &'static str, number: u32, expected: &'static str) -> Result<u8, LinkError> {
+    u8::try_from(number).or_else(|_| refuse(field, &number.to_string(), expected))
 }
 
 fn neighbour(neighbour: &Neighbour) -> Result<(IpAddr, Mac), LinkError> {
@@ -180,20 +171,36 @@ fn neighbour(neighbour: &Neighbour) -> Result<(IpAddr, Mac), LinkError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use isopod_protocols::agent::{Address, Route};
     use proptest::prelude::*;
+
+    fn address_of(text: &str) -> Address {
+        Address { address: text.into(), prefix_route: true, ..Address::default() }
+    }
+
+    fn route_to(destination: &str, gateway: &str) -> Route {
+        Route {
+            destination: destination.into(),
+            gateway: gateway.into(),
+            table: 254,
+            kind: 1,
+            ..Route::default()
+        }
+    }
 
     fn interface() -> Interface {
         Interface {
             name: "eth0".into(),
             mac: "0a:58:0a:58:00:04".into(),
             mtu: 1450,
-            addresses: vec!["10.88.0.4/16".into(), "fd00::4/64".into()],
+            addresses: vec![address_of("10.88.0.4/16"), address_of("fd00::4/64")],
             routes: vec![
-                Route { destination: "0.0.0.0/0".into(), gateway: "10.88.0.1".into(), ..Default::default() },
-                Route { destination: "10.0.0.0/8".into(), ..Default::default() },
-                Route { destination: "10.88.0.1/32".into(), ..Default::default() },
+                route_to("0.0.0.0/0", "10.88.0.1"),
+                route_to("10.0.0.0/8", ""),
+                route_to("10.88.0.1/32", ""),
             ],
             neighbours: vec![Neighbour { address: "10.88.0.1".into(), mac: "0a:58:0a:58:00:01".into() }],
+            rules: vec![],
         }
     }
 
@@ -219,20 +226,22 @@ mod tests {
         assert!(refused(|i| i.name = "way-too-long-a-name".into()).contains("interface.name"));
         assert!(refused(|i| i.name = "lo".into()).contains("interface.name"));
         assert!(refused(|i| i.mtu = 10).contains("interface.mtu"));
-        assert!(refused(|i| i.addresses.push("10.0.0.1".into())).contains("interface.addresses"));
-        assert!(refused(|i| i.addresses.push("10.0.0.1/33".into())).contains("interface.addresses"));
-        assert!(refused(|i| i.routes[0].gateway = "there".into()).contains("interface.routes.gateway"));
         assert!(refused(|i| i.neighbours[0].mac.clear()).contains("interface.neighbours.mac"));
     }
 
     #[test]
-    fn route_of_two_families_is_refused() {
-        assert!(refused(|i| i.routes[0].gateway = "fd00::1".into()).contains("mixes"));
+    fn list_without_end_is_refused() {
+        assert!(refused(|i| i.addresses = vec![address_of("10.0.0.1/8"); 1025]).contains("more than"));
     }
 
     #[test]
-    fn list_without_end_is_refused() {
-        assert!(refused(|i| i.addresses = vec!["10.0.0.1/8".into(); 1025]).contains("more than"));
+    fn ipv6_is_used_where_the_namespace_has_any() {
+        let mut interface = interface();
+        assert!(Link::parse(&interface).unwrap().uses_ipv6());
+        interface.addresses.pop();
+        assert!(!Link::parse(&interface).unwrap().uses_ipv6());
+        interface.routes.push(route_to("::/0", "fe80::1"));
+        assert!(Link::parse(&interface).unwrap().uses_ipv6());
     }
 
     proptest! {

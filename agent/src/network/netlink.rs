@@ -1,14 +1,19 @@
 //! Applies a [`Link`] to the guest's card by rtnetlink, and takes it back.
 
-use super::{Link, LinkRoute, Mac, Network};
-use futures_util::TryStreamExt;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
+use super::address::LinkAddress;
+use super::route::LinkRoute;
+use super::rule::LinkRule;
+use super::{Link, Mac};
+use futures_util::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteScope};
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkUnspec};
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// Why the network could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +55,18 @@ pub async fn apply(link: Option<&Link>) -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// Takes back what [`apply`] did to the card: a card that is down has neither routes nor neighbours, and its addresses go.
-pub async fn reset() {
+/// Takes back what [`apply`] did: a card that is down has neither routes nor neighbours, and its addresses go. Rules and routes
+/// over no card are deleted one by one.
+pub async fn reset(link: Option<&Link>) {
     let Ok(netlink) = Netlink::open() else { return };
+    if let Some(link) = link {
+        for rule in &link.rules {
+            let _ = netlink.handle.rule().del(rule.message()).execute().await;
+        }
+        for route in link.routes.iter().filter(|route| route.refuses()) {
+            let _ = netlink.handle.route().del(route.message(0)).execute().await;
+        }
+    }
     let Ok(card) = netlink.card().await else { return };
     let _ = netlink.handle.link().set(LinkUnspec::new_with_index(card).down().build()).execute().await;
     let mut addresses = netlink.handle.address().get().set_link_index_filter(card).execute();
@@ -79,8 +93,11 @@ fn quiet_ipv6(link: &Link) -> Result<(), NetworkError> {
 }
 
 fn ipv6_settings(link: &Link) -> [(&'static str, &'static str); 3] {
-    let used = link.addresses.iter().any(|network| network.address.is_ipv6());
-    [("disable_ipv6", if used { "0" } else { "1" }), ("accept_ra", "0"), ("router_solicitations", "0")]
+    [
+        ("disable_ipv6", if link.uses_ipv6() { "0" } else { "1" }),
+        ("accept_ra", "0"),
+        ("router_solicitations", "0"),
+    ]
 }
 
 /// A netlink connection whose task ends with it.
@@ -130,8 +147,8 @@ impl Netlink {
         quiet_ipv6(link)?;
         let up = LinkUnspec::new_with_index(card).up().build();
         self.handle.link().set(up).execute().await.map_err(refused("bring the card up"))?;
-        for network in &link.addresses {
-            self.add_address(card, network).await?;
+        for address in &link.addresses {
+            self.add_address(card, address).await?;
         }
         for (address, mac) in &link.neighbours {
             self.add_neighbour(card, *address, mac).await?;
@@ -139,19 +156,16 @@ impl Netlink {
         for route in &link.routes {
             self.add_route(card, route).await?;
         }
+        for rule in &link.rules {
+            self.add_rule(rule).await?;
+        }
         Ok(())
     }
 
-    async fn add_address(&self, card: u32, network: &Network) -> Result<(), NetworkError> {
-        let mut request = self.handle.address().add(card, network.address, network.prefix);
-        if network.address.is_ipv6() {
-            // CNI made sure that nobody else has it; a tentative address could not be a route's source.
-            let message = request.message_mut();
-            message.header.flags |= AddressHeaderFlags::Nodad;
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        }
-        let step = format!("add address {}/{}", network.address, network.prefix);
-        request.execute().await.map_err(refused(step))
+    async fn add_address(&self, card: u32, address: &LinkAddress) -> Result<(), NetworkError> {
+        let message = RouteNetlinkMessage::NewAddress(address.message(card));
+        let step = format!("add address {}/{}", address.network.address, address.network.prefix);
+        self.add(message, NLM_F_EXCL, step).await
     }
 
     async fn add_neighbour(&self, card: u32, address: IpAddr, mac: &Mac) -> Result<(), NetworkError> {
@@ -160,14 +174,33 @@ impl Netlink {
         request.execute().await.map_err(refused(format!("add neighbour {address}")))
     }
 
+    /// Adds the route behind others to the same destination, as a namespace may have several.
     async fn add_route(&self, card: u32, route: &LinkRoute) -> Result<(), NetworkError> {
-        match self.handle.route().add(message(card, route)).execute().await {
-            // The kernel made it when it took an address.
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
-            result => result.map_err(refused(format!(
-                "add the route to {}/{} by {:?}",
-                route.destination.address, route.destination.prefix, route.gateway
-            ))),
+        let message = RouteNetlinkMessage::NewRoute(route.message(card));
+        let network = route.destination;
+        let by = route.gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
+        let step =
+            format!("add the route to {}/{}{by} in table {}", network.address, network.prefix, route.table);
+        self.add(message, NLM_F_APPEND, step).await
+    }
+
+    async fn add_rule(&self, rule: &LinkRule) -> Result<(), NetworkError> {
+        let message = RouteNetlinkMessage::NewRule(rule.message());
+        self.add(message, NLM_F_EXCL, format!("add the rule of priority {}", rule.priority)).await
+    }
+
+    async fn add(&self, message: RouteNetlinkMessage, flag: u16, step: String) -> Result<(), NetworkError> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | flag;
+        let answers = self.handle.clone().request(request).map_err(refused(step.clone()))?;
+        let failed = answers.filter_map(async |answer| match answer.payload {
+            NetlinkPayload::Error(error) if error.code.is_some() => Some(error),
+            _ => None,
+        });
+        let mut failed = std::pin::pin!(failed);
+        match failed.next().await {
+            Some(error) => Err(refused(step)(rtnetlink::Error::NetlinkError(error))),
+            None => Ok(()),
         }
     }
 }
@@ -184,36 +217,4 @@ fn is_card(link: &LinkMessage) -> bool {
     link.header.link_layer_type == LinkLayerType::Ether
         && !link.header.flags.contains(LinkFlags::Loopback)
         && !made_by_kernel
-}
-
-fn message(card: u32, route: &LinkRoute) -> RouteMessage {
-    let mut message = match route.destination.address {
-        IpAddr::V4(destination) => RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(destination, route.destination.prefix)
-            .output_interface(card)
-            .build(),
-        IpAddr::V6(destination) => RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(destination, route.destination.prefix)
-            .output_interface(card)
-            .build(),
-    };
-    let attributes = &mut message.attributes;
-    if let Some(gateway) = route.gateway {
-        attributes.push(RouteAttribute::Gateway(gateway.into()));
-    } else if route.destination.address.is_ipv4() {
-        message.header.scope = RouteScope::Link;
-    }
-    if let Some(source) = route.source {
-        attributes.push(RouteAttribute::PrefSource(source.into()));
-    }
-    if route.metric != 0 {
-        attributes.push(RouteAttribute::Priority(route.metric));
-    }
-    if let Some(mtu) = route.mtu {
-        attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
-    }
-    if route.onlink {
-        message.header.flags |= rtnetlink::packet_route::route::RouteFlags::Onlink;
-    }
-    message
 }

@@ -5,21 +5,18 @@
 //! Called by `network`, on a thread inside the namespace. The guest then owns the address; the host's end only forwards.
 
 use super::cni::INTERFACE;
-use super::sys;
+use super::routes::Unsupported;
+use super::{addresses, routes, sys};
 use futures_util::TryStreamExt;
-use isopod_protocols::agent::{Interface, Neighbour, Route};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
+use isopod_protocols::agent::{Address, Interface, Neighbour, Route, Rule};
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteType,
-};
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
 /// Name of the tap in the namespace.
@@ -50,6 +47,9 @@ pub enum LinkError {
     /// CNI succeeded without making the interface.
     #[error("pod network: the CNI plugins made no interface {INTERFACE}")]
     NoInterface,
+    /// A route or rule that the guest cannot be given.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
 }
 
 fn netlink(action: &'static str) -> impl FnOnce(rtnetlink::Error) -> LinkError {
@@ -126,82 +126,48 @@ async fn read_interface(handle: &Handle) -> Result<(u32, Interface), LinkError> 
             _ => {}
         }
     }
-    interface.addresses = read_addresses(handle, index).await?;
-    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
-    for family in [v4, v6] {
-        let routes = handle.route().get(family).execute().try_collect::<Vec<_>>().await;
-        interface
-            .routes
-            .extend(routes.map_err(netlink("list routes"))?.iter().filter_map(|r| route(r, index)));
-    }
+    interface.routes = read_routes(handle, index).await?;
+    interface.addresses = read_addresses(handle, index, &mut interface.routes).await?;
+    interface.rules = read_rules(handle).await?;
     let neighbours = handle.neighbours().get().execute().try_collect::<Vec<_>>().await;
     interface.neighbours =
         neighbours.map_err(netlink("list neighbours"))?.iter().filter_map(|n| neighbour(n, index)).collect();
     Ok((index, interface))
 }
 
-async fn read_addresses(handle: &Handle, index: u32) -> Result<Vec<String>, LinkError> {
-    let messages =
-        handle.address().get().set_link_index_filter(index).execute().try_collect::<Vec<_>>().await;
-    let mut addresses = Vec::new();
-    for message in messages.map_err(netlink("list addresses"))? {
-        // The guest makes its own link-local addresses.
-        if message.header.scope != AddressScope::Universe {
-            continue;
-        }
-        let of = |local: bool| {
-            message.attributes.iter().find_map(|a| match a {
-                AddressAttribute::Local(ip) if local => Some(*ip),
-                AddressAttribute::Address(ip) if !local => Some(*ip),
-                _ => None,
-            })
-        };
-        if let Some(ip) = of(true).or_else(|| of(false)) {
-            addresses.push(format!("{ip}/{}", message.header.prefix_len));
-        }
-    }
-    Ok(addresses)
+/// Takes the routes that come with the addresses out of `routes`.
+async fn read_addresses(
+    handle: &Handle,
+    index: u32,
+    routes: &mut Vec<Route>,
+) -> Result<Vec<Address>, LinkError> {
+    let listed = handle.address().get().set_link_index_filter(index).execute().try_collect::<Vec<_>>().await;
+    let found = listed.map_err(netlink("list addresses"))?.iter().filter_map(addresses::address).collect();
+    Ok(addresses::settle(found, routes))
 }
 
-/// A route of the main table over the interface, as the guest shall have it. The kernel's own routes come by themselves
-/// with the addresses.
-fn route(message: &RouteMessage, index: u32) -> Option<Route> {
-    let header = &message.header;
-    let over_interface =
-        message.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(i) if *i == index));
-    if !over_interface || header.protocol == RouteProtocol::Kernel || header.kind != RouteType::Unicast {
-        return None;
-    }
-    let v6 = header.address_family == rtnetlink::packet_route::AddressFamily::Inet6;
-    let mut route = Route { onlink: header.flags.contains(RouteFlags::Onlink), ..Route::default() };
-    let mut destination =
-        if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(to) => destination = ip(to)?,
-            RouteAttribute::Gateway(via) => route.gateway = ip(via)?.to_string(),
-            RouteAttribute::PrefSource(from) => route.source = ip(from)?.to_string(),
-            RouteAttribute::Priority(metric) => route.metric = *metric,
-            RouteAttribute::Metrics(metrics) => {
-                let mtu = metrics
-                    .iter()
-                    .find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None });
-                route.mtu = mtu.unwrap_or_default();
-            }
-            _ => {}
+async fn read_routes(handle: &Handle, index: u32) -> Result<Vec<Route>, LinkError> {
+    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+    let mut found = Vec::new();
+    for family in [v4, v6] {
+        let listed = handle.route().get(family).execute().try_collect::<Vec<_>>().await;
+        for message in listed.map_err(netlink("list routes"))? {
+            found.extend(routes::route(&message, index)?);
         }
     }
-    route.destination = format!("{destination}/{}", header.destination_prefix_length);
-    Some(route)
+    Ok(found)
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
-        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
-        _ => None,
+async fn read_rules(handle: &Handle) -> Result<Vec<Rule>, LinkError> {
+    let mut found = Vec::new();
+    for family in [IpVersion::V4, IpVersion::V6] {
+        let listed = handle.rule().get(family).execute().try_collect::<Vec<_>>().await;
+        for message in listed.map_err(netlink("list rules"))? {
+            found.extend(routes::rule(&message)?);
+        }
     }
+    Ok(found)
 }
 
 /// A neighbour that somebody set by hand: learnt ones the guest learns itself.
@@ -230,40 +196,6 @@ fn format_mac(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rtnetlink::packet_route::AddressFamily;
-
-    fn message(protocol: RouteProtocol, attributes: Vec<RouteAttribute>) -> RouteMessage {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.protocol = protocol;
-        message.header.kind = RouteType::Unicast;
-        message.attributes = attributes;
-        message
-    }
-
-    #[test]
-    fn default_route_keeps_gateway_and_mtu() {
-        let gateway = RouteAddress::Inet(Ipv4Addr::new(10, 88, 0, 1));
-        let attributes = vec![
-            RouteAttribute::Oif(3),
-            RouteAttribute::Gateway(gateway),
-            RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]),
-        ];
-        let found = route(&message(RouteProtocol::Boot, attributes), 3).unwrap();
-        let expected = Route {
-            destination: "0.0.0.0/0".into(),
-            gateway: "10.88.0.1".into(),
-            mtu: 1400,
-            ..Route::default()
-        };
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn kernel_routes_and_other_interfaces_are_left_out() {
-        assert_eq!(route(&message(RouteProtocol::Kernel, vec![RouteAttribute::Oif(3)]), 3), None);
-        assert_eq!(route(&message(RouteProtocol::Boot, vec![RouteAttribute::Oif(4)]), 3), None);
-    }
 
     #[test]
     fn only_permanent_neighbours_count() {

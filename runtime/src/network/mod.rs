@@ -8,16 +8,19 @@
 //! Called by `sandbox`. What a teardown needs is on disk before the first plugin runs, so a killed daemon's pods can
 //! still be torn down, as can pods whose configuration has changed since.
 
+mod addresses;
 mod cni;
 mod conflist;
 mod link;
 mod netns;
+mod routes;
 mod sys;
 
 pub use cni::CniError;
 pub use conflist::ConflistError;
 pub use link::LinkError;
 pub use netns::NetnsError;
+pub use routes::Unsupported;
 
 use crate::store::{Collection, Durability, StoreError};
 use crate::undo::{Injected, Undo};

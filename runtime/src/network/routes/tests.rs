@@ -1,0 +1,118 @@
+use super::*;
+use rtnetlink::packet_route::route::{RouteLwEnCapType, RouteScope};
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+const GATEWAY: RouteAddress = RouteAddress::Inet(Ipv4Addr::new(10, 88, 0, 1));
+
+fn message(attributes: Vec<RouteAttribute>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = 254;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = attributes;
+    message
+}
+
+fn read(message: &RouteMessage) -> Option<Route> {
+    route(message, 3).unwrap()
+}
+
+#[test]
+fn default_route_keeps_all_that_it_has() {
+    let mut listed = message(vec![
+        RouteAttribute::Oif(3),
+        RouteAttribute::Gateway(GATEWAY),
+        RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400), RouteMetric::Advmss(1360)]),
+    ]);
+    listed.header.flags = RouteFlags::Onlink | RouteFlags::Dead;
+    let expected = Route {
+        destination: "0.0.0.0/0".into(),
+        gateway: "10.88.0.1".into(),
+        metrics: HashMap::from([(2, 1400), (8, 1360)]),
+        onlink: true,
+        table: 254,
+        kind: 1,
+        protocol: 3,
+        ..Route::default()
+    };
+    assert_eq!(read(&listed), Some(expected));
+}
+
+#[test]
+fn scope_protocol_and_table_are_the_namespaces() {
+    let mut listed = message(vec![RouteAttribute::Oif(3), RouteAttribute::Table(1000)]);
+    listed.header.protocol = RouteProtocol::Kernel;
+    listed.header.scope = RouteScope::Link;
+    let found = read(&listed).unwrap();
+    assert_eq!((found.table, found.scope, found.protocol), (1000, 253, 2));
+}
+
+#[test]
+fn local_table_and_other_interfaces_are_left_out() {
+    assert_eq!(read(&message(vec![RouteAttribute::Oif(4)])), None);
+    assert_eq!(read(&message(vec![RouteAttribute::Oif(3), RouteAttribute::Table(255)])), None);
+}
+
+#[test]
+fn route_that_refuses_needs_no_interface() {
+    let mut listed = message(vec![]);
+    listed.header.kind = RouteType::BlackHole;
+    assert_eq!(read(&listed).unwrap().kind, 6);
+    listed.header.protocol = RouteProtocol::Kernel;
+    assert_eq!(read(&listed), None, "the kernel's own");
+}
+
+fn hop(index: u32, weight: u8) -> RouteNextHop {
+    let mut hop = RouteNextHop::default();
+    hop.interface_index = index;
+    hop.hops = weight;
+    hop.attributes = vec![RouteAttribute::Gateway(GATEWAY)];
+    hop
+}
+
+#[test]
+fn gateways_of_equal_cost_keep_their_weights() {
+    let found = read(&message(vec![RouteAttribute::MultiPath(vec![hop(3, 0), hop(3, 4)])])).unwrap();
+    let weights: Vec<u32> = found.next_hops.iter().map(|hop| hop.weight).collect();
+    assert_eq!(weights, [0, 4]);
+}
+
+#[test]
+fn what_the_guest_cannot_have_is_an_error_with_the_route() {
+    let split = message(vec![RouteAttribute::MultiPath(vec![hop(3, 0), hop(4, 0)])]);
+    let error = route(&split, 3).unwrap_err().to_string();
+    assert!(error.contains("a route to 0.0.0.0/0") && error.contains("another interface"), "{error}");
+    let wrapped = message(vec![RouteAttribute::Oif(3), RouteAttribute::EncapType(RouteLwEnCapType::Mpls)]);
+    assert!(route(&wrapped, 3).unwrap_err().to_string().contains("encapsulation"));
+}
+
+fn rule_message(priority: u32, table: u8, attributes: Vec<RuleAttribute>) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.table = table;
+    message.header.action = RuleAction::ToTable;
+    message.attributes = attributes;
+    message.attributes.push(RuleAttribute::Priority(priority));
+    message.attributes.push(RuleAttribute::SuppressPrefixLen(u32::MAX));
+    message
+}
+
+#[test]
+fn rules_of_every_namespace_are_left_out() {
+    for (priority, table) in [(0, 255), (32766, 254), (32767, 253)] {
+        assert_eq!(rule(&rule_message(priority, table, vec![])), Ok(None));
+    }
+}
+
+#[test]
+fn rule_of_a_plugin_is_carried() {
+    let mut listed = rule_message(100, 100, vec![RuleAttribute::Source("10.88.0.4".parse().unwrap())]);
+    listed.header.src_len = 32;
+    let expected =
+        Rule { priority: 100, table: 100, action: 1, from: "10.88.0.4/32".into(), ..Rule::default() };
+    assert_eq!(rule(&listed), Ok(Some(expected)));
+    let error = rule(&rule_message(9, 0, vec![RuleAttribute::Goto(10)])).unwrap_err().to_string();
+    assert!(error.contains("a rule of priority 9") && error.contains("its jump"), "{error}");
+}
