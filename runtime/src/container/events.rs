@@ -167,7 +167,13 @@ impl Containers {
                 Err(_) => self.forget(&container.id)?,
                 Ok(sandbox) if sandbox.machine().is_err() => self.lose(&container),
                 Ok(_) if container.state() == State::Created => {}
-                Ok(_) => self.resume_output(&container),
+                Ok(sandbox) => {
+                    self.resume_output(&container);
+                    if let (true, Ok(machine)) = (container.is_running(), sandbox.machine()) {
+                        // What fails here is tried again before the container's next exec.
+                        tokio::spawn(async move { container.end_stale_execs(&machine).await });
+                    }
+                }
             }
         }
         Ok(())

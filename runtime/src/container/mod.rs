@@ -49,13 +49,13 @@ use crate::store::{Collection, Durability, StoreError};
 use crate::undo::{Injected, Leftovers};
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
 use log::LogFile;
+use output::Carried;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedMutexGuard, mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{OnceCell, OwnedMutexGuard, mpsc, watch};
 
 /// Why an operation on a container failed.
 #[derive(Debug, thiserror::Error)]
@@ -210,7 +210,9 @@ pub struct Container {
     operation: tokio::sync::Mutex<()>,
     /// Its stop signal was sent.
     asked_to_stop: AtomicBool,
-    output: Mutex<Vec<JoinHandle<()>>>,
+    output: Mutex<Vec<Carried>>,
+    /// Filled when no exec of an earlier daemon is left.
+    stale_execs: OnceCell<()>,
 }
 
 impl Container {
@@ -224,6 +226,7 @@ impl Container {
             operation: tokio::sync::Mutex::default(),
             asked_to_stop: AtomicBool::new(false),
             output: Mutex::default(),
+            stale_execs: OnceCell::new(),
         }
     }
 
@@ -284,17 +287,15 @@ impl Container {
         !self.output.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    fn add_output(&self, task: JoinHandle<()>) {
+    fn add_output(&self, task: Carried) {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).push(task);
     }
 
-    /// Waits until its output is in its log; past `limit` it is given up.
+    /// Waits until its output is in its log; past `limit` only what has come by then is written.
     async fn drain(&self, limit: Duration) {
         let tasks = std::mem::take(&mut *self.output.lock().unwrap_or_else(PoisonError::into_inner));
-        for mut task in tasks {
-            if tokio::time::timeout(limit, &mut task).await.is_err() {
-                task.abort();
-            }
+        for task in tasks {
+            task.finish(limit).await;
         }
     }
 }
