@@ -139,7 +139,8 @@ fn describe(
     config: &ContainerConfig,
     image: &Image,
 ) -> Result<CreateContainerRequest, ContainerError> {
-    let spec = spec::build(Parts { id, container: config, sandbox: &sandbox.config, image: &image.config })?;
+    let parts = Parts { id, container: config, sandbox: &sandbox.config, image: &image.config };
+    let spec = spec::build(parts)?;
     let spec = serde_json::to_vec(&spec).map_err(ContainerError::Encode)?;
     let default = LinuxContainerSecurityContext::default();
     let context = security_context(config).unwrap_or(&default);
@@ -160,6 +161,7 @@ fn describe(
         stdin: config.stdin,
         terminal: config.tty,
         stdin_once: config.stdin_once,
+        env: spec::environment(parts),
     })
 }
 

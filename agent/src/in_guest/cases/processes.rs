@@ -47,7 +47,7 @@ pub async fn exec_runs_in_the_container(guest: Guest) {
         guest.shell("sleep 100").with("/process/env", json!(["PATH=/bin", "A=1", "B=1"])).run().await;
     let mut request = container
         .exec_request("e", &["sh", "-c", "echo $A$B$C; cat /proc/self/cgroup; cat /proc/1/comm; exit 7"]);
-    request.env = vec!["B=2".to_owned(), "C=3".to_owned()];
+    request.env = vec![b"B=2".to_vec(), b"C=3".to_vec()];
     container.start_exec(request.clone()).await.unwrap();
     assert_refused(container.start_exec(request).await, Code::AlreadyExists, "e");
     assert_eq!(container.wait("e").await.code, 7);
