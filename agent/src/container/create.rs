@@ -64,7 +64,8 @@ async fn make(
         cgroup: cgroup::container_in_spec(container.id()),
         terminal: request.terminal,
     };
-    let Completed { spec, environment, seccomp, resources } = complete(&request.spec, &facts).map_err(ContainerError::from)?;
+    let Completed { spec, environment, seccomp, resources } =
+        complete(&request.spec, &facts).map_err(ContainerError::from)?;
     let filter = seccomp.as_ref().map(Filter::compile).transpose();
     let filter = filter.map_err(|error| ContainerError::from(SpecError::from(error)))?;
     let own_cgroup = container.cgroup();
@@ -135,7 +136,8 @@ fn write_bundle(
     if let Some(filter) = filter {
         fs::write(container.bundle().join(filter::FILE), filter.encode()).map_err(failed())?;
     }
-    fs::write(container.bundle().join(environment::FILE), environment::encode(environment)).map_err(failed())?;
+    fs::write(container.bundle().join(environment::FILE), environment::encode(environment))
+        .map_err(failed())?;
     fs::write(container.config(), json).map_err(failed())
 }
 

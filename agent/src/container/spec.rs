@@ -301,14 +301,21 @@ mod tests {
     #[test]
     fn only_a_filter_without_no_new_privs_needs_a_privilege_until_execve() {
         let linux = json!({ "seccomp": { "defaultAction": "SCMP_ACT_ALLOW" } });
-        let capabilities = json!({ "bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"] });
+        let capabilities =
+            json!({ "bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"] });
         let of = |no_new_privileges: bool, linux: Value| {
-            let process = json!({ "args": ["sh"], "noNewPrivileges": no_new_privileges, "capabilities": capabilities });
+            let process =
+                json!({ "args": ["sh"], "noNewPrivileges": no_new_privileges, "capabilities": capabilities });
             let completed = complete(&spec(process, linux), &facts()).unwrap();
             assert!(completed.spec.linux().as_ref().unwrap().seccomp().is_none());
             let had = completed.spec.process().as_ref().unwrap().capabilities().clone().unwrap();
             let admin = |set: &Option<Capabilities>| set.as_ref().unwrap().contains(&Capability::SysAdmin);
-            (completed.seccomp.is_some(), admin(had.bounding()), admin(had.effective()), admin(had.permitted()))
+            (
+                completed.seccomp.is_some(),
+                admin(had.bounding()),
+                admin(had.effective()),
+                admin(had.permitted()),
+            )
         };
         assert_eq!(of(false, linux.clone()), (true, false, true, true));
         assert_eq!(of(true, linux), (true, false, false, false));

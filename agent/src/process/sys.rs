@@ -114,9 +114,8 @@ pub fn load_seccomp_program(flags: u64, program: &[u8]) -> io::Result<()> {
     // The kernel copies the instructions and does not write to them; it asks for no alignment.
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
     // SAFETY: the kernel reads `program` and, by its pointer and count, instructions that live across the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

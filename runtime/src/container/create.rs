@@ -68,10 +68,15 @@ impl Containers {
                 undo.keep();
                 Ok(container)
             }
-            Err(cause) => match undo.run().await {
-                Ok(()) => Err(cause),
-                Err(leftovers) => Err(ContainerError::Undo { cause: Box::new(cause), leftovers }),
-            },
+            Err(cause) => {
+                let undone = undo.run().await;
+                // Without its CPUs.
+                self.place(&sandbox, None);
+                match undone {
+                    Ok(()) => Err(cause),
+                    Err(leftovers) => Err(ContainerError::Undo { cause: Box::new(cause), leftovers }),
+                }
+            }
         }
     }
 
@@ -125,6 +130,8 @@ impl Containers {
             config,
         };
         let container = Arc::new(Container::new(id.clone(), name, record, log));
+        // No earlier daemon knew it.
+        let _ = container.stale_execs.set(());
         self.insert(&container)?;
         let containers = Arc::clone(self);
         undo.push("record", move || async move { containers.forget(&id) })?;

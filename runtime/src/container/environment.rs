@@ -54,13 +54,10 @@ mod tests {
     #[test]
     fn later_entry_wins_where_it_stands_and_a_default_keeps_its_place() {
         let entries = ["A=1", "PATH=/image", "B=b=c", "A=2", "EMPTY=", "PATH=/pod"];
-        assert_eq!(merged(&["PATH=/bin", "TERM=xterm"], &entries), [
-            "PATH=/pod",
-            "TERM=xterm",
-            "B=b=c",
-            "A=2",
-            "EMPTY="
-        ]);
+        assert_eq!(
+            merged(&["PATH=/bin", "TERM=xterm"], &entries),
+            ["PATH=/pod", "TERM=xterm", "B=b=c", "A=2", "EMPTY="]
+        );
     }
 
     #[test]

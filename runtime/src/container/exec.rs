@@ -152,7 +152,8 @@ impl Exec {
             process_id: self.process_id.clone(),
         };
         let answer = tokio::time::timeout(limit, self.machine.agent.wait_process(request, UNLIMITED)).await;
-        let late = |_| ContainerError::ExecTimeout { id: self.container_id.clone(), seconds: limit.as_secs() };
+        let late =
+            |_| ContainerError::ExecTimeout { id: self.container_id.clone(), seconds: limit.as_secs() };
         let answer = answer.map_err(late)??;
         Ok(answer.exit.unwrap_or_default().code)
     }

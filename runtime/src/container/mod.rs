@@ -342,7 +342,13 @@ impl Containers {
             path: streams.clone(),
             source,
         })?;
-        let containers = Arc::new(Self { sandboxes, records, streams, table: Mutex::default(), placing: Mutex::default() });
+        let containers = Arc::new(Self {
+            sandboxes,
+            records,
+            streams,
+            table: Mutex::default(),
+            placing: Mutex::default(),
+        });
         containers.load()?;
         tokio::spawn(Arc::clone(&containers).follow(events));
         Ok(containers)

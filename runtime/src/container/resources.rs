@@ -66,7 +66,8 @@ fn list(field: &'static str, text: &str) -> Result<Option<CpuList>, SpecError> {
     if text.is_empty() {
         return Ok(None);
     }
-    let list = text.parse().map_err(|error: BadList| SpecError::Invalid { field, reason: error.to_string() })?;
+    let list =
+        text.parse().map_err(|error: BadList| SpecError::Invalid { field, reason: error.to_string() })?;
     Ok(Some(list))
 }
 
@@ -127,7 +128,9 @@ pub fn together<'a>(all: impl Iterator<Item = &'a LinuxContainerResources>) -> L
 /// The CPUs and memory nodes of the node that containers with these limits may use together. None is all: one container
 /// without a set may run anywhere. Under kubelet's static CPU manager every container has a set, its own or the shared
 /// pool, so a pod with an exclusive CPU stays off the others.
-pub fn place<'a>(all: impl Iterator<Item = &'a LinuxContainerResources>) -> (Option<CpuList>, Option<CpuList>) {
+pub fn place<'a>(
+    all: impl Iterator<Item = &'a LinuxContainerResources>,
+) -> (Option<CpuList>, Option<CpuList>) {
     let (mut cpus, mut mems) = (Some(CpuList::default()), Some(CpuList::default()));
     for one in all {
         for (union, text) in [(&mut cpus, &one.cpuset_cpus), (&mut mems, &one.cpuset_mems)] {

@@ -4,11 +4,9 @@
 
 use super::seccomp;
 use super::spec::SpecError;
-use k8s_cri::v1::LinuxContainerSecurityContext;
 use k8s_cri::v1::security_profile::ProfileType;
-use oci_spec::runtime::{
-    Capabilities, Capability, LinuxCapabilities, LinuxSeccomp, LinuxSeccompAction,
-};
+use k8s_cri::v1::{LinuxContainerSecurityContext, SecurityProfile};
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, LinuxSeccomp, LinuxSeccompAction};
 use std::fs;
 use std::path::Path;
 
@@ -111,7 +109,8 @@ fn parse(field: &'static str, name: &str) -> Result<Capability, SpecError> {
 /// # Errors
 /// A profile of the host that cannot be read.
 pub fn seccomp(context: &LinuxContainerSecurityContext) -> Result<Option<LinuxSeccomp>, SpecError> {
-    let Some(profile) = context.seccomp.as_ref().filter(|_| !context.privileged) else {
+    let named = context.seccomp.clone().map_or_else(|| old_profile(context), |profile| Ok(Some(profile)))?;
+    let Some(profile) = named.filter(|_| !context.privileged) else {
         return Ok(None);
     };
     match profile.profile_type() {
@@ -123,6 +122,23 @@ pub fn seccomp(context: &LinuxContainerSecurityContext) -> Result<Option<LinuxSe
             read_profile(Path::new(path.strip_prefix("localhost/").unwrap_or(path))).map(Some)
         }
     }
+}
+
+/// The profile of the field that older clients fill.
+fn old_profile(context: &LinuxContainerSecurityContext) -> Result<Option<SecurityProfile>, SpecError> {
+    #[allow(deprecated)]
+    let name = context.seccomp_profile_path.as_str();
+    let kind = match name {
+        "" => return Ok(None),
+        "unconfined" => ProfileType::Unconfined,
+        "runtime/default" | "docker/default" => ProfileType::RuntimeDefault,
+        name if name.starts_with("localhost/") => ProfileType::Localhost,
+        name => {
+            let reason = format!("{name:?} is none of unconfined, runtime/default and localhost/PATH");
+            return Err(SpecError::Invalid { field: "seccomp_profile_path", reason });
+        }
+    };
+    Ok(Some(SecurityProfile { profile_type: kind.into(), localhost_ref: name.to_owned() }))
 }
 
 fn read_profile(path: &Path) -> Result<LinuxSeccomp, SpecError> {
@@ -146,7 +162,8 @@ fn read_profile(path: &Path) -> Result<LinuxSeccomp, SpecError> {
         return Err(invalid(reason.to_owned()));
     }
     if profile.listener_path().is_some() {
-        let reason = "listenerPath names a socket of the node, which the guest's kernel cannot reach: remove it";
+        let reason =
+            "listenerPath names a socket of the node, which the guest's kernel cannot reach: remove it";
         return Err(invalid(reason.to_owned()));
     }
     Ok(profile)
@@ -220,7 +237,7 @@ const ALL: [Capability; 41] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_cri::v1::{Capability as Wishes, SecurityProfile};
+    use k8s_cri::v1::Capability as Wishes;
 
     fn with(add: &[&str], drop: &[&str]) -> LinuxContainerSecurityContext {
         let list = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();
@@ -268,12 +285,30 @@ mod tests {
             ("localhost/FILE.gone", plain, "No such file"),
             ("localhost/profiles/x.json", plain, "not absolute"),
             ("FILE", r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#, "needs a listener"),
-            ("FILE", r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_FOO"]}"#, "SCMP_ARCH_FOO"),
+            (
+                "FILE",
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_FOO"]}"#,
+                "SCMP_ARCH_FOO",
+            ),
             ("FILE", r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/run/x"}"#, "listenerPath"),
         ] {
             let error = read(reference, text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    #[allow(deprecated)]
+    fn profile_of_the_older_field_counts_where_the_newer_is_empty() {
+        let mut context = LinuxContainerSecurityContext {
+            seccomp_profile_path: "runtime/default".into(),
+            ..with(&[], &[])
+        };
+        assert!(seccomp(&context).unwrap().is_some());
+        context.seccomp_profile_path = "localhost//nonexistent".into();
+        assert!(seccomp(&context).unwrap_err().to_string().contains("profile /nonexistent"));
+        context.seccomp_profile_path = "strict".into();
+        assert!(seccomp(&context).unwrap_err().to_string().contains("\"strict\""));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! privileges and then waits for a connection to `notify.sock` in the container's directory. What it does after that is
 //! [`UserCommand`].
 
-use super::message::{ContainerRequest, Failure, Fault, with_causes};
 use super::filter::Filter;
+use super::message::{ContainerRequest, Failure, Fault, with_causes};
 use super::{Descriptors, Made, command, environment};
 use crate::process::sys;
 use libcontainer::container::builder::ContainerBuilder;

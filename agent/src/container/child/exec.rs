@@ -6,8 +6,8 @@
 //! born in its cgroup.
 
 use super::create::receive_terminal;
-use super::message::{ExecRequest, Failure};
 use super::filter::Filter;
+use super::message::{ExecRequest, Failure};
 use super::{Descriptors, Made, command, environment};
 use crate::process::sys::{self, Forked};
 use libcontainer::config::PersonalityDomain;

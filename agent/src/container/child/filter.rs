@@ -54,7 +54,9 @@ const NO_SUCH_CALL: u32 = 0x0005_0000 | libc::ENOSYS as u32;
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     /// Notifications go to a process outside of the container, and none is named or none can be reached.
-    #[error("seccomp action SCMP_ACT_NOTIFY needs a listener, which a pod in a VM cannot have: use another action")]
+    #[error(
+        "seccomp action SCMP_ACT_NOTIFY needs a listener, which a pod in a VM cannot have: use another action"
+    )]
     Notify,
     /// No file for the program.
     #[error("seccomp filter cannot be kept in memory: {0}")]
@@ -120,9 +122,11 @@ impl Filter {
     pub fn read(bundle: &Path) -> Result<Option<Filter>, Failure> {
         let bytes = match std::fs::read(bundle.join(FILE)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            bytes => bytes.map_err(|error| Failure::guest("the container's seccomp filter cannot be read", error))?,
+            bytes => bytes
+                .map_err(|error| Failure::guest("the container's seccomp filter cannot be read", error))?,
         };
-        let broken = || Failure::guest("the container's seccomp filter", io::Error::from(io::ErrorKind::InvalidData));
+        let broken =
+            || Failure::guest("the container's seccomp filter", io::Error::from(io::ErrorKind::InvalidData));
         let (flags, program) = bytes.split_first_chunk().ok_or_else(broken)?;
         Ok(Some(Filter { flags: u64::from_le_bytes(*flags), program: program.to_vec() }))
     }
@@ -135,7 +139,8 @@ impl Filter {
 
 /// The program that libseccomp makes, by way of a file in memory: older ones write to descriptors only.
 fn export(context: &ScmpFilterContext) -> Result<Vec<u8>, FilterError> {
-    let file = memfd_create("filter", MemfdFlags::CLOEXEC).map_err(|errno| FilterError::File(errno.into()))?;
+    let file =
+        memfd_create("filter", MemfdFlags::CLOEXEC).map_err(|errno| FilterError::File(errno.into()))?;
     let mut file = File::from(file);
     context.export_bpf(&file).map_err(refused("the whole"))?;
     let mut program = Vec::new();
@@ -254,7 +259,9 @@ fn missing_calls(profile: &LinuxSeccomp) -> Vec<u8> {
         return program;
     }
     let named = profile.architectures().as_deref().unwrap_or_default();
-    for (audit, arch, oci) in [(X86_64, ScmpArch::X8664, Arch::ScmpArchX86_64), (I386, ScmpArch::X86, Arch::ScmpArchX86)] {
+    for (audit, arch, oci) in
+        [(X86_64, ScmpArch::X8664, Arch::ScmpArchX86_64), (I386, ScmpArch::X86, Arch::ScmpArchX86)]
+    {
         let native = audit == X86_64;
         let highest = highest(arch);
         if highest == 0 || !(native || named.contains(&oci)) {
@@ -368,7 +375,8 @@ mod tests {
 
     #[test]
     fn conditions_on_one_argument_are_alternatives_and_on_several_hold_together() {
-        let rule = |name: &str, args: Value| json!({ "names": [name], "action": "SCMP_ACT_ALLOW", "args": args });
+        let rule =
+            |name: &str, args: Value| json!({ "names": [name], "action": "SCMP_ACT_ALLOW", "args": args });
         let equal = |index, value| json!({ "index": index, "value": value, "op": "SCMP_CMP_EQ" });
         let filter = compile(json!({
             "defaultAction": "SCMP_ACT_ERRNO",
