@@ -1,11 +1,11 @@
-//! Creates a container: root, user, spec, cgroup, streams, process; everything up to the exec of its command.
+//! Creates a container: root, volumes, user, spec, mount targets, cgroup, streams, process; everything up to the exec of its command.
 //!
 //! Whatever fails, [`super::remove()`] takes back all that was made: it tolerates what is not there.
 
 use super::child::message::{ContainerRequest, Request};
 use super::launch::{Launched, launch};
 use super::spec::{Completed, Facts, complete};
-use super::{Container, ContainerError, STATES, Step, blocking, remove, to_the_end};
+use super::{Container, ContainerError, STATES, Step, blocking, remove, targets, to_the_end};
 use crate::error::AgentError;
 use crate::id::Id;
 use crate::process::Process;
@@ -14,6 +14,7 @@ use crate::stdio::{Stdin, Streams};
 use crate::storage::user;
 use crate::{cgroup, console};
 use isopod_protocols::agent::*;
+use oci_spec::runtime::Spec;
 use std::fs;
 use std::io::pipe;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -48,20 +49,21 @@ async fn make(
     step: &mut Step,
     request: CreateContainerRequest,
 ) -> Result<ResolvedUser, AgentError> {
-    let root = make_root(sandbox, container, request.layers.clone()).await?;
+    let root = make_root(sandbox, container, &request).await?;
     let asked = request.user.clone().unwrap_or_default();
     let user = user::resolve(&root, &asked)?;
     // Open until the process has joined it: the path below names this descriptor.
     let joined = pid_namespace(sandbox, container, &request).await?;
     let facts = Facts {
         home: user::home(&root, user.uid)?,
-        root,
+        root: root.clone(),
         user: user.clone(),
         pid_namespace: joined.as_ref().map(descriptor_path),
         cgroup: cgroup::container_in_spec(container.id()),
         terminal: request.terminal,
     };
     let Completed { spec, resources } = complete(&request.spec, &facts).map_err(ContainerError::from)?;
+    let spec = prepare_targets(container, root, spec).await?;
     let own_cgroup = container.cgroup();
     own_cgroup
         .make()
@@ -84,10 +86,27 @@ async fn make(
 async fn make_root(
     sandbox: &Arc<Sandbox>,
     container: &Arc<Container>,
-    layers: Vec<Extent>,
+    request: &CreateContainerRequest,
 ) -> Result<PathBuf, AgentError> {
     let (sandbox, container) = (sandbox.clone(), container.clone());
-    blocking(move || Ok(sandbox.storage()?.create_root(container.id(), &layers)?)).await
+    let (layers, volumes) = (request.layers.clone(), request.volumes.clone());
+    blocking(move || {
+        let storage = sandbox.storage()?;
+        let root = storage.create_root(container.id(), &layers)?;
+        storage.create_volumes(container.id(), &volumes)?;
+        Ok(root)
+    })
+    .await
+}
+
+/// Answers the spec with mounts whose places are there.
+async fn prepare_targets(
+    container: &Container,
+    root: PathBuf,
+    mut spec: Spec,
+) -> Result<Spec, ContainerError> {
+    let prepared = blocking(move || targets::prepare(&root, &mut spec).map(|()| spec)).await;
+    prepared.map_err(|source| ContainerError::Target { id: container.id.clone(), source })
 }
 
 /// The pid namespace to join; none for one of its own.
@@ -118,7 +137,7 @@ fn descriptor_path(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()))
 }
 
-fn write_bundle(container: &Container, spec: &oci_spec::runtime::Spec) -> Result<(), ContainerError> {
+fn write_bundle(container: &Container, spec: &Spec) -> Result<(), ContainerError> {
     let failed = || container.system("bundle", "written");
     fs::create_dir_all(container.bundle()).map_err(failed())?;
     let json = serde_json::to_vec(spec).map_err(|error| failed()(error.into()))?;

@@ -5,7 +5,7 @@
 use super::log::LogFile;
 use super::record::{ImageNames, MappedLayer, Record, State};
 use super::spec::{self, Parts, security_context};
-use super::{Container, ContainerError, Containers};
+use super::{Container, ContainerError, Containers, volumes};
 use crate::id::new_id;
 use crate::image::Image;
 use crate::sandbox::{Machine, Sandbox};
@@ -160,6 +160,7 @@ fn describe(
         stdin: config.stdin,
         terminal: config.tty,
         stdin_once: config.stdin_once,
+        volumes: volumes::of_container(&image.config, &config.mounts)?,
     })
 }
 
