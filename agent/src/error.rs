@@ -13,8 +13,11 @@ use crate::processors::ProcessorsError;
 use crate::sandbox::SandboxError;
 use crate::stats::StatsError;
 use crate::storage::StorageError;
+use crate::storage::copy::CopyError;
 use crate::storage::user::UserError;
+use crate::storage::volume::VolumeError;
 use crate::sysctl::SysctlError;
+use std::io::ErrorKind;
 use tonic::{Code, Status};
 
 /// Longest error text that leaves the guest, in bytes: gRPC carries it in a header.
@@ -81,13 +84,34 @@ fn storage_code(error: &StorageError) -> Code {
             Code::InvalidArgument
         }
         StorageError::RootExists(_) => Code::AlreadyExists,
-        StorageError::LayerLeaving(_) => Code::FailedPrecondition,
+        StorageError::LayerLeaving(_) | StorageError::NoRoot(_) => Code::FailedPrecondition,
+        StorageError::RootDirectory(error) => copy_code(error),
+        StorageError::Volume(error) => volume_code(error),
         StorageError::Device(_)
         | StorageError::Layer { .. }
         | StorageError::Scratch { .. }
         | StorageError::Overlay { .. }
         | StorageError::Unmount { .. }
         | StorageError::Path { .. } => Code::Internal,
+    }
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::Count(_) | VolumeError::Path { .. } | VolumeError::File { .. } => Code::InvalidArgument,
+        VolumeError::Copy { source, .. } => copy_code(source),
+        VolumeError::Directory { .. } => Code::Internal,
+    }
+}
+
+fn copy_code(error: &CopyError) -> Code {
+    match error {
+        CopyError::Refused { source, .. } if source.kind() == ErrorKind::StorageFull => {
+            Code::ResourceExhausted
+        }
+        CopyError::Refused { .. } => Code::Internal,
+        CopyError::TooMuch { .. } => Code::InvalidArgument,
+        CopyError::Late { .. } => Code::DeadlineExceeded,
     }
 }
 
@@ -110,7 +134,7 @@ fn stats_code(error: &StatsError) -> Code {
 fn container_code(error: &ContainerError) -> Code {
     match error {
         ContainerError::State(error) => state_code(error),
-        ContainerError::Spec(_) => Code::InvalidArgument,
+        ContainerError::Spec(_) | ContainerError::Target { .. } => Code::InvalidArgument,
         ContainerError::Cgroup(error) => cgroup_code(error),
         ContainerError::Launch { source, .. } => launch_code(source),
         ContainerError::PidTarget { .. } => Code::FailedPrecondition,

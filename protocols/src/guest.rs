@@ -15,6 +15,14 @@ pub const RESOLV_CONF: &str = "/run/isopod/sandbox/resolv.conf";
 /// `/dev/shm` of the sandbox, a tmpfs that its containers share.
 pub const SHM: &str = "/run/isopod/sandbox/shm";
 
+/// Where the pod's scratch is mounted: what containers write.
+pub const SCRATCH: &str = "/run/isopod/scratch";
+
+/// Directory of a container's volumes, those of its image; each is in it by its number in `CreateContainerRequest.volumes`.
+pub fn volumes(container_id: &str) -> String {
+    format!("{SCRATCH}/{container_id}/volumes")
+}
+
 /// Block device of the pod's extent disk.
 pub const EXTENT_DISK: &str = "/dev/vda";
 

@@ -37,6 +37,10 @@ const QUICK: Duration = Duration::from_secs(10);
 /// Limit of calls that make or take down something in the guest.
 const WORK: Duration = Duration::from_secs(60);
 
+/// Limit of making a container: the agent gives up copying the image's volumes after 45 s and its one-shot child after 60, and kubelet
+/// waits for 2 minutes.
+const CREATION: Duration = Duration::from_secs(110);
+
 /// Why a call to an agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -136,7 +140,7 @@ impl AgentClient {
         &self,
         request: CreateContainerRequest,
     ) -> Result<CreateContainerResponse, AgentError> {
-        self.call("CreateContainer", WORK, self.rpc.clone().create_container(request)).await
+        self.call("CreateContainer", CREATION, self.rpc.clone().create_container(request)).await
     }
 
     /// Lets a container's process run.

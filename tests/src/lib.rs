@@ -10,6 +10,7 @@ pub mod case;
 pub mod cri;
 pub mod daemon;
 pub mod held;
+pub mod image;
 pub mod node;
 pub mod node_programs;
 pub mod registry;

@@ -1,4 +1,4 @@
-//! Creates a container: root, user, spec, cgroup, streams, process; everything up to the exec of its command.
+//! Creates a container: root, volumes, user, spec, mount targets, cgroup, streams, process; everything up to the exec of its command.
 //!
 //! Whatever fails, [`super::remove()`] takes back all that was made: it tolerates what is not there.
 
@@ -7,7 +7,7 @@ use super::child::filter::{self, Filter};
 use super::child::message::{ContainerRequest, Request};
 use super::launch::{Launched, launch};
 use super::spec::{Completed, Facts, SpecError, complete};
-use super::{Container, ContainerError, STATES, Step, blocking, remove, to_the_end};
+use super::{Container, ContainerError, STATES, Step, blocking, remove, targets, to_the_end};
 use crate::error::AgentError;
 use crate::id::Id;
 use crate::process::Process;
@@ -16,6 +16,7 @@ use crate::stdio::{Stdin, Streams};
 use crate::storage::user;
 use crate::{cgroup, console};
 use isopod_protocols::agent::*;
+use oci_spec::runtime::Spec;
 use std::fs;
 use std::io::pipe;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -50,7 +51,7 @@ async fn make(
     step: &mut Step,
     request: CreateContainerRequest,
 ) -> Result<ResolvedUser, AgentError> {
-    let root = make_root(sandbox, container, request.layers.clone()).await?;
+    let root = make_root(sandbox, container, &request).await?;
     let asked = request.user.clone().unwrap_or_default();
     let user = user::resolve(&root, &asked)?;
     // Open until the process has joined it: the path below names this descriptor.
@@ -58,7 +59,7 @@ async fn make(
     let facts = Facts {
         home: user::home(&root, user.uid)?,
         env: request.env.clone(),
-        root,
+        root: root.clone(),
         user: user.clone(),
         pid_namespace: joined.as_ref().map(descriptor_path),
         cgroup: cgroup::container_in_spec(container.id()),
@@ -68,6 +69,7 @@ async fn make(
         complete(&request.spec, &facts).map_err(ContainerError::from)?;
     let filter = seccomp.as_ref().map(Filter::compile).transpose();
     let filter = filter.map_err(|error| ContainerError::from(SpecError::from(error)))?;
+    let spec = prepare_targets(container, root, spec).await?;
     let own_cgroup = container.cgroup();
     own_cgroup
         .make()
@@ -90,10 +92,27 @@ async fn make(
 async fn make_root(
     sandbox: &Arc<Sandbox>,
     container: &Arc<Container>,
-    layers: Vec<Extent>,
+    request: &CreateContainerRequest,
 ) -> Result<PathBuf, AgentError> {
     let (sandbox, container) = (sandbox.clone(), container.clone());
-    blocking(move || Ok(sandbox.storage()?.create_root(container.id(), &layers)?)).await
+    let (layers, volumes) = (request.layers.clone(), request.volumes.clone());
+    blocking(move || {
+        let storage = sandbox.storage()?;
+        let root = storage.create_root(container.id(), &layers)?;
+        storage.create_volumes(container.id(), &volumes)?;
+        Ok(root)
+    })
+    .await
+}
+
+/// Answers the spec with mounts whose places are there.
+async fn prepare_targets(
+    container: &Container,
+    root: PathBuf,
+    mut spec: Spec,
+) -> Result<Spec, ContainerError> {
+    let prepared = blocking(move || targets::prepare(&root, &mut spec).map(|()| spec)).await;
+    prepared.map_err(|source| ContainerError::Target { id: container.id.clone(), source })
 }
 
 /// The pid namespace to join; none for one of its own.
@@ -126,7 +145,7 @@ fn descriptor_path(fd: &OwnedFd) -> PathBuf {
 
 fn write_bundle(
     container: &Container,
-    spec: &oci_spec::runtime::Spec,
+    spec: &Spec,
     environment: &[Vec<u8>],
     filter: Option<&Filter>,
 ) -> Result<(), ContainerError> {

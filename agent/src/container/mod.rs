@@ -5,6 +5,7 @@
 //! | [`state`] | the states of all containers, with their diagram, and who watches them |
 //! | `create`, `start`, `update`, `remove` | one call each |
 //! | [`spec`] | the runtime's OCI spec, completed and checked; pure |
+//! | [`targets`] | places of mounts and working directory in the root |
 //! | [`limits`] | OCI resources as values of cgroup files; pure |
 //! | [`devices`] | OCI device rules as a BPF program; pure |
 //! | [`cgroup`] | a container's cgroup |
@@ -26,6 +27,7 @@ mod remove;
 pub mod spec;
 mod start;
 pub mod state;
+mod targets;
 mod update;
 
 pub use create::create;
@@ -51,6 +53,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use targets::TargetError;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, OwnedMutexGuard, broadcast};
 use tonic::Status;
@@ -70,6 +73,14 @@ pub enum ContainerError {
     /// The spec cannot be used.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// The image and the spec do not fit: a mount or the working directory has no place.
+    #[error("container {id}")]
+    Target {
+        /// The container.
+        id: Id,
+        /// Why.
+        source: TargetError,
+    },
     /// Its cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

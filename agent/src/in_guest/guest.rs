@@ -206,6 +206,11 @@ impl Plan {
         self
     }
 
+    pub fn volumes(mut self, paths: &[&str]) -> Plan {
+        self.request.volumes = paths.iter().map(|path| (*path).to_owned()).collect();
+        self
+    }
+
     pub fn pid_namespace(mut self, kind: PidNamespace, target: &str) -> Plan {
         self.request.pid_namespace = kind.into();
         self.request.pid_target = target.to_owned();

@@ -5,6 +5,7 @@
 //! extent of /dev/vda --devicemapper--> /dev/dm-N --scratch-> ext4, upper ┴─rootfs-> overlay: the container's root
 //! ```
 
+pub mod copy;
 mod delete;
 mod devicemapper;
 pub mod extent;
@@ -12,6 +13,8 @@ mod layer;
 mod rootfs;
 mod scratch;
 pub mod user;
+pub mod view;
+pub mod volume;
 
 use crate::id::Id;
 use extent::{ExtentError, ExtentRange};
@@ -24,6 +27,7 @@ use std::collections::hash_map::Entry;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use volume::VolumeError;
 
 /// Most layers of one root: overlayfs takes no more.
 const MAX_LAYERS: usize = 500;
@@ -53,12 +57,21 @@ pub enum StorageError {
     /// An extent that no disk can have.
     #[error(transparent)]
     Extent(#[from] ExtentError),
-    /// No layer, or more than overlayfs takes.
-    #[error("layers: {0} given, a root needs 1 to {MAX_LAYERS}")]
+    /// More layers than overlayfs takes.
+    #[error("layers: {0} given, a root has at most {MAX_LAYERS}")]
     LayerCount(usize),
+    /// The topmost layer's root directory gives the container's its owner and mode.
+    #[error("the root directory of the topmost layer")]
+    RootDirectory(#[source] copy::CopyError),
+    /// A volume of the image.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The container has a root.
     #[error("container {0} has a root already")]
     RootExists(Id),
+    /// The container has none.
+    #[error("container {0} has no root")]
+    NoRoot(Id),
     /// A mounted layer's extent begins where the asked one does, and has another length.
     #[error("layers: {asked} overlaps the {mounted} that is mounted")]
     LayerChanged {
@@ -135,7 +148,7 @@ impl Storage {
 
     /// Makes the root of a container from its layers, lowest first, and answers its path. On failure nothing is left.
     pub fn create_root(&self, id: &Id, layers: &[Extent]) -> Result<PathBuf, StorageError> {
-        if layers.is_empty() || layers.len() > MAX_LAYERS {
+        if layers.len() > MAX_LAYERS {
             return Err(StorageError::LayerCount(layers.len()));
         }
         let ranges: Vec<ExtentRange> =
@@ -162,6 +175,14 @@ impl Storage {
         self.dismantle(&Places::of(id), &mut held)?;
         locked(&self.roots).remove(id);
         Ok(())
+    }
+
+    /// Makes the volumes of a container that has a root, as many directories as `volumes` has paths in it. Removing the root removes
+    /// them, also what a failure leaves.
+    pub fn create_volumes(&self, id: &Id, volumes: &[String]) -> Result<(), StorageError> {
+        let root = locked(&self.roots).get(id).cloned().ok_or_else(|| StorageError::NoRoot(id.clone()))?;
+        let _held = locked(&root);
+        Ok(volume::make(&Places::of(id), volumes)?)
     }
 
     /// The directory that holds what a container wrote to its root.

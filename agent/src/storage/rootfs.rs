@@ -1,7 +1,8 @@
 //! A container's root: an overlay of its layers and a throw-away upper directory.
 
-use super::{StorageError, delete, scratch};
+use super::{StorageError, copy, delete, scratch};
 use crate::id::Id;
+use isopod_protocols::guest;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount,
@@ -24,6 +25,10 @@ pub struct Places {
     work: PathBuf,
     /// Empty; what is to be deleted is moved here.
     trash: PathBuf,
+    /// Volumes of the image, by number; absent where it has none.
+    pub volumes: PathBuf,
+    /// Empty; the only layer of an image that has none.
+    bottom: PathBuf,
     /// Where the root is mounted.
     pub root: PathBuf,
 }
@@ -36,6 +41,8 @@ impl Places {
             upper: writable.join("upper"),
             work: writable.join("work"),
             trash: writable.join("trash"),
+            volumes: guest::volumes(id.as_str()).into(),
+            bottom: writable.join("bottom"),
             root: Path::new(ROOTS).join(id.as_str()),
             writable,
         }
@@ -64,10 +71,24 @@ fn settings(layers: &[PathBuf], places: &Places) -> Vec<Setting> {
 }
 
 /// Makes the directories of a root and mounts the overlay on it. The caller takes away what a failure leaves.
+///
+/// The root directory's owner and mode are those of the upper directory, so they are taken over from the topmost layer. An image
+/// without layers has an empty root, as with containerd.
 pub fn mount_overlay(layers: &[PathBuf], places: &Places) -> Result<(), StorageError> {
     for directory in [&places.upper, &places.work, &places.trash, &places.root] {
         fs::create_dir_all(directory).map_err(StorageError::at(directory))?;
     }
+    let bottom = [places.bottom.clone()];
+    let layers = match layers.last() {
+        Some(topmost) => {
+            copy::attributes(topmost, &places.upper).map_err(StorageError::RootDirectory)?;
+            layers
+        }
+        None => {
+            fs::create_dir_all(&places.bottom).map_err(StorageError::at(&places.bottom))?;
+            &bottom
+        }
+    };
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| StorageError::Overlay {
         root: places.root.clone(),
         reason: String::new(),
@@ -110,10 +131,10 @@ fn reasons(context: &OwnedFd) -> String {
 /// Takes away what the container wrote, and the mount point. What is gone already is no error.
 pub fn delete_places(places: &Places) -> Result<(), StorageError> {
     if places.writable.exists() {
-        for tree in [&places.upper, &places.work] {
+        for tree in [&places.upper, &places.work, &places.volumes] {
             delete::tree(tree, &places.trash).map_err(StorageError::at(tree))?;
         }
-        for directory in [&places.trash, &places.writable] {
+        for directory in [&places.bottom, &places.trash, &places.writable] {
             delete::directory(directory).map_err(StorageError::at(directory))?;
         }
     }

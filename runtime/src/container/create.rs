@@ -5,7 +5,7 @@
 use super::log::LogFile;
 use super::record::{ImageNames, MappedLayer, Record, State};
 use super::spec::{self, Parts, security_context};
-use super::{Container, ContainerError, Containers};
+use super::{Container, ContainerError, Containers, volumes};
 use crate::id::new_id;
 use crate::image::Image;
 use crate::sandbox::{Machine, Sandbox};
@@ -169,6 +169,7 @@ fn describe(
         terminal: config.tty,
         stdin_once: config.stdin_once,
         env: spec::environment(parts),
+        volumes: volumes::of_container(&image.config, &config.mounts)?,
     })
 }
 

@@ -34,6 +34,7 @@ mod stdio;
 mod stop;
 pub mod stop_signal;
 mod update;
+mod volumes;
 
 pub use create::Wish;
 pub use exec::{MAX_OUTPUT, Outcome};

@@ -7,7 +7,7 @@
 
 use super::environment;
 use super::resources::linux_resources;
-use super::security;
+use super::{security, volumes};
 use isopod_protocols::guest;
 use k8s_cri::v1::{
     ContainerConfig, LinuxContainerSecurityContext, Mount as CriMount, MountPropagation, PodSandboxConfig,
@@ -191,7 +191,8 @@ fn linux(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Li
     Ok(linux)
 }
 
-fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
+/// One entry of a spec's mounts.
+pub fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
     let mut mount = Mount::default();
     mount
         .set_destination(PathBuf::from(destination))
@@ -201,10 +202,24 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
     mount
 }
 
+/// The kernel's file systems first, then files and volumes, those with the shortest paths first, so that none hides another. A volume
+/// takes the place of a file system at the same path, as with containerd: images for systemd have one at `/sys/fs/cgroup`.
 fn mounts(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Vec<Mount>, SpecError> {
+    parts.container.mounts.iter().try_for_each(refuse_mount)?;
+    let volumes = volumes::of_container(parts.image, &parts.container.mounts)?;
+    let mut later = files(parts, context);
+    later.extend(volumes::mounts(parts.id, &volumes));
+    later.sort_by_key(|mount| mount.destination().components().count());
+    let mut mounts = kernel_file_systems(context);
+    mounts.retain(|mount| later.iter().all(|other| other.destination() != mount.destination()));
+    mounts.append(&mut later);
+    Ok(mounts)
+}
+
+fn kernel_file_systems(context: &LinuxContainerSecurityContext) -> Vec<Mount> {
     // Every privilege over the guest's kernel is the pod's own affair: it has no other tenants.
     let kernel = if context.privileged { "rw" } else { "ro" };
-    let mut mounts = vec![
+    vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount(
@@ -217,19 +232,24 @@ fn mounts(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<V
         mount("/dev/shm", "bind", guest::SHM, &["rbind", "rw"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", kernel]),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", kernel]),
-    ];
+    ]
+}
+
+/// The pod's files that every container has, but those that a mount of its own replaces.
+fn files(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Vec<Mount> {
     let root = if context.readonly_rootfs { "ro" } else { "rw" };
-    for (destination, source) in [
+    let files = [
         ("/etc/hostname", guest::HOSTNAME),
         ("/etc/hosts", guest::HOSTS),
         ("/etc/resolv.conf", guest::RESOLV_CONF),
-    ] {
-        if !parts.container.mounts.iter().any(|m| m.container_path == destination) {
-            mounts.push(mount(destination, "bind", source, &["rbind", "rprivate", root]));
-        }
-    }
-    parts.container.mounts.iter().try_for_each(refuse_mount)?;
-    Ok(mounts)
+    ];
+    let own = |destination: &str| {
+        parts.container.mounts.iter().any(|m| volumes::clean(&m.container_path) == destination)
+    };
+    let files = files.into_iter().filter(|(destination, _)| !own(destination));
+    files
+        .map(|(destination, source)| mount(destination, "bind", source, &["rbind", "rprivate", root]))
+        .collect()
 }
 
 /// No wish for a mount of the host's can be granted yet; what can never be is told apart from what will be.

@@ -141,6 +141,9 @@ fn become_member(process: &Process, linux: &Linux, stdio: Stdio) -> Result<(), F
     // The agent may enter directories that the user may not, as with the first process; but root on a network file
     // system may be less than the user.
     let entered = chdir(process.cwd()).is_ok();
+    if entered {
+        require_inside(process)?;
+    }
     become_user(process, syscall)?;
     sys::close_others_on_exec().map_err(|error| Failure::guest("descriptors cannot be marked", error))?;
 
@@ -153,8 +156,21 @@ fn become_member(process: &Process, linux: &Linux, stdio: Stdio) -> Result<(), F
             let directory = process.cwd().display();
             Failure::request(format!("working directory {directory} cannot be entered: {}", errno.desc()))
         })?;
+        require_inside(process)?;
     }
     Ok(())
+}
+
+/// Refuses a working directory outside the container's root. The container may have put a link to `/proc/self/fd/N` in its place, and
+/// this process still holds directories of the agent's. Of those the kernel tells no path that begins with `/` (getcwd(2)).
+fn require_inside(process: &Process) -> Result<(), Failure> {
+    let entered = rustix::process::getcwd(Vec::new())
+        .map_err(|error| Failure::guest("working directory cannot be looked up", error))?;
+    if entered.as_bytes().first() == Some(&b'/') {
+        return Ok(());
+    }
+    let directory = process.cwd().display();
+    Err(Failure::request(format!("working directory {directory} leads out of the container's root")))
 }
 
 fn connect(stdio: Stdio, syscall: &dyn Syscall) -> Result<(), Failure> {

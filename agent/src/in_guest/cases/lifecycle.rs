@@ -28,10 +28,20 @@ pub async fn failed_creations_leave_nothing(guest: Guest) {
                 "/mounts/0",
                 json!({ "destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["bind"] }),
             ),
-            Code::Internal,
-            "",
+            Code::InvalidArgument,
+            "/no/such/source",
         ),
-        (plan("/process/cwd", json!("/no/such/directory")), Code::Internal, ""),
+        (
+            plan("/process/cwd", json!("/bin/busybox")),
+            Code::InvalidArgument,
+            "/bin/busybox is not a directory",
+        ),
+        (plan("/process/cwd", json!("/proc/no/such")), Code::Internal, ""),
+        (
+            guest.shell("true").volumes(&["/usr", "/bin/busybox"]),
+            Code::InvalidArgument,
+            "volume /bin/busybox",
+        ),
     ] {
         let id = plan.id.clone();
         let before = guest.what_exists();

@@ -95,3 +95,16 @@ fn privileged_container_sees_all_of_its_guest() {
     let sys = spec.mounts().as_ref().unwrap().iter().find(|m| m.destination().ends_with("sys")).unwrap();
     assert!(sys.options().as_ref().unwrap().contains(&"rw".to_owned()));
 }
+
+#[test]
+fn volumes_come_after_what_would_hide_them_and_replace_what_is_at_their_path() {
+    let config = json!({"Volumes": {"/etc": {}, "/etc/deep/volume": {}, "/sys/fs/cgroup": {}}});
+    let spec = build_with(&container(), &image(config)).unwrap();
+    let mounts = spec.mounts().as_ref().unwrap();
+    let destinations: Vec<_> = mounts.iter().map(|m| m.destination().display().to_string()).collect();
+    let place = |path: &str| destinations.iter().position(|destination| destination == path).unwrap();
+    assert!(place("/sys") < place("/etc") && place("/etc") < place("/etc/hosts"), "{destinations:?}");
+    assert!(place("/etc/hosts") < place("/etc/deep/volume"), "{destinations:?}");
+    assert_eq!(destinations.iter().filter(|path| *path == "/sys/fs/cgroup").count(), 1);
+    assert_eq!(mounts[place("/sys/fs/cgroup")].typ().as_deref(), Some("bind"));
+}

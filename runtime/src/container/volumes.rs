@@ -1,0 +1,113 @@
+//! Volumes of an image (`VOLUME`): which a container has, and the mounts that show them.
+//!
+//! Called by `create`, which names them to the agent, and by `spec`. The agent makes a directory on the pod's scratch for each and
+//! fills it with what the image has there. The rules are those of containerd's CRI plugin.
+
+use super::spec::{SpecError, mount};
+use isopod_protocols::guest;
+use k8s_cri::v1::Mount as CriMount;
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::Mount;
+use std::path::{Component, Path, PathBuf};
+
+/// Most volumes that are looked at: the agent refuses more.
+const MAX_VOLUMES: usize = 256;
+
+/// Read and write, also where the root is read-only, and none of the restrictions of the scratch disk's own mount.
+const OPTIONS: [&str; 6] = ["rbind", "rprivate", "rw", "rsuid", "rdev", "rrelatime"];
+
+/// Paths of the volumes that a container of the image has, in an order that depends on the paths alone: absolute, without `.` and `..`,
+/// each once, and none that a mount of the pod's hides.
+///
+/// # Errors
+/// A volume that would hide the whole root or the container's devices or processes, or too many.
+pub fn of_container(image: &ImageConfiguration, mounts: &[CriMount]) -> Result<Vec<String>, SpecError> {
+    let mut volumes: Vec<String> = named_by(image).iter().map(|path| clean(path)).collect();
+    volumes.sort_unstable();
+    volumes.dedup();
+    volumes.retain(|volume| mounts.iter().all(|mount| clean(&mount.container_path) != *volume));
+    let invalid = |reason: String| SpecError::Invalid { field: "VOLUME of the image", reason };
+    if volumes.len() > MAX_VOLUMES {
+        return Err(invalid(format!("{} volumes, more than {MAX_VOLUMES}", volumes.len())));
+    }
+    match volumes.iter().find(|volume| matches!(volume.as_str(), "/" | "/dev" | "/proc")) {
+        Some(volume) => Err(invalid(format!("{volume:?} cannot be a volume; name a directory below it"))),
+        None => Ok(volumes),
+    }
+}
+
+/// The mounts that show a container's volumes.
+pub fn mounts(id: &str, volumes: &[String]) -> Vec<Mount> {
+    let directory = guest::volumes(id);
+    let of_volume = |(number, volume): (usize, &String)| {
+        mount(volume, "bind", &format!("{directory}/{number}"), &OPTIONS)
+    };
+    volumes.iter().enumerate().map(of_volume).collect()
+}
+
+/// What the image's configuration says.
+fn named_by(image: &ImageConfiguration) -> Vec<String> {
+    image.config().as_ref().and_then(|config| config.volumes().clone()).unwrap_or_default()
+}
+
+/// A path as Go's `filepath.Clean` has it, below the root whatever it begins with.
+pub fn clean(path: &str) -> String {
+    let mut cleaned = PathBuf::from("/");
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => drop(cleaned.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    // The path was a string.
+    cleaned.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn volumes(paths: &[&str], mounts: &[&str]) -> Result<Vec<String>, SpecError> {
+        let named: serde_json::Map<_, _> = paths.iter().map(|&path| (path.to_owned(), json!({}))).collect();
+        let rootfs = json!({"type": "layers", "diff_ids": []});
+        let document =
+            json!({"architecture": "amd64", "os": "linux", "config": {"Volumes": named}, "rootfs": rootfs});
+        let image: ImageConfiguration = serde_json::from_value(document).unwrap();
+        let mount = |path: &&str| CriMount { container_path: (*path).to_owned(), ..CriMount::default() };
+        of_container(&image, &mounts.iter().map(mount).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn paths_are_cleaned_and_named_once() {
+        let cleaned = volumes(&["/data/", "/data", "opt/x", "/a/../b//c/.", "/../up"], &[]).unwrap();
+        assert_eq!(cleaned, ["/b/c", "/data", "/opt/x", "/up"]);
+    }
+
+    #[test]
+    fn mount_of_the_pod_takes_the_place_of_a_volume() {
+        assert_eq!(volumes(&["/data", "/data/sub"], &["/data/"]).unwrap(), ["/data/sub"]);
+    }
+
+    #[test]
+    fn root_devices_and_processes_cannot_be_volumes() {
+        for path in ["/", "", "/dev/", "/x/../proc"] {
+            let error = volumes(&[path], &[]).unwrap_err().to_string();
+            assert!(error.starts_with("VOLUME of the image: "), "{error}");
+        }
+        let many: Vec<String> = (0..=MAX_VOLUMES).map(|number| format!("/{number}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(volumes(&many, &[]).unwrap_err().to_string().contains("257 volumes"));
+    }
+
+    #[test]
+    fn mounts_name_the_agents_directories() {
+        let mounts = mounts("c1", &["/b".to_owned(), "/a".to_owned()]);
+        let source = mounts[1].source().as_ref().unwrap();
+        assert_eq!(
+            (mounts[1].destination(), source),
+            (&"/a".into(), &"/run/isopod/scratch/c1/volumes/1".into())
+        );
+    }
+}
