@@ -7,11 +7,11 @@
 
 use super::resources::linux_resources;
 use super::security;
+use crate::image::ImageConfiguration;
 use isopod_protocols::guest;
 use k8s_cri::v1::{
     ContainerConfig, LinuxContainerSecurityContext, Mount as CriMount, MountPropagation, PodSandboxConfig,
 };
-use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceType, Mount, Process, Root, Spec, get_default_readonly_paths,
 };
@@ -99,8 +99,7 @@ pub fn security_context(container: &ContainerConfig) -> Option<&LinuxContainerSe
 }
 
 fn process(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Process, SpecError> {
-    let image = parts.image.config().as_ref();
-    let image_dir = image.and_then(|c| c.working_dir().clone()).filter(|dir| !dir.is_empty());
+    let image_dir = Some(parts.image.working_dir.clone()).filter(|dir| !dir.is_empty());
     let own_dir = Some(parts.container.working_dir.clone()).filter(|dir| !dir.is_empty());
     let directory = PathBuf::from(own_dir.or(image_dir).unwrap_or_else(|| "/".to_owned()));
     if !directory.is_absolute() {
@@ -126,13 +125,11 @@ fn process(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<
 /// The CRI's `command` replaces the image's entrypoint and its `args` the image's command; a command of the pod's also
 /// does away with the image's arguments.
 fn arguments(parts: Parts<'_>) -> Result<Vec<String>, SpecError> {
-    let image = parts.image.config().as_ref();
-    let list = |of: Option<&Option<Vec<String>>>| of.and_then(Clone::clone).unwrap_or_default();
     let (mut command, mut args) = (parts.container.command.clone(), parts.container.args.clone());
     if command.is_empty() {
-        command = list(image.map(|c| c.entrypoint()));
+        command.clone_from(&parts.image.entrypoint);
         if args.is_empty() {
-            args = list(image.map(|c| c.cmd()));
+            args.clone_from(&parts.image.cmd);
         }
     }
     command.append(&mut args);
@@ -154,9 +151,8 @@ fn environment(parts: Parts<'_>) -> Vec<String> {
     if !parts.sandbox.hostname.is_empty() {
         variables.push(format!("HOSTNAME={}", parts.sandbox.hostname));
     }
-    let image = parts.image.config().as_ref().and_then(|c| c.env().clone()).unwrap_or_default();
     let pod = parts.container.envs.iter().map(|e| format!("{}={}", e.key, e.value));
-    for variable in image.into_iter().chain(pod) {
+    for variable in parts.image.env.iter().cloned().chain(pod) {
         let name = variable.split('=').next().unwrap_or_default();
         match variables.iter_mut().find(|v| v.split('=').next() == Some(name)) {
             Some(earlier) => *earlier = variable,

@@ -11,12 +11,14 @@
 
 mod archive;
 mod auth;
+mod configuration;
 mod content;
 mod digest;
 mod download;
 mod error;
 mod flight;
 pub mod jail;
+mod json;
 mod layer;
 mod manifest;
 mod pull;
@@ -31,6 +33,7 @@ mod sys;
 mod test_registry;
 
 pub use auth::SentCredentials;
+pub use configuration::ImageConfiguration;
 pub use content::Usage;
 pub use digest::Digest;
 pub use error::ImageError;
@@ -40,7 +43,6 @@ use crate::store::{Collection, Durability};
 use content::Content;
 use flight::Flights;
 use layer::Converter;
-use oci_spec::image::ImageConfiguration;
 use records::{Record, Records};
 use reference::Query;
 use registry::{Patience, Registry};
@@ -216,6 +218,19 @@ impl Images {
         Ok(state.records.all().filter_map(|record| self.image(&state, record)).collect())
     }
 
+    /// The configuration of an image as its builder wrote it, made legible where a strict reader of JSON would refuse it.
+    ///
+    /// # Errors
+    /// A file that cannot be read: somebody has removed the image since.
+    pub async fn configuration_document(&self, id: &Digest) -> Result<String, ImageError> {
+        let (content, id) = (Arc::clone(&self.0.content), *id);
+        let document = blocking(move || content.read_blob(&id)).await?;
+        json::legible(&document).map_err(|error| ImageError::Unsupported {
+            what: format!("configuration {id}"),
+            reason: error.to_string(),
+        })
+    }
+
     /// What images take of their file system.
     ///
     /// # Errors
@@ -268,8 +283,7 @@ fn whole_configuration(content: &Content, record: &Record) -> Result<Arc<ImageCo
 }
 
 fn user(config: &ImageConfiguration) -> ImageUser {
-    let text = config.config().as_ref().and_then(|config| config.user().as_deref()).unwrap_or_default();
-    match text.split(':').next().unwrap_or_default() {
+    match config.user.split(':').next().unwrap_or_default() {
         "" => ImageUser::Unset,
         user => user.parse().map_or_else(|_| ImageUser::Name(user.to_owned()), ImageUser::Id),
     }

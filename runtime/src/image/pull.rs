@@ -3,6 +3,7 @@
 //! Called by `cri/pull_image`. Dropping the future abandons the pull: layers that nobody else waits for are aborted.
 
 use super::auth::SentCredentials;
+use super::configuration::ImageConfiguration;
 use super::content::remove;
 use super::digest::Digest;
 use super::download::Download;
@@ -18,7 +19,6 @@ use crate::undo::Undo;
 use crate::wall_clock::now_ns;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use oci_spec::image::{Arch, ImageConfiguration, Os};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -275,15 +275,13 @@ async fn describe(session: &Session) -> Result<Described, ImageError> {
 /// [`ImageError::Unsupported`], [`ImageError::WrongPlatform`].
 pub(super) fn parse_configuration(document: &[u8], what: &str) -> Result<ImageConfiguration, ImageError> {
     debug_assert!(document.len() as u64 <= LARGEST_CONFIG.max(LARGEST_MANIFEST));
-    let configuration: ImageConfiguration =
-        serde_json::from_slice(document).map_err(|error| ImageError::Unsupported {
-            what: what.to_owned(),
-            reason: format!("has no usable configuration: {error}"),
-        })?;
-    let (os, architecture) = (configuration.os().to_string(), configuration.architecture().to_string());
+    let configuration = ImageConfiguration::parse(document).map_err(|error| ImageError::Unsupported {
+        what: what.to_owned(),
+        reason: format!("has no usable configuration: {error}"),
+    })?;
+    let (os, architecture) = (configuration.os.as_str(), configuration.architecture.as_str());
     // some builders leave both out; what says it is for another machine cannot run here
-    let fits = (os.is_empty() || *configuration.os() == Os::Linux)
-        && (architecture.is_empty() || *configuration.architecture() == Arch::Amd64);
+    let fits = matches!(os, "" | "linux") && matches!(architecture, "" | "amd64");
     if fits {
         Ok(configuration)
     } else {
@@ -298,7 +296,7 @@ fn pair_layers(
     what: &str,
 ) -> Result<Vec<(Descriptor, Digest)>, ImageError> {
     let unsupported = |reason: String| ImageError::Unsupported { what: what.to_owned(), reason };
-    let diff_ids = configuration.rootfs().diff_ids();
+    let diff_ids = &configuration.diff_ids;
     if diff_ids.len() != layers.len() {
         let (have, want) = (layers.len(), diff_ids.len());
         return Err(unsupported(format!("has {have} layers, but its configuration lists {want}")));
