@@ -10,6 +10,7 @@ pub mod case;
 pub mod cri;
 pub mod daemon;
 pub mod held;
+pub mod image;
 pub mod node;
 pub mod registry;
 pub mod script_guest;

@@ -1,5 +1,5 @@
-//! A registry of a case's own, inside the case's program: it serves the images of `tests/images` at once and whole, and is
-//! slow, broken, false or locked where the case says so.
+//! A registry of a case's own, inside the case's program: it serves the images of `tests/images`, or those that the case made
+//! ([`crate::image`]), at once and whole, and is slow, broken, false or locked where the case says so.
 //!
 //! What an honest registry does is asked of the node's real one ([`crate::cri::REGISTRY`]); this one is for faults that a real one
 //! cannot be made to have.
@@ -79,9 +79,17 @@ impl Request {
 }
 
 impl Registry {
-    /// Serves images; `change` is given each request with its honest answer, and answers what is sent.
+    /// Serves the images of `tests/images`; `change` is given each request with its honest answer, and answers what is sent.
     pub fn serve(change: impl Fn(&Request, Reply) -> Reply + Send + Sync + 'static) -> Result<Self> {
-        let images = artefacts::images()?;
+        Self::serve_layouts(&artefacts::images()?, change)
+    }
+
+    /// Serves the images of a directory that holds an OCI layout for each, such as [`crate::image::Image::write`] makes.
+    pub fn serve_layouts(
+        layouts: &Path,
+        change: impl Fn(&Request, Reply) -> Reply + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let images = layouts.to_owned();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let asked = Arc::<Mutex<Vec<Request>>>::default();
@@ -165,11 +173,13 @@ fn honest(images: &Path, request: &Request) -> Result<Reply> {
     Ok(reply)
 }
 
-fn blob(layout: &Path, digest: &str) -> PathBuf {
+/// The file of a blob in a layout; `digest` is without its algorithm.
+pub(crate) fn blob(layout: &Path, digest: &str) -> PathBuf {
     layout.join("blobs/sha256").join(digest)
 }
 
-fn digest_of_tag(layout: &Path) -> Result<String> {
+/// The digest of a layout's only manifest, without its algorithm.
+pub(crate) fn digest_of_tag(layout: &Path) -> Result<String> {
     let index: serde_json::Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
     let digest = index["manifests"][0]["digest"].as_str().context("no manifest")?;
     Ok(digest.trim_start_matches("sha256:").to_owned())
