@@ -280,6 +280,8 @@ pub struct ImageConfig {
     pub stall_timeout_s: u32,
     /// Largest uncompressed layer in MiB.
     pub max_layer_mib: u64,
+    /// Fetch layers that no registry has from the addresses in the image's manifest, which whoever made the image chose.
+    pub foreign_layers: bool,
 }
 
 impl Default for ImageConfig {
@@ -290,6 +292,7 @@ impl Default for ImageConfig {
             parallel_layers: 3,
             stall_timeout_s: 30,
             max_layer_mib: 32768,
+            foreign_layers: false,
         }
     }
 }

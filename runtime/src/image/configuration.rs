@@ -1,9 +1,10 @@
 //! An image's configuration: the platform it is for, what its containers are unless the pod says otherwise, and the digests
 //! of its uncompressed layers. OCI image specification 1.1, config.md; Docker's differs in nothing that is read here.
 //!
-//! Read by `pull` and by the service when it starts; used by `container`, which makes containers of it.
+//! Read by `describe` and by the service when it starts; used by `container`, which makes containers of it.
 
 use super::json::{self, JsonError, Names, Read, Reader};
+use super::platform::Platform;
 
 /// What Isopod uses of a configuration. What the document leaves out is empty here, as is what is `null` in it; what is not
 /// used is not looked at.
@@ -40,6 +41,16 @@ impl ImageConfiguration {
     /// What Go's `encoding/json` does not read into the specification's structs either.
     pub fn parse(document: &[u8]) -> Result<Self, JsonError> {
         json::read(document)
+    }
+
+    /// The platform that it is for.
+    pub fn platform(&self) -> Platform {
+        Platform {
+            architecture: self.architecture.clone(),
+            os: self.os.clone(),
+            variant: self.variant.clone(),
+            os_features: Vec::new(),
+        }
     }
 }
 

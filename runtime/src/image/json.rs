@@ -4,7 +4,7 @@
 //! What differs from `serde_json`: `null` leaves a field as it was and empties a list; field names match in any case; of
 //! two fields with one name the later one is read over the earlier one; a byte that is no UTF-8 and half a surrogate
 //! pair become U+FFFD; values nest 10 000 deep. A value of the wrong type does not end the reading: the first
-//! such fault is told at the end.
+//! such fault is told at the end, or kept apart where it spoils one element only.
 //!
 //! Used by `configuration` and `manifest`, which bound the size of the document. Takes linear time, and no memory for what
 //! nobody asks for. It must not know what the documents mean.
@@ -13,7 +13,7 @@ mod scan;
 mod value;
 
 pub use scan::legible;
-pub use value::{Names, Read};
+pub use value::{Base64, Names, Read};
 
 use scan::{Scanner, well_formed};
 
@@ -78,7 +78,7 @@ pub fn read<T: Read + Default>(document: &[u8]) -> Result<T, JsonError> {
 
 impl<'a> Reader<'a> {
     /// Type of the next value.
-    fn kind(&mut self) -> Result<Kind, JsonError> {
+    pub fn kind(&mut self) -> Result<Kind, JsonError> {
         self.scanner.kind()
     }
 
@@ -105,6 +105,16 @@ impl<'a> Reader<'a> {
     pub fn fault(&mut self, what: &str) {
         let path = if self.path.is_empty() { "the document".to_owned() } else { self.path.join(".") };
         self.fault.get_or_insert_with(|| format!("{path} {what}"));
+    }
+
+    /// Takes the fault of what `read` reads away from the document: one bad element does not spoil the others.
+    pub fn apart<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, JsonError>,
+    ) -> Result<(T, Option<String>), JsonError> {
+        let before = self.fault.take();
+        let value = read(self)?;
+        Ok((value, std::mem::replace(&mut self.fault, before)))
     }
 
     /// The next value, a string.

@@ -1,7 +1,8 @@
 //! Images on this node: pulled from registries, kept as one EROFS file per layer, resolved for containers.
 //!
 //! ```text
-//! cri/pull_image -> pull -> registry, session, auth, manifest        what is it, and who may have it
+//! cri/pull_image -> pull -> describe, manifest, configuration        what it is
+//!                        -> registry, session, endpoint, auth         who has it, and who may have it
 //!                        -> flight -> layer -> download, pump, archive, jail   each layer once
 //!                        -> content, records                          kept by digest, found by name
 //! container      -> Images::resolve
@@ -9,18 +10,23 @@
 //!
 //! Doors call [`Images`]; nothing below is for them. README.md beside this file tells what is where on disk.
 
+mod answer;
 mod archive;
 mod auth;
 mod configuration;
 mod content;
+mod describe;
 mod digest;
 mod download;
+mod endpoint;
 mod error;
 mod flight;
+mod hosts;
 pub mod jail;
 mod json;
 mod layer;
 mod manifest;
+mod platform;
 mod pull;
 mod pump;
 mod records;
@@ -37,6 +43,7 @@ pub use configuration::ImageConfiguration;
 pub use content::Usage;
 pub use digest::Digest;
 pub use error::ImageError;
+pub use manifest::Manifest;
 
 use crate::config::{ImageConfig, RegistryConfig};
 use crate::store::{Collection, Durability};
@@ -146,7 +153,11 @@ impl Images {
             patience: Duration::from_secs(180),
             slots: Semaphore::new(config.parallel_layers),
         };
-        Self::open_with(directory, converter, Registry::open(registries.clone(), patience)?)
+        Self::open_with(
+            directory,
+            converter,
+            Registry::open(registries.clone(), config.foreign_layers, patience)?,
+        )
     }
 
     fn open_with(directory: &Path, converter: Converter, registry: Registry) -> Result<Self, ImageError> {
@@ -279,7 +290,7 @@ fn whole_configuration(content: &Content, record: &Record) -> Result<Arc<ImageCo
             return Err(ImageError::NotPresent(format!("layer {}", layer.diff_id)));
         }
     }
-    pull::parse_configuration(&content.read_blob(&record.id)?, &record.id.to_string()).map(Arc::new)
+    describe::parse_configuration(&content.read_blob(&record.id)?, &record.id.to_string()).map(Arc::new)
 }
 
 fn user(config: &ImageConfiguration) -> ImageUser {

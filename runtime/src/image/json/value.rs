@@ -4,7 +4,10 @@
 //! in Go: the elements of a list, the names of a map, the fields of a struct.
 
 use super::{JsonError, Kind, Reader};
-use std::collections::HashSet;
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
+use std::collections::{BTreeMap, HashSet};
 
 /// A field that values are read into.
 pub trait Read {
@@ -99,6 +102,50 @@ impl Read for Names {
                 Ok(())
             }
             _ => from.mismatch("an object"),
+        }
+    }
+}
+
+impl Read for BTreeMap<String, String> {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        match from.kind()? {
+            Kind::Null => {
+                self.clear();
+                from.skip()
+            }
+            Kind::Object => from.pairs(|from, name| {
+                let mut value = String::new();
+                value.read(from)?;
+                self.insert(name, value);
+                Ok(())
+            }),
+            _ => from.mismatch("an object"),
+        }
+    }
+}
+
+/// Bytes, which documents hold in base64.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Base64(pub Vec<u8>);
+
+impl Read for Base64 {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        // Go asks for the padding, and lets line ends and bits after the end be.
+        let config = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
+        let engine = GeneralPurpose::new(&alphabet::STANDARD, config);
+        match from.kind()? {
+            Kind::Null => {
+                self.0.clear();
+                from.skip()
+            }
+            Kind::String => {
+                match engine.decode(from.string()?.replace(['\r', '\n'], "")) {
+                    Ok(bytes) => self.0 = bytes,
+                    Err(error) => from.fault(&format!("is no base64: {error}")),
+                }
+                Ok(())
+            }
+            _ => from.mismatch("a string"),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Here is the node that the tests of this folder pull to. Each test has a node and a registry of its own, and none may
 //! reach past loopback.
 
+mod foreign;
+mod indexes;
 mod layers;
 mod records;
 mod refusals;
@@ -15,11 +17,17 @@ struct Node {
     directory: tempfile::TempDir,
     registries: BTreeMap<String, RegistryConfig>,
     program: &'static str,
+    foreign_layers: bool,
 }
 
 impl Node {
     fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), registries: BTreeMap::new(), program: "copies" }
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            registries: BTreeMap::new(),
+            program: "copies",
+            foreign_layers: false,
+        }
     }
 
     fn with_mirrors(host: &str, mirrors: &[String]) -> Self {
@@ -42,7 +50,7 @@ impl Node {
             first_pause: Duration::from_millis(1),
             attempts: 3,
         };
-        let registry = Registry::open(self.registries.clone(), patience).unwrap();
+        let registry = Registry::open(self.registries.clone(), self.foreign_layers, patience).unwrap();
         Images::open_with(&self.directory.path().join("images"), converter, registry).unwrap()
     }
 
