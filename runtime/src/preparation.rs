@@ -13,6 +13,7 @@ use crate::container::{Parts, SpecError, build_spec};
 use crate::hypervisor::template::Preparation;
 use crate::hypervisor::{HypervisorError, VmHandle};
 use crate::id::fill_random;
+use crate::image::ImageConfiguration;
 use crate::scratch::{Scratch, ScratchError};
 use crate::wall_clock::now_ns;
 use async_trait::async_trait;
@@ -21,7 +22,6 @@ use isopod_protocols::agent::{
     StartContainerRequest, User,
 };
 use k8s_cri::v1::{ContainerConfig, LinuxContainerConfig, PodSandboxConfig};
-use oci_spec::image::ImageConfiguration;
 use std::error::Error;
 use std::fs::File;
 use std::io;

@@ -278,11 +278,19 @@ pub struct ImageConfig {
     pub stall_timeout_s: u32,
     /// Largest uncompressed layer in MiB.
     pub max_layer_mib: u64,
+    /// Fetch layers that no registry has from the addresses in the image's manifest, which whoever made the image chose.
+    pub foreign_layers: bool,
 }
 
 impl Default for ImageConfig {
     fn default() -> Self {
-        Self { jail_uid: 1_999_999_999, parallel_layers: 3, stall_timeout_s: 30, max_layer_mib: 32768 }
+        Self {
+            jail_uid: 1_999_999_999,
+            parallel_layers: 3,
+            stall_timeout_s: 30,
+            max_layer_mib: 32768,
+            foreign_layers: false,
+        }
     }
 }
 

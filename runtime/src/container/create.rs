@@ -185,9 +185,8 @@ fn user(context: &LinuxContainerSecurityContext, image: &Image) -> Result<User, 
     if gid.is_some() && own.is_none() {
         return Err(ContainerError::GroupWithoutUser);
     }
-    let of_image = image.config.config().as_ref().and_then(|c| c.user().clone());
     Ok(User {
-        user: own.or(of_image).unwrap_or_default(),
+        user: own.unwrap_or_else(|| image.config.user.clone()),
         gid,
         supplemental_groups: context
             .supplemental_groups
@@ -214,7 +213,7 @@ fn names(config: &ContainerConfig, image: &Image) -> ImageNames {
         asked: asked.unwrap_or_else(|| id.clone()),
         reference: image.repo_digests.first().cloned().unwrap_or_else(|| id.clone()),
         id,
-        stop_signal: image.config.config().as_ref().and_then(|c| c.stop_signal().clone()),
+        stop_signal: Some(image.config.stop_signal.clone()).filter(|signal| !signal.is_empty()),
     }
 }
 

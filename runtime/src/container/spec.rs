@@ -8,11 +8,11 @@
 use super::environment;
 use super::resources::linux_resources;
 use super::{security, volumes};
+use crate::image::ImageConfiguration;
 use isopod_protocols::guest;
 use k8s_cri::v1::{
     ContainerConfig, LinuxContainerSecurityContext, Mount as CriMount, MountPropagation, PodSandboxConfig,
 };
-use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceType, Mount, Process, Root, Spec, get_default_readonly_paths,
 };
@@ -101,8 +101,7 @@ pub fn security_context(container: &ContainerConfig) -> Option<&LinuxContainerSe
 }
 
 fn process(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Process, SpecError> {
-    let image = parts.image.config().as_ref();
-    let image_dir = image.and_then(|c| c.working_dir().clone()).filter(|dir| !dir.is_empty());
+    let image_dir = Some(parts.image.working_dir.clone()).filter(|dir| !dir.is_empty());
     let own_dir = Some(parts.container.working_dir.clone()).filter(|dir| !dir.is_empty());
     let directory = PathBuf::from(own_dir.or(image_dir).unwrap_or_else(|| "/".to_owned()));
     if !directory.is_absolute() {
@@ -128,13 +127,11 @@ fn process(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<
 /// The CRI's `command` replaces the image's entrypoint and its `args` the image's command; a command of the pod's also
 /// does away with the image's arguments.
 fn arguments(parts: Parts<'_>) -> Result<Vec<String>, SpecError> {
-    let image = parts.image.config().as_ref();
-    let list = |of: Option<&Option<Vec<String>>>| of.and_then(Clone::clone).unwrap_or_default();
     let (mut command, mut args) = (parts.container.command.clone(), parts.container.args.clone());
     if command.is_empty() {
-        command = list(image.map(|c| c.entrypoint()));
+        command.clone_from(&parts.image.entrypoint);
         if args.is_empty() {
-            args = list(image.map(|c| c.cmd()));
+            args.clone_from(&parts.image.cmd);
         }
     }
     command.append(&mut args);
@@ -156,9 +153,8 @@ pub fn environment(parts: Parts<'_>) -> Vec<Vec<u8>> {
     if !parts.sandbox.hostname.is_empty() {
         defaults.push(format!("HOSTNAME={}", parts.sandbox.hostname).into_bytes());
     }
-    let image = parts.image.config().as_ref().and_then(|c| c.env().clone()).unwrap_or_default();
     let pod = parts.container.envs.iter().map(|e| format!("{}={}", e.key, e.value));
-    environment::merge(defaults, image.into_iter().chain(pod).map(String::into_bytes))
+    environment::merge(defaults, parts.image.env.iter().cloned().chain(pod).map(String::into_bytes))
 }
 
 fn linux(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Linux, SpecError> {

@@ -4,9 +4,9 @@
 //! fills it with what the image has there. The rules are those of containerd's CRI plugin.
 
 use super::spec::{SpecError, mount};
+use crate::image::ImageConfiguration;
 use isopod_protocols::guest;
 use k8s_cri::v1::Mount as CriMount;
-use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::Mount;
 use std::path::{Component, Path, PathBuf};
 
@@ -22,7 +22,7 @@ const OPTIONS: [&str; 6] = ["rbind", "rprivate", "rw", "rsuid", "rdev", "rrelati
 /// # Errors
 /// A volume that would hide the whole root or the container's devices or processes, or too many.
 pub fn of_container(image: &ImageConfiguration, mounts: &[CriMount]) -> Result<Vec<String>, SpecError> {
-    let mut volumes: Vec<String> = named_by(image).iter().map(|path| clean(path)).collect();
+    let mut volumes: Vec<String> = image.volumes.iter().map(|path| clean(path)).collect();
     volumes.sort_unstable();
     volumes.dedup();
     volumes.retain(|volume| mounts.iter().all(|mount| clean(&mount.container_path) != *volume));
@@ -43,11 +43,6 @@ pub fn mounts(id: &str, volumes: &[String]) -> Vec<Mount> {
         mount(volume, "bind", &format!("{directory}/{number}"), &OPTIONS)
     };
     volumes.iter().enumerate().map(of_volume).collect()
-}
-
-/// What the image's configuration says.
-fn named_by(image: &ImageConfiguration) -> Vec<String> {
-    image.config().as_ref().and_then(|config| config.volumes().clone()).unwrap_or_default()
 }
 
 /// A path as Go's `filepath.Clean` has it, below the root whatever it begins with.
@@ -74,7 +69,7 @@ mod tests {
         let rootfs = json!({"type": "layers", "diff_ids": []});
         let document =
             json!({"architecture": "amd64", "os": "linux", "config": {"Volumes": named}, "rootfs": rootfs});
-        let image: ImageConfiguration = serde_json::from_value(document).unwrap();
+        let image = ImageConfiguration::parse(document.to_string().as_bytes()).unwrap();
         let mount = |path: &&str| CriMount { container_path: (*path).to_owned(), ..CriMount::default() };
         of_container(&image, &mounts.iter().map(mount).collect::<Vec<_>>())
     }

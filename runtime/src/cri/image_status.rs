@@ -10,17 +10,20 @@ use tonic::Status;
 
 pub async fn serve(node: &Node, request: ImageStatusRequest) -> Result<ImageStatusResponse, Status> {
     let image = node.images.status(&request.image.unwrap_or_default().image)?;
-    let info = image.as_ref().filter(|_| request.verbose).map(info).unwrap_or_default();
+    let info = match &image {
+        Some(image) if request.verbose => info(image, &node.images.configuration_document(&image.id).await?),
+        _ => HashMap::new(),
+    };
     Ok(ImageStatusResponse { image: image.as_ref().map(item), info })
 }
 
-/// One JSON document, as crictl expects it.
-fn info(image: &Image) -> HashMap<String, String> {
+/// One JSON document, as crictl expects it, around the configuration as it is on disk.
+fn info(image: &Image, configuration: &str) -> HashMap<String, String> {
     let layers: Vec<_> = image
         .layers
         .iter()
         .map(|layer| json!({"chainId": layer.chain_id, "size": layer.size, "path": layer.path}))
         .collect();
-    let info = json!({"imageSpec": *image.config, "layers": layers});
-    HashMap::from([("info".to_owned(), info.to_string())])
+    let info = format!("{{\"imageSpec\":{configuration},\"layers\":{}}}", json!(layers));
+    HashMap::from([("info".to_owned(), info)])
 }

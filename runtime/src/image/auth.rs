@@ -1,6 +1,6 @@
 //! Who pulls: the credentials a client sends with PullImage, and the challenge with which a registry asks for them.
 //!
-//! Used by `session`, which sends the requests. Credentials are never logged: nothing here derives `Debug` that holds one.
+//! Used by `endpoint`, which sends the requests. Credentials are never logged: nothing here derives `Debug` that holds one.
 
 use super::error::ImageError;
 use super::reference::{DOCKER_HUB, DOCKER_HUB_HOST, DOCKER_HUB_ONCE};
@@ -98,6 +98,8 @@ pub enum Challenge {
         realm: String,
         /// What the token is for, in the service's words.
         service: Option<String>,
+        /// What it should allow.
+        scope: Option<String>,
     },
 }
 
@@ -113,7 +115,7 @@ impl Challenge {
             if scheme.eq_ignore_ascii_case("bearer")
                 && let Some(realm) = value("realm")
             {
-                return Some(Self::Bearer { realm, service: value("service") });
+                return Some(Self::Bearer { realm, service: value("service"), scope: value("scope") });
             }
             basic |= scheme.eq_ignore_ascii_case("basic");
         }
@@ -208,6 +210,7 @@ mod tests {
         let expected = Challenge::Bearer {
             realm: "https://auth.docker.io/token".to_owned(),
             service: Some("registry.docker.io".to_owned()),
+            scope: Some("repository:a/b:pull,push".to_owned()),
         };
         assert_eq!(Challenge::parse(header), Some(expected));
         assert_eq!(Challenge::parse("Basic realm=registry"), Some(Challenge::Basic));

@@ -3,10 +3,11 @@
 //! Used by `layer` for layers, piece by piece, and by `pull` for configurations, whole. What [`Download::next`] gives
 //! is unchecked until it has given `None`.
 
+use super::answer::{Kind, Refusal, Refusals, reason};
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
 use super::manifest::Descriptor;
-use super::session::{Refusal, Refusals, Session, reason};
+use super::session::{Place, Session};
 use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, HeaderMap};
 use reqwest::{Response, StatusCode};
@@ -22,8 +23,12 @@ pub struct Download<'a> {
     size: u64,
     received: u64,
     hasher: Hasher,
+    /// The content itself, where the manifest held it.
+    given: Option<Bytes>,
+    /// Why addresses that the manifest names are not asked; absent where they are, or are none.
+    elsewhere: Option<String>,
     /// Places still to ask, the present one first.
-    places: Vec<usize>,
+    places: Vec<Place>,
     body: Option<Body>,
     attempt: u32,
     refusals: Refusals,
@@ -40,9 +45,13 @@ impl<'a> Download<'a> {
     /// Begins to download `descriptor`, named `what` in errors. `start` rotates the order of places, for a second try after
     /// one place sent corrupt content.
     pub fn new(session: &'a Session, descriptor: &Descriptor, what: String, start: usize) -> Self {
-        let mut places = session.places_in_turn();
+        let mut refusals = Refusals::default();
+        let mut places = session.places_of(descriptor, &mut refusals);
         let turn = start % places.len().max(1);
         places.rotate_left(turn);
+        let whole =
+            |data: &&Vec<u8>| data.len() as u64 == descriptor.size && Digest::of(data) == descriptor.digest;
+        let given = Some(&descriptor.data).filter(whole);
         Self {
             session,
             what,
@@ -50,10 +59,12 @@ impl<'a> Download<'a> {
             size: descriptor.size,
             received: 0,
             hasher: Hasher::default(),
+            given: given.map(|data| Bytes::from(data.clone())),
+            elsewhere: session.not_asked().filter(|_| !descriptor.urls.is_empty()),
             places,
             body: None,
             attempt: 0,
-            refusals: Refusals::default(),
+            refusals,
         }
     }
 
@@ -94,10 +105,13 @@ impl<'a> Download<'a> {
     }
 
     async fn piece(&mut self) -> Result<Bytes, Refusal> {
+        if let Some(given) = self.given.take() {
+            return self.take(given);
+        }
         let body = match &mut self.body {
             Some(body) => body,
             none => {
-                let response = self.session.blob(self.places[0], self.digest, self.received).await?;
+                let response = self.session.blob(&self.places[0], self.digest, self.received).await?;
                 let skip = skip(response.status(), response.headers(), self.received)?;
                 none.insert(Body { response, skip, begun_at: self.received })
             }
@@ -111,6 +125,11 @@ impl<'a> Download<'a> {
         let known = body.skip.min(chunk.len() as u64);
         body.skip -= known;
         let new = chunk.split_off(usize::try_from(known).unwrap_or(chunk.len()));
+        self.take(new)
+    }
+
+    /// Takes bytes that follow those received.
+    fn take(&mut self, new: Bytes) -> Result<Bytes, Refusal> {
         if new.len() as u64 > self.size - self.received {
             return Err(Refusal::bad_answer(format!("sent more than the {} bytes of the blob", self.size)));
         }
@@ -129,12 +148,24 @@ impl<'a> Download<'a> {
             return Ok(());
         };
         let place = self.places.remove(0);
-        self.session.note(&mut self.refusals, place, refusal);
+        self.refusals.add(self.session.name_of(&place), refusal);
         self.attempt = 0;
         if self.places.is_empty() {
-            return Err(std::mem::take(&mut self.refusals).into_error(self.what.clone()));
+            return Err(self.all_refused());
         }
         Ok(())
+    }
+
+    fn all_refused(&mut self) -> ImageError {
+        let refusals = std::mem::take(&mut self.refusals);
+        match &self.elsewhere {
+            Some(why) if refusals.kind() == Kind::NotFound => {
+                let reason =
+                    format!("is not in the registry ({refusals}), only at addresses in its manifest: {why}");
+                ImageError::Unsupported { what: self.what.clone(), reason }
+            }
+            _ => refusals.into_error(self.what.clone()),
+        }
     }
 }
 

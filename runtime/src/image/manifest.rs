@@ -1,10 +1,12 @@
 //! Manifests and indexes: OCI image specification 1.1 and Docker's schema 2, which differ in media types only.
 //!
-//! Called by `pull` with bytes whose digest has been checked. It must not ask the registry anything.
+//! Called by `describe` with bytes whose digest has been checked. It must not ask the registry anything.
 
 use super::digest::Digest;
 use super::error::ImageError;
-use serde::Deserialize;
+use super::json::{self, Base64, JsonError, Kind, Read, Reader};
+use super::platform::Platform;
+use std::collections::BTreeMap;
 
 /// What is asked for, in `Accept` headers.
 pub const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
@@ -21,29 +23,40 @@ pub const LARGEST_CONFIG: u64 = 8 << 20;
 /// Most layers of one image: the guest's overlayfs takes 500, and Docker makes 127 at most.
 const MOST_LAYERS: usize = 256;
 
-/// Names content and tells its size (OCI image specification, descriptor).
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// Most addresses elsewhere of one blob.
+const MOST_URLS: usize = 16;
+
+/// Annotation of what belongs to an image in an index and is none, such as BuildKit's attestations.
+const BELONGS_TO_AN_IMAGE: &str = "vnd.docker.reference.type";
+
+/// Names content and tells its size (OCI image specification, descriptor), checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Descriptor {
-    /// Kind of the content.
+    /// Kind of the content; empty where the document does not say.
     pub media_type: String,
     /// Name of the content.
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// In an index: what the image is for.
-    #[serde(default)]
-    platform: Option<Platform>,
+    /// Where else than in the registry it may be.
+    pub urls: Vec<String>,
+    /// The content itself, where the document holds it; else empty.
+    pub data: Vec<u8>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-struct Platform {
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    variant: Option<String>,
+/// A descriptor as a document has it. Whether it is of any use is asked when it is wanted, as in Go: what is wrong with one
+/// entry of an index is nothing to the others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Entry {
+    media_type: String,
+    digest: String,
+    size: i64,
+    urls: Vec<String>,
+    data: Base64,
+    annotations: BTreeMap<String, String>,
+    platform: Option<Platform>,
+    /// What in it has a type that it may not have.
+    fault: Option<String>,
 }
 
 /// A manifest or an index, as far as pulling needs it.
@@ -57,77 +70,192 @@ pub enum Manifest {
         layers: Vec<Descriptor>,
     },
     /// Images for several platforms.
-    Index(Vec<Descriptor>),
+    Index(Vec<Entry>),
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// The two kinds of documents that a media type can announce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    Image,
+    Index,
+}
+
+/// All fields that tell what a document is. `null` is absent.
+#[derive(Default)]
 struct Document {
-    schema_version: Option<u32>,
-    config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
-    manifests: Option<Vec<Descriptor>>,
+    media_type: String,
+    schema_version: i64,
+    config: Entry,
+    layers: Vec<Entry>,
+    manifests: Vec<Entry>,
+    has_config: bool,
+    has_layers: bool,
+    has_manifests: bool,
+    has_layers_of_schema_1: bool,
 }
 
-impl Manifest {
-    /// Reads a manifest or an index; `what` names it in errors.
-    ///
-    /// # Errors
-    /// [`ImageError::Unsupported`] for anything else. A document that could be read as both is refused, as two programs
-    /// could then see two images under one digest (OCI image specification, `mediaType`; CVE-2021-41190).
-    pub fn parse(bytes: &[u8], what: &str) -> Result<Self, ImageError> {
-        let unsupported = |reason: String| ImageError::Unsupported { what: what.to_owned(), reason };
-        let document: Document = serde_json::from_slice(bytes)
-            .map_err(|error| unsupported(format!("is no image manifest: {error}")))?;
-        if document.schema_version == Some(1) {
-            let reason = "has a manifest of Docker's schema 1, which nothing verifies: push it again with a newer tool";
-            return Err(unsupported(reason.to_owned()));
-        }
-        match document {
-            Document { config: Some(config), layers: Some(layers), manifests: None, .. } => {
-                if layers.len() > MOST_LAYERS {
-                    return Err(unsupported(format!("has {} layers, more than {MOST_LAYERS}", layers.len())));
+impl Read for Document {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        from.fields(|from, name| {
+            let there = from.kind()? != Kind::Null;
+            match name {
+                "mediatype" => self.media_type.read(from),
+                "schemaversion" => self.schema_version.read(from),
+                "config" => {
+                    self.has_config |= there;
+                    self.config.read(from)
                 }
-                Ok(Self::Image { config, layers })
+                "layers" => {
+                    self.has_layers |= there;
+                    self.layers.read(from)
+                }
+                "manifests" => {
+                    self.has_manifests |= there;
+                    self.manifests.read(from)
+                }
+                "fslayers" => {
+                    self.has_layers_of_schema_1 |= there;
+                    from.skip()
+                }
+                _ => from.skip(),
             }
-            Document { config: None, layers: None, manifests: Some(manifests), .. } => {
-                Ok(Self::Index(manifests))
-            }
-            _ => Err(unsupported("is neither an image manifest nor an index".to_owned())),
+        })
+    }
+}
+
+impl Read for Entry {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        let ((), fault) = from.apart(|from| {
+            from.fields(|from, name| match name {
+                "mediatype" => self.media_type.read(from),
+                "digest" => self.digest.read(from),
+                "size" => self.size.read(from),
+                "urls" => self.urls.read(from),
+                "data" => self.data.read(from),
+                "annotations" => self.annotations.read(from),
+                "platform" => self.platform.read(from),
+                _ => from.skip(),
+            })
+        })?;
+        self.fault = self.fault.take().or(fault);
+        Ok(())
+    }
+}
+
+impl Sort {
+    fn of(media_type: &str) -> Option<Self> {
+        match media_type {
+            "application/vnd.oci.image.manifest.v1+json"
+            | "application/vnd.docker.distribution.manifest.v2+json" => Some(Self::Image),
+            "application/vnd.oci.image.index.v1+json"
+            | "application/vnd.docker.distribution.manifest.list.v2+json" => Some(Self::Index),
+            _ => None,
         }
     }
 }
 
-/// The entry of an index for linux/amd64; the plain one before variants (v2, v3) that this CPU may not have.
-///
-/// # Errors
-/// [`ImageError::WrongPlatform`] lists what there is.
-pub fn for_this_machine<'a>(entries: &'a [Descriptor], image: &str) -> Result<&'a Descriptor, ImageError> {
-    let fits = |entry: &&Descriptor| {
-        entry.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == "amd64")
-    };
-    let plain = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|p| p.variant.is_none());
-    let mut fitting = entries.iter().filter(fits);
-    fitting.clone().find(plain).or_else(|| fitting.next()).ok_or_else(|| {
-        let names = entries
-            .iter()
-            .filter_map(|e| e.platform.as_ref())
-            .map(|p| format!("{}/{}", p.os, p.architecture));
-        let mut names: Vec<_> = names.take(20).collect();
-        names.sort();
-        names.dedup();
-        let available = if names.is_empty() { "nothing that is named".to_owned() } else { names.join(", ") };
-        ImageError::WrongPlatform { image: image.to_owned(), available }
-    })
+impl Manifest {
+    /// Reads a manifest or an index; `announced` is the media type of the descriptor that led to it, empty where there was
+    /// none, and `what` names it in errors.
+    ///
+    /// # Errors
+    /// [`ImageError::Unsupported`] for anything else. A document that could be read as both is refused, as two programs
+    /// could then see two images under one digest (OCI image specification, `mediaType`; CVE-2021-41190): one that has the
+    /// fields of both, that calls itself the other, or that was announced as the other.
+    pub fn parse(bytes: &[u8], announced: &str, what: &str) -> Result<Self, ImageError> {
+        let unsupported = |reason: String| ImageError::Unsupported { what: what.to_owned(), reason };
+        let document: Document =
+            json::read(bytes).map_err(|error| unsupported(format!("is no image manifest: {error}")))?;
+        let sorts = [
+            Sort::of(&document.media_type),
+            Sort::of(announced),
+            (document.has_config || document.has_layers).then_some(Sort::Image),
+            document.has_manifests.then_some(Sort::Index),
+        ];
+        let is = |sort| sorts.contains(&Some(sort));
+        let schema_1 = document.schema_version == 1 && !is(Sort::Image) && !is(Sort::Index);
+        if document.has_layers_of_schema_1 || schema_1 {
+            let reason = "has a manifest of Docker's schema 1, which nothing verifies: push it again with a newer tool";
+            return Err(unsupported(reason.to_owned()));
+        }
+        match (is(Sort::Image), is(Sort::Index)) {
+            (true, false) => document.image().map_err(unsupported),
+            (false, true) => Ok(Self::Index(document.manifests)),
+            (true, true) => Err(unsupported("can be read as an image manifest and as an index".to_owned())),
+            (false, false) => Err(unsupported("is neither an image manifest nor an index".to_owned())),
+        }
+    }
+}
+
+impl Document {
+    fn image(self) -> Result<Manifest, String> {
+        if !self.has_config {
+            return Err("is a manifest without a configuration".to_owned());
+        }
+        if self.layers.len() > MOST_LAYERS {
+            return Err(format!("has {} layers, more than {MOST_LAYERS}", self.layers.len()));
+        }
+        let config =
+            self.config.descriptor().map_err(|fault| format!("has no usable configuration: {fault}"))?;
+        let layer = |(number, layer): (usize, Entry)| {
+            layer.descriptor().map_err(|fault| format!("cannot use layer {number} of the manifest: {fault}"))
+        };
+        let layers = self.layers.into_iter().enumerate().map(layer).collect::<Result<_, _>>()?;
+        Ok(Manifest::Image { config, layers })
+    }
+}
+
+impl Entry {
+    /// What it names, checked.
+    ///
+    /// # Errors
+    /// Why it names nothing that can be fetched. Containerd also refuses content without a size.
+    pub fn descriptor(&self) -> Result<Descriptor, String> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
+        let digest = self.digest.parse().map_err(|error| format!("{error}"))?;
+        let size = u64::try_from(self.size).ok().filter(|size| *size > 0);
+        let size = size.ok_or_else(|| format!("{digest} is said to have {} bytes", self.size))?;
+        if self.urls.len() > MOST_URLS {
+            return Err(format!("{digest} has {} addresses, more than {MOST_URLS}", self.urls.len()));
+        }
+        let (media_type, urls, data) = (self.media_type.clone(), self.urls.clone(), self.data.0.clone());
+        Ok(Descriptor { media_type, digest, size, urls, data })
+    }
+
+    /// The platform that an index says it is for.
+    pub fn platform(&self) -> Option<&Platform> {
+        self.platform.as_ref()
+    }
+
+    /// As [`Self::descriptor`], of what may be an image or an index.
+    ///
+    /// # Errors
+    /// Also what says that it is something else.
+    pub fn image(&self) -> Result<Descriptor, String> {
+        let descriptor = self.descriptor()?;
+        if self.media_type.is_empty() || Sort::of(&self.media_type).is_some() {
+            return Ok(descriptor);
+        }
+        let media_type: String = self.media_type.chars().take(100).collect();
+        Err(format!("{} has media type {media_type:?}", descriptor.digest))
+    }
+
+    /// Whether it is about an image beside it: an attestation, which is never run.
+    pub fn belongs_to_an_image(&self) -> bool {
+        self.annotations.contains_key(BELONGS_TO_AN_IMAGE)
+    }
 }
 
 /// Checks that a layer is a tar archive that can be read. How it is compressed shows in its first bytes: some builders
-/// write gzip's media type over plain tar and the other way round.
+/// write gzip's media type over plain tar and the other way round, or none.
 ///
 /// # Errors
 /// [`ImageError::Unsupported`] for encrypted layers and artifacts that are no layers.
 pub fn check_layer(layer: &Descriptor) -> Result<(), ImageError> {
     let known = [
+        "",
         "application/vnd.oci.image.layer.v1.tar",
         "application/vnd.oci.image.layer.v1.tar+gzip",
         "application/vnd.oci.image.layer.v1.tar+zstd",
@@ -137,7 +265,9 @@ pub fn check_layer(layer: &Descriptor) -> Result<(), ImageError> {
         "application/vnd.docker.image.rootfs.diff.tar",
         "application/vnd.docker.image.rootfs.diff.tar.gzip",
         "application/vnd.docker.image.rootfs.diff.tar.zstd",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.zstd",
     ];
     if known.contains(&layer.media_type.as_str()) {
         return Ok(());
@@ -145,7 +275,8 @@ pub fn check_layer(layer: &Descriptor) -> Result<(), ImageError> {
     let reason = if layer.media_type.contains("encrypted") {
         "is encrypted, and this runtime holds no keys for images".to_owned()
     } else {
-        format!("has media type {:?}, which is no layer of a container image", layer.media_type)
+        let media_type: String = layer.media_type.chars().take(100).collect();
+        format!("has media type {media_type:?}, which is no layer of a container image")
     };
     Err(ImageError::Unsupported { what: format!("layer {}", layer.digest), reason })
 }
@@ -154,63 +285,181 @@ pub fn check_layer(layer: &Descriptor) -> Result<(), ImageError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
-    fn entry(os: &str, architecture: &str, variant: Option<&str>, content: &str) -> serde_json::Value {
-        json!({"mediaType": "m", "digest": Digest::of(content.as_bytes()), "size": 1,
-            "platform": {"os": os, "architecture": architecture, "variant": variant}})
+    const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+    fn parse(document: &Value) -> Result<Manifest, String> {
+        Manifest::parse(document.to_string().as_bytes(), "", "it").map_err(|error| error.to_string())
     }
 
-    fn index(entries: &[serde_json::Value]) -> Vec<Descriptor> {
-        let bytes = json!({"schemaVersion": 2, "manifests": entries}).to_string();
-        match Manifest::parse(bytes.as_bytes(), "test").unwrap() {
-            Manifest::Index(entries) => entries,
-            Manifest::Image { .. } => panic!("an index is no image"),
+    fn entry(content: &str) -> Value {
+        json!({"mediaType": MANIFEST, "digest": Digest::of(content.as_bytes()), "size": content.len()})
+    }
+
+    fn layers(document: &Value) -> Vec<Descriptor> {
+        match parse(document) {
+            Ok(Manifest::Image { layers, .. }) => layers,
+            other => panic!("{document}: {other:?}"),
         }
     }
 
     #[test]
-    fn index_gives_plain_linux_amd64() {
-        let entries = index(&[
-            entry("linux", "arm64", Some("v8"), "arm"),
-            entry("linux", "amd64", Some("v3"), "v3"),
-            entry("linux", "amd64", None, "plain"),
-            entry("unknown", "unknown", None, "attestation"),
-        ]);
-        assert_eq!(for_this_machine(&entries, "x").unwrap().digest, Digest::of(b"plain"));
-        assert_eq!(for_this_machine(&entries[..2], "x").unwrap().digest, Digest::of(b"v3"));
+    fn nothing_but_what_is_fetched_is_required() {
+        let config = json!({"digest": Digest::of(b"c"), "size": 1});
+        for layers_of_it in [Value::Null, json!([])] {
+            let document =
+                json!({"config": config, "layers": layers_of_it, "manifests": null, "annotations": null});
+            assert_eq!(layers(&document), []);
+        }
+        assert_eq!(layers(&json!({"config": config})), []);
+        let document = json!({"SCHEMAVERSION": 1, "Config": config, "layers": [
+            {"Digest": Digest::of(b"l"), "SIZE": 1, "urls": null, "annotations": null, "data": null, "platform": null}]});
+        let expected = Descriptor {
+            media_type: String::new(),
+            digest: Digest::of(b"l"),
+            size: 1,
+            urls: Vec::new(),
+            data: Vec::new(),
+        };
+        assert_eq!(layers(&document), [expected]);
+        for manifests in [Value::Null, json!([])] {
+            let index = parse(&json!({"mediaType": INDEX, "manifests": manifests}));
+            assert!(matches!(&index, Ok(Manifest::Index(entries)) if entries.is_empty()), "{index:?}");
+        }
     }
 
     #[test]
-    fn index_without_this_platform_tells_what_there_is() {
-        let entries = index(&[entry("linux", "s390x", None, "a"), entry("windows", "amd64", None, "b")]);
-        let error = for_this_machine(&entries, "x").unwrap_err().to_string();
-        assert!(error.contains("linux/s390x, windows/amd64"), "{error}");
+    fn addresses_and_content_in_the_document_are_kept() {
+        let mut layer = entry("foreign");
+        layer["urls"] = json!(["https://a.test/x", "b"]);
+        layer["data"] = json!("Zm9y\nZWln\r\nbg==");
+        let layer = layers(&json!({"config": entry("c"), "layers": [layer]})).remove(0);
+        assert_eq!((layer.urls.len(), layer.data.as_slice()), (2, b"foreign".as_slice()));
+        let mut many = entry("foreign");
+        many["urls"] = json!(vec!["https://a.test"; 17]);
+        let error = parse(&json!({"config": entry("c"), "layers": [many]})).unwrap_err();
+        assert!(error.contains("has 17 addresses"), "{error}");
     }
 
     #[test]
     fn document_that_is_manifest_and_index_is_refused() {
-        let descriptor = entry("linux", "amd64", None, "a");
-        let both =
-            json!({"schemaVersion": 2, "config": descriptor, "layers": [], "manifests": []}).to_string();
-        assert!(Manifest::parse(both.as_bytes(), "x").is_err());
+        let one = entry("a");
+        let documents = [
+            json!({"config": one, "layers": [], "manifests": []}),
+            json!({"layers": [], "manifests": []}),
+            json!({"mediaType": INDEX, "config": one, "layers": [one]}),
+            json!({"mediaType": MANIFEST, "manifests": [one]}),
+            json!({"mediaType": INDEX, "manifests": [one], "Config": {}}),
+            json!({"mediaType": MANIFEST, "config": one, "layers": [], "MANIFESTS": [one]}),
+        ];
+        for document in documents {
+            let error = parse(&document).unwrap_err();
+            assert!(error.contains("can be read as"), "{document}: {error}");
+        }
+        let twice = br#"{"manifests": [], "manifests": null, "config": {}, "layers": []}"#;
+        assert!(Manifest::parse(twice, "", "x").is_err());
+        let index = json!({"manifests": [one]}).to_string();
+        let announced = |media_type| Manifest::parse(index.as_bytes(), media_type, "x");
+        assert!(announced(MANIFEST).is_err(), "a descriptor may not announce another sort");
+        assert!(announced(INDEX).is_ok() && announced("text/plain").is_ok());
     }
 
     #[test]
-    fn schema_1_and_encrypted_layers_are_refused_with_the_reason() {
-        let error = Manifest::parse(br#"{"schemaVersion": 1, "fsLayers": []}"#, "x").unwrap_err().to_string();
-        assert!(error.contains("schema 1"), "{error}");
-        let mut layer = index(&[entry("", "", None, "a")]).remove(0);
-        layer.media_type = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted".to_owned();
-        assert!(check_layer(&layer).unwrap_err().to_string().contains("encrypted"));
-        layer.media_type = "application/vnd.docker.image.rootfs.diff.tar.gzip".to_owned();
-        assert!(check_layer(&layer).is_ok());
+    fn what_is_no_image_is_refused_with_the_reason() {
+        let cases = [
+            (r#"{"schemaVersion": 1, "fsLayers": []}"#, "schema 1"),
+            (r#"{"schemaVersion": 1}"#, "schema 1"),
+            ("{}", "neither an image manifest nor an index"),
+            ("null", "neither an image manifest nor an index"),
+            ("[]", "the document is a list where an object belongs"),
+            ("\u{feff}{}", "no JSON at byte 0"),
+            (r#"{"layers": []}"#, "a manifest without a configuration"),
+            (r#"{"config": {}}"#, "has no usable configuration: \"\" is no digest"),
+            (
+                r#"{"schemaVersion": "2", "config": {}}"#,
+                "schemaVersion is a string where a whole number belongs",
+            ),
+            (r#"{"config": {"digest": 5}}"#, "config.digest is a number where a string belongs"),
+            (r#"{"mediaType": {}, "manifests": []}"#, "mediaType is an object where a string belongs"),
+            (r#"{"manifests": {}}"#, "manifests is an object where a list belongs"),
+        ];
+        for (document, reason) in cases {
+            let error = Manifest::parse(document.as_bytes(), "", "it").unwrap_err().to_string();
+            assert!(error.contains(reason), "{document}: {error}");
+        }
+        let mut layer = entry("l");
+        layer["size"] = json!(-1);
+        let error = parse(&json!({"config": entry("c"), "layers": [entry("k"), layer]})).unwrap_err();
+        assert!(error.contains("layer 1 of the manifest") && error.contains("-1 bytes"), "{error}");
+        let many = json!({"config": entry("c"), "layers": vec![entry("l"); 257]});
+        assert!(parse(&many).unwrap_err().contains("257 layers"));
+    }
+
+    #[test]
+    fn bad_entries_of_an_index_spoil_only_themselves() {
+        let entries = json!([null, {}, "text", 5, [], {"digest": "sha512:00"}, {"digest": 1, "size": "x"}, {"size": -1},
+            {"platform": "linux/amd64"}, {"annotations": {"a": 1}}, {"data": "!"}, entry("good")]);
+        let Ok(Manifest::Index(entries)) = parse(&json!({"manifests": entries})) else {
+            panic!("it is an index")
+        };
+        let good: Vec<_> = entries.iter().filter_map(|entry| entry.descriptor().ok()).collect();
+        assert_eq!(good.len(), 1);
+        assert_eq!(good[0].digest, Digest::of(b"good"));
+        assert_eq!(entries[2].descriptor().unwrap_err(), "manifests is a string where an object belongs");
+        assert!(entries[10].descriptor().unwrap_err().contains("is no base64"));
+    }
+
+    #[test]
+    fn only_tar_archives_are_layers() {
+        let mut layer = layers(&json!({"config": entry("c"), "layers": [entry("l")]})).remove(0);
+        let mut check = |media_type: &str| {
+            layer.media_type = media_type.to_owned();
+            check_layer(&layer).map_err(|error| error.to_string())
+        };
+        assert!(
+            check("application/vnd.oci.image.layer.v1.tar+gzip+encrypted").unwrap_err().contains("encrypted")
+        );
+        assert!(check("application/vnd.cncf.helm.chart.content.v1.tar+gzip").unwrap_err().contains("helm"));
+        assert!(check("application/vnd.docker.image.rootfs.diff.tar.gzip").is_ok());
+        assert!(check("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip").is_ok());
+        assert!(check("").is_ok());
+    }
+
+    fn any_field() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            Just(json!([])),
+            Just(json!({})),
+            Just(json!("text")),
+            Just(json!(-5)),
+            Just(json!([null, {"platform": {}}])),
+            Just(entry("some")),
+            Just(json!([entry("some")])),
+        ]
     }
 
     proptest! {
         #[test]
         fn any_bytes_parse_or_are_refused(bytes: Vec<u8>) {
-            let _ = Manifest::parse(&bytes, "x");
+            let _ = Manifest::parse(&bytes, "", "x");
+        }
+
+        #[test]
+        fn no_document_is_image_and_index_in_any_order(
+            fields in prop::collection::vec(
+                (prop_oneof![Just("config"), Just("layers"), Just("Manifests"), Just("manifests"), Just("mediaType")], any_field()), 0..6)
+        ) {
+            let text: Vec<_> = fields.iter().map(|(name, value)| format!("{name:?}: {value}")).collect();
+            let document = format!("{{{}}}", text.join(","));
+            let there = |wanted: &[&str]| fields.iter()
+                .any(|(name, value)| wanted.contains(&name.to_lowercase().as_str()) && !value.is_null());
+            match Manifest::parse(document.as_bytes(), "", "x") {
+                Ok(Manifest::Image { .. }) => prop_assert!(!there(&["manifests"]), "{}", document),
+                Ok(Manifest::Index(_)) => prop_assert!(!there(&["config", "layers"]), "{}", document),
+                Err(_) => {}
+            }
         }
     }
 }

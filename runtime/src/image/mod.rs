@@ -1,7 +1,8 @@
 //! Images on this node: pulled from registries, kept as one EROFS file per layer, resolved for containers.
 //!
 //! ```text
-//! cri/pull_image -> pull -> registry, session, auth, manifest        what is it, and who may have it
+//! cri/pull_image -> pull -> describe, manifest, configuration        what it is
+//!                        -> registry, session, endpoint, auth         who has it, and who may have it
 //!                        -> flight -> layer -> download, pump, archive, jail   each layer once
 //!                        -> content, records                          kept by digest, found by name
 //! container      -> Images::resolve
@@ -9,20 +10,27 @@
 //!
 //! Doors call [`Images`]; nothing below is for them. README.md beside this file tells what is where on disk.
 
+mod answer;
 mod auth;
 mod chain;
 pub mod compression;
+mod configuration;
 mod content;
 pub mod convert;
+mod describe;
 mod digest;
 mod download;
+mod endpoint;
 pub mod erofs;
 mod error;
 mod flight;
+mod hosts;
 mod jail;
+mod json;
 mod layer;
 mod manifest;
 pub mod overlay;
+mod platform;
 mod pull;
 mod pump;
 mod records;
@@ -37,16 +45,17 @@ mod test_registry;
 pub mod worker;
 
 pub use auth::SentCredentials;
+pub use configuration::ImageConfiguration;
 pub use content::Usage;
 pub use digest::Digest;
 pub use error::ImageError;
+pub use manifest::Manifest;
 
 use crate::config::{ImageConfig, RegistryConfig};
 use crate::store::{Collection, Durability};
 use content::Content;
 use flight::Flights;
 use layer::Converter;
-use oci_spec::image::ImageConfiguration;
 use records::{Record, Records};
 use reference::Query;
 use registry::{Patience, Registry};
@@ -149,7 +158,11 @@ impl Images {
             patience: Duration::from_secs(180),
             slots: Semaphore::new(config.parallel_layers),
         };
-        Self::open_with(directory, converter, Registry::open(registries.clone(), patience)?)
+        Self::open_with(
+            directory,
+            converter,
+            Registry::open(registries.clone(), config.foreign_layers, patience)?,
+        )
     }
 
     fn open_with(directory: &Path, converter: Converter, registry: Registry) -> Result<Self, ImageError> {
@@ -221,6 +234,19 @@ impl Images {
         Ok(state.records.all().filter_map(|record| self.image(&state, record)).collect())
     }
 
+    /// The configuration of an image as its builder wrote it, made legible where a strict reader of JSON would refuse it.
+    ///
+    /// # Errors
+    /// A file that cannot be read: somebody has removed the image since.
+    pub async fn configuration_document(&self, id: &Digest) -> Result<String, ImageError> {
+        let (content, id) = (Arc::clone(&self.0.content), *id);
+        let document = blocking(move || content.read_blob(&id)).await?;
+        json::legible(&document).map_err(|error| ImageError::Unsupported {
+            what: format!("configuration {id}"),
+            reason: error.to_string(),
+        })
+    }
+
     /// What images take of their file system.
     ///
     /// # Errors
@@ -269,12 +295,11 @@ fn whole_configuration(content: &Content, record: &Record) -> Result<Arc<ImageCo
             return Err(ImageError::NotPresent(format!("layer {}", layer.chain_id)));
         }
     }
-    pull::parse_configuration(&content.read_blob(&record.id)?, &record.id.to_string()).map(Arc::new)
+    describe::parse_configuration(&content.read_blob(&record.id)?, &record.id.to_string()).map(Arc::new)
 }
 
 fn user(config: &ImageConfiguration) -> ImageUser {
-    let text = config.config().as_ref().and_then(|config| config.user().as_deref()).unwrap_or_default();
-    match text.split(':').next().unwrap_or_default() {
+    match config.user.split(':').next().unwrap_or_default() {
         "" => ImageUser::Unset,
         user => user.parse().map_or_else(|_| ImageUser::Name(user.to_owned()), ImageUser::Id),
     }

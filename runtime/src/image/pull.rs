@@ -3,39 +3,19 @@
 //! Called by `cri/pull_image`. Dropping the future abandons the pull: layers that nobody else waits for are aborted.
 
 use super::auth::SentCredentials;
-use super::chain;
+use super::configuration::ImageConfiguration;
 use super::content::remove;
+use super::describe::{Described, describe};
 use super::digest::Digest;
-use super::download::Download;
 use super::error::ImageError;
-use super::layer::LayerSource;
-use super::manifest::{
-    Descriptor, LARGEST_CONFIG, LARGEST_MANIFEST, Manifest, check_layer, for_this_machine,
-};
 use super::records::{LayerRecord, Record};
 use super::reference::{Reference, Version};
-use super::session::Session;
 use super::{Images, State, blocking};
 use crate::undo::Undo;
 use crate::wall_clock::now_ns;
-use bytes::Bytes;
 use futures_util::future::try_join_all;
-use oci_spec::image::{Arch, ImageConfiguration, Os};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-
-/// Deepest nesting of indexes within indexes.
-const DEEPEST_INDEX: usize = 3;
-
-/// What a registry says an image is, all digests checked.
-struct Described {
-    /// Digest of what the name leads to, an index or the manifest.
-    named: Digest,
-    manifest: (Digest, Bytes),
-    config: (Digest, Vec<u8>),
-    configuration: ImageConfiguration,
-    layers: Arc<[LayerSource]>,
-}
 
 impl Images {
     /// Pulls an image, whatever of it is not here yet, and gives its id.
@@ -213,78 +193,4 @@ impl Described {
             pulled_at: now_ns().unsigned_abs().into(),
         }
     }
-}
-
-/// Asks the registry what the image is, through indexes to the manifest for this machine, and checks it.
-async fn describe(session: &Session) -> Result<Described, ImageError> {
-    let what = format!("image {}", session.reference());
-    let mut version = session.reference().version().clone();
-    let mut named = None;
-    for _ in 0..DEEPEST_INDEX {
-        let (bytes, digest) = session.manifest(&version).await?;
-        let named = *named.get_or_insert(digest);
-        match Manifest::parse(&bytes, &what)? {
-            Manifest::Index(entries) => {
-                let entry = for_this_machine(&entries, &session.reference().to_string())?;
-                version = Version::Digest(entry.digest);
-            }
-            Manifest::Image { config, layers } => {
-                let download = Download::new(session, &config, format!("configuration of {what}"), 0);
-                let document = download.whole(LARGEST_CONFIG, "a fixed limit").await?;
-                let configuration = parse_configuration(&document, &what)?;
-                let layers = chain::layers(pair_layers(layers, &configuration, &what)?);
-                let manifest = (digest, bytes);
-                return Ok(Described {
-                    named,
-                    manifest,
-                    config: (config.digest, document),
-                    configuration,
-                    layers,
-                });
-            }
-        }
-    }
-    Err(ImageError::Unsupported { what, reason: format!("nests indexes deeper than {DEEPEST_INDEX}") })
-}
-
-/// Reads an image configuration and checks that it is for this machine.
-///
-/// # Errors
-/// [`ImageError::Unsupported`], [`ImageError::WrongPlatform`].
-pub(super) fn parse_configuration(document: &[u8], what: &str) -> Result<ImageConfiguration, ImageError> {
-    debug_assert!(document.len() as u64 <= LARGEST_CONFIG.max(LARGEST_MANIFEST));
-    let configuration: ImageConfiguration =
-        serde_json::from_slice(document).map_err(|error| ImageError::Unsupported {
-            what: what.to_owned(),
-            reason: format!("has no usable configuration: {error}"),
-        })?;
-    let (os, architecture) = (configuration.os().to_string(), configuration.architecture().to_string());
-    // some builders leave both out; what says it is for another machine cannot run here
-    let fits = (os.is_empty() || *configuration.os() == Os::Linux)
-        && (architecture.is_empty() || *configuration.architecture() == Arch::Amd64);
-    if fits {
-        Ok(configuration)
-    } else {
-        Err(ImageError::WrongPlatform { image: what.to_owned(), available: format!("{os}/{architecture}") })
-    }
-}
-
-/// Joins the layers of the manifest with the digests of their uncompressed forms.
-fn pair_layers(
-    layers: Vec<Descriptor>,
-    configuration: &ImageConfiguration,
-    what: &str,
-) -> Result<Vec<(Descriptor, Digest)>, ImageError> {
-    let unsupported = |reason: String| ImageError::Unsupported { what: what.to_owned(), reason };
-    let diff_ids = configuration.rootfs().diff_ids();
-    if diff_ids.len() != layers.len() {
-        let (have, want) = (layers.len(), diff_ids.len());
-        return Err(unsupported(format!("has {have} layers, but its configuration lists {want}")));
-    }
-    let pair = |(layer, diff_id): (Descriptor, &String)| {
-        check_layer(&layer)?;
-        let diff_id = diff_id.parse().map_err(|error| unsupported(format!("{error}")))?;
-        Ok((layer, diff_id))
-    };
-    layers.into_iter().zip(diff_ids).map(pair).collect()
 }

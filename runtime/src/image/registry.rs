@@ -1,22 +1,18 @@
-//! Where an image comes from: the registry of its name, the mirrors before it, and how each of them is reached and
-//! trusted. `[registry."HOST"]` of the configuration decides; the section `"*"` counts for hosts without their own.
+//! Where an image comes from: the mirrors that the configuration names, then the registry of its name.
 //!
 //! Called by `pull`, which asks for a [`Session`]. It must not send requests itself.
 
 use super::auth::{Credentials, SentCredentials};
+use super::endpoint::Endpoint;
 use super::error::ImageError;
+use super::hosts::{Hosts, host_and_port, is_loopback};
 use super::reference::{DOCKER_HUB, DOCKER_HUB_HOST, Reference, split_port};
-use super::session::{Endpoint, Session};
+use super::session::Session;
 use crate::config::RegistryConfig;
-use reqwest::{Certificate, Client, Url, redirect};
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use reqwest::Url;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
-
-/// Most redirects of one request: registries send blobs from elsewhere with one or two.
-const MOST_REDIRECTS: usize = 5;
 
 /// How long slow and failing registries are borne.
 #[derive(Debug, Clone, Copy)]
@@ -30,35 +26,24 @@ pub struct Patience {
 }
 
 /// All registries.
-pub struct Registry {
-    sections: BTreeMap<String, RegistryConfig>,
-    patience: Patience,
-    clients: Mutex<HashMap<Trust, Client>>,
-}
-
-/// What distinguishes HTTP clients; connections are shared below each.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Trust {
-    ca_file: Option<PathBuf>,
-    skip_verify: bool,
-    /// Past the proxy of the environment: to this machine itself.
-    direct: bool,
-}
+pub struct Registry(Arc<Hosts>);
 
 impl Registry {
     /// Takes the configuration.
     ///
     /// # Errors
     /// [`ImageError::BadConfiguration`] for a mirror that is no address.
-    pub fn open(sections: BTreeMap<String, RegistryConfig>, patience: Patience) -> Result<Self, ImageError> {
+    pub fn open(
+        sections: BTreeMap<String, RegistryConfig>,
+        foreign_layers: bool,
+        patience: Patience,
+    ) -> Result<Self, ImageError> {
         for (host, section) in &sections {
             for mirror in &section.mirrors {
                 mirror_url(host, mirror)?;
             }
         }
-        // The cryptography of all TLS of this process; a second call changes nothing.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        Ok(Self { sections, patience, clients: Mutex::default() })
+        Ok(Self(Arc::new(Hosts::new(sections, foreign_layers, patience))))
     }
 
     /// The places that may have an image, in order: mirrors, then its registry. Only the latter sees credentials.
@@ -68,12 +53,12 @@ impl Registry {
     pub fn session(&self, reference: &Reference, sent: &SentCredentials) -> Result<Session, ImageError> {
         let host = reference.registry();
         let credentials = sent.for_registry(host)?;
-        let section = self.section(host);
+        let section = self.0.section(host);
         let mut endpoints = Vec::new();
         for mirror in &section.mirrors {
             let url = mirror_url(host, mirror)?;
-            let own = self.section(&host_and_port(&url));
-            let client = self.client(host, &url, &own)?;
+            let own = self.0.section(&host_and_port(&url));
+            let clients = self.0.clients(host, &url, &own)?;
             let prefix = url.path().trim_matches('/').to_owned();
             let repository = [prefix.as_str(), reference.repository()].join("/");
             let repository = repository.trim_start_matches('/').to_owned();
@@ -81,76 +66,19 @@ impl Registry {
                 url,
                 repository,
                 Some(host.to_owned()),
-                client,
+                clients,
                 Credentials::Anonymous,
             ));
         }
         if !section.mirrors_only || endpoints.is_empty() {
             let url = registry_url(host, &section)?;
-            let client = self.client(host, &url, &section)?;
-            endpoints.push(Endpoint::new(url, reference.repository().to_owned(), None, client, credentials));
+            let clients = self.0.clients(host, &url, &section)?;
+            endpoints.push(Endpoint::new(url, reference.repository().to_owned(), None, clients, credentials));
         }
-        Ok(Session::new(reference.clone(), endpoints, self.patience))
+        // Who asks the mirrors only does not ask whom a manifest names.
+        let foreign = self.0.foreign_layers() && !section.mirrors_only;
+        Ok(Session::new(reference.clone(), endpoints, Arc::clone(&self.0), foreign))
     }
-
-    fn section(&self, host: &str) -> RegistryConfig {
-        self.sections.get(host).or_else(|| self.sections.get("*")).cloned().unwrap_or_default()
-    }
-
-    fn client(&self, host: &str, url: &Url, section: &RegistryConfig) -> Result<Client, ImageError> {
-        let trust = Trust {
-            ca_file: section.ca_file.clone(),
-            skip_verify: section.skip_verify,
-            direct: is_loopback(url.host_str().unwrap_or_default()),
-        };
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&trust) {
-            return Ok(client.clone());
-        }
-        let client = build(&trust, self.patience)
-            .map_err(|reason| ImageError::BadConfiguration { registry: host.to_owned(), reason })?;
-        clients.insert(trust, client.clone());
-        Ok(client)
-    }
-}
-
-fn build(trust: &Trust, patience: Patience) -> Result<Client, String> {
-    let mut builder = Client::builder()
-        .user_agent(concat!("isopod/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(patience.stall)
-        .read_timeout(patience.stall)
-        .redirect(redirect::Policy::custom(follow))
-        .referer(false);
-    if trust.direct {
-        builder = builder.no_proxy();
-    }
-    if trust.skip_verify {
-        builder = builder.tls_danger_accept_invalid_certs(true);
-    }
-    if let Some(path) = &trust.ca_file {
-        builder = builder.tls_certs_merge(certificates(path)?);
-    }
-    builder.build().map_err(|error| format!("no HTTP client: {error}"))
-}
-
-fn certificates(path: &Path) -> Result<Vec<Certificate>, String> {
-    let pem = std::fs::read(path).map_err(|error| format!("ca_file {}: {error}", path.display()))?;
-    match Certificate::from_pem_bundle(&pem) {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(format!("ca_file {} holds no certificate in PEM form", path.display())),
-    }
-}
-
-/// Follows redirects, never from TLS to plain text.
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    let was_encrypted = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
-    if attempt.previous().len() > MOST_REDIRECTS {
-        return attempt.error("too many redirects");
-    }
-    if was_encrypted && attempt.url().scheme() != "https" {
-        return attempt.error("redirected from https to http");
-    }
-    attempt.follow()
 }
 
 fn mirror_url(host: &str, mirror: &str) -> Result<Url, ImageError> {
@@ -175,16 +103,6 @@ fn registry_url(host: &str, section: &RegistryConfig) -> Result<Url, ImageError>
     Url::parse(&format!("{scheme}://{real}")).map_err(|_| reference())
 }
 
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn host_and_port(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,7 +112,7 @@ mod tests {
 
     fn places(sections: &[(&str, RegistryConfig)], reference: &str) -> Vec<String> {
         let sections = sections.iter().map(|(host, section)| ((*host).to_owned(), section.clone())).collect();
-        let registry = Registry::open(sections, PATIENCE).unwrap();
+        let registry = Registry::open(sections, false, PATIENCE).unwrap();
         let session =
             registry.session(&Reference::parse(reference).unwrap(), &SentCredentials::default()).unwrap();
         session.places()
@@ -240,7 +158,7 @@ mod tests {
     fn mirror_that_is_no_address_is_refused_with_its_section() {
         for mirror in ["127.0.0.1:5000", "ftp://x", "https://user@x"] {
             let sections = [("docker.io".to_owned(), mirrors(&[mirror]))].into();
-            let error = Registry::open(sections, PATIENCE).err().unwrap().to_string();
+            let error = Registry::open(sections, false, PATIENCE).err().unwrap().to_string();
             assert!(error.contains("docker.io") && error.contains(mirror), "{error}");
         }
     }

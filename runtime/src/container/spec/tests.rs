@@ -7,7 +7,7 @@ use serde_json::json;
 fn image(config: serde_json::Value) -> ImageConfiguration {
     let rootfs = json!({"type": "layers", "diff_ids": []});
     let document = json!({"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs});
-    serde_json::from_value(document).unwrap()
+    ImageConfiguration::parse(document.to_string().as_bytes()).unwrap()
 }
 
 fn container() -> ContainerConfig {

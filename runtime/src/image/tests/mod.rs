@@ -3,6 +3,8 @@
 //! Here is the node that the tests of this folder pull to. Each test has a node and a registry of its own, and none may
 //! reach past loopback.
 
+mod foreign;
+mod indexes;
 mod layers;
 mod records;
 mod refusals;
@@ -16,6 +18,7 @@ struct Node {
     registries: BTreeMap<String, RegistryConfig>,
     /// Which program of `testdata/converters` stands for the converter.
     converter: &'static str,
+    foreign_layers: bool,
 }
 
 impl Node {
@@ -24,6 +27,7 @@ impl Node {
             directory: tempfile::tempdir().unwrap(),
             registries: BTreeMap::new(),
             converter: "makes-empty",
+            foreign_layers: false,
         }
     }
 
@@ -48,7 +52,7 @@ impl Node {
             first_pause: Duration::from_millis(1),
             attempts: 3,
         };
-        let registry = Registry::open(self.registries.clone(), patience).unwrap();
+        let registry = Registry::open(self.registries.clone(), self.foreign_layers, patience).unwrap();
         Images::open_with(&self.directory.path().join("images"), converter, registry).unwrap()
     }
 

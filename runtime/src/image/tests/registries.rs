@@ -112,3 +112,134 @@ async fn registry_that_sends_nothing_is_given_up() {
     assert!(error.to_string().contains("timed out"), "{error}");
     assert_eq!(registry.asked("manifests").len(), 3);
 }
+
+/// A registry behind another one: what it has, behind a token service of its own.
+async fn guarded(shelf: Shelf) -> TestRegistry {
+    TestRegistry::start(move |request| {
+        if request.line.contains("/token") {
+            return Reply::new(200, r#"{"access_token": "other"}"#);
+        }
+        match request.headers.get("authorization").map(String::as_str) {
+            Some("Bearer other") => from_shelf(&shelf, request),
+            _ => {
+                let realm = format!("http://{}/token", request.headers["host"]);
+                let scope = "repository:real/app:pull";
+                let challenge = format!("Bearer realm=\"{realm}\",service=\"other\",scope=\"{scope}\"");
+                Reply::new(401, "").header("WWW-Authenticate", challenge)
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn registry_that_redirects_to_another_with_its_own_tokens_is_answered_there_as_nobody() {
+    let image = TestImage::of_texts(&["one", "two"]);
+    let other = guarded(image.shelf("real/app", "1")).await;
+    let there = other.address;
+    let front = TestRegistry::start(move |request| {
+        if !request.headers.get("authorization").is_some_and(|sent| sent.starts_with("Basic ")) {
+            return Reply::new(401, "").header("WWW-Authenticate", "Basic realm=\"front\"");
+        }
+        let path = request.line.split([' ', '?']).nth(1).unwrap().replace("/app/", "/real/app/");
+        let status = if path.contains("/manifests/") { 307 } else { 302 };
+        Reply::new(status, "").header("Location", format!("http://{there}{path}"))
+    })
+    .await;
+    let sent = SentCredentials { username: "me".to_owned(), password: "s3cret".to_owned(), ..anonymous() };
+    let node = Node::new();
+    node.images().pull(&front.name("app:1"), &sent).await.unwrap();
+    assert!(
+        front.asked("").iter().all(|r| r.headers.get("authorization").is_none_or(|a| a.starts_with("Basic")))
+    );
+    for request in other.asked("") {
+        let authorization = request.headers.get("authorization").map_or("", String::as_str);
+        assert!(matches!(authorization, "" | "Bearer other"), "{request:?}");
+    }
+    let tokens = other.asked("/token");
+    assert!(tokens[0].line.contains("scope=repository%3Areal%2Fapp%3Apull&service=other"), "{tokens:?}");
+    assert!(tokens.iter().all(|request| !request.headers.contains_key("authorization")), "{tokens:?}");
+}
+
+#[tokio::test]
+async fn registry_elsewhere_that_wants_a_password_or_has_a_bad_token_service_is_told_with_its_address() {
+    for (challenge, words) in [
+        ("Basic realm=\"other\"", "wants a name and a password"),
+        ("Bearer realm=\"no address\"", "names no usable token service"),
+        ("", "refuses without saying how"),
+    ] {
+        let other =
+            TestRegistry::start(move |_| Reply::new(401, "").header("WWW-Authenticate", challenge)).await;
+        let there = other.address;
+        let front = TestRegistry::start(move |_| {
+            Reply::new(307, "").header("Location", format!("http://{there}/v2/x/manifests/1"))
+        })
+        .await;
+        let sent =
+            SentCredentials { username: "me".to_owned(), password: "s3cret".to_owned(), ..anonymous() };
+        let error = Node::new().images().pull(&front.name("app:1"), &sent).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("redirects to http://{there}, which {words}")), "{error}");
+        assert!(other.asked("").iter().all(|request| !request.headers.contains_key("authorization")));
+    }
+}
+
+#[tokio::test]
+async fn registries_that_redirect_to_each_other_are_given_up() {
+    let ports = std::sync::Arc::new(std::sync::Mutex::new(Vec::<std::net::SocketAddr>::new()));
+    let known = std::sync::Arc::clone(&ports);
+    let answer = move |request: &crate::image::test_registry::Request| {
+        let host = &request.headers["host"];
+        if request.line.contains("/token") {
+            return Reply::new(200, r#"{"token": "t"}"#);
+        }
+        if request.headers.contains_key("authorization") {
+            let other = known.lock().unwrap().iter().find(|address| address.to_string() != *host).copied();
+            return Reply::new(307, "")
+                .header("Location", format!("http://{}/v2/app/manifests/1", other.unwrap()));
+        }
+        Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"http://{host}/token\""))
+    };
+    let (one, two) = (TestRegistry::start(answer.clone()).await, TestRegistry::start(answer).await);
+    ports.lock().unwrap().extend([one.address, two.address]);
+    let error = Node::new().images().pull(&one.name("app:1"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
+    assert!(one.asked("").len() + two.asked("").len() < 20);
+}
+
+#[tokio::test]
+async fn identity_token_goes_to_no_other_host() {
+    let thief = TestRegistry::start(|_| Reply::new(200, r#"{"token": "t"}"#)).await;
+    let there = thief.address;
+    let registry = TestRegistry::start(move |request| {
+        if request.line.contains("/token") {
+            return Reply::new(307, "").header("Location", format!("http://{there}/token"));
+        }
+        let realm = format!("http://{}/token", request.headers["host"]);
+        Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"{realm}\""))
+    })
+    .await;
+    let sent = SentCredentials { identity_token: "r3fresh".to_owned(), ..anonymous() };
+    let error = Node::new().images().pull(&registry.name("app:1"), &sent).await.unwrap_err().to_string();
+    assert!(thief.asked("").is_empty());
+    assert!(error.contains("another host") && !error.contains("r3fresh"), "{error}");
+}
+
+#[tokio::test]
+async fn pause_until_a_date_is_made() {
+    let image = TestImage::of_texts(&["later"]);
+    let shelf = image.shelf("app", "1");
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let registry = TestRegistry::start(move |request| {
+        if asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            let date =
+                httpdate::fmt_http_date(std::time::SystemTime::now() + std::time::Duration::from_secs(2));
+            return Reply::new(429, "").header("Retry-After", date);
+        }
+        from_shelf(&shelf, request)
+    })
+    .await;
+    let begin = std::time::Instant::now();
+    Node::new().images().pull(&registry.name("app:1"), &anonymous()).await.unwrap();
+    // The date has whole seconds, of which the first has begun.
+    assert!(begin.elapsed() > std::time::Duration::from_millis(900), "{:?}", begin.elapsed());
+}

@@ -1,0 +1,195 @@
+//! How each host is reached and trusted: `[registry."HOST"]` of the configuration decides; the section `"*"` counts for hosts
+//! without their own.
+//!
+//! Used by `registry` for the places of an image, and by `session` for addresses in manifests. It must not send requests.
+
+use super::endpoint::Clients;
+use super::error::ImageError;
+use super::registry::Patience;
+use crate::config::RegistryConfig;
+use reqwest::{Certificate, Client, Url, redirect};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Most redirects of one request: registries send blobs from elsewhere with one or two.
+const MOST_REDIRECTS: usize = 5;
+
+/// All hosts, and the HTTP clients for them.
+pub struct Hosts {
+    sections: BTreeMap<String, RegistryConfig>,
+    patience: Patience,
+    clients: Mutex<HashMap<Trust, Clients>>,
+    /// `image.foreign_layers`
+    foreign_layers: bool,
+}
+
+/// What distinguishes HTTP clients; connections are shared below each.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Trust {
+    ca_file: Option<PathBuf>,
+    skip_verify: bool,
+    /// Past the proxy of the environment: to this machine itself.
+    direct: bool,
+}
+
+impl Hosts {
+    /// Takes the configuration.
+    pub fn new(sections: BTreeMap<String, RegistryConfig>, foreign_layers: bool, patience: Patience) -> Self {
+        // The cryptography of all TLS of this process; a second call changes nothing.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self { sections, patience, clients: Mutex::default(), foreign_layers }
+    }
+
+    /// How slow and failing hosts are borne.
+    pub fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    /// Whether layers are fetched from addresses in manifests.
+    pub fn foreign_layers(&self) -> bool {
+        self.foreign_layers
+    }
+
+    /// The configuration of a host, with its port where it has one.
+    pub fn section(&self, host: &str) -> RegistryConfig {
+        self.sections.get(host).or_else(|| self.sections.get("*")).cloned().unwrap_or_default()
+    }
+
+    /// The clients for `url`, as `section` says; `host` names it in errors.
+    ///
+    /// # Errors
+    /// [`ImageError::BadConfiguration`] for certificates that cannot be used.
+    pub fn clients(&self, host: &str, url: &Url, section: &RegistryConfig) -> Result<Clients, ImageError> {
+        let trust = Trust {
+            ca_file: section.ca_file.clone(),
+            skip_verify: section.skip_verify,
+            direct: is_loopback(url.host_str().unwrap_or_default()),
+        };
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(clients) = clients.get(&trust) {
+            return Ok(clients.clone());
+        }
+        let bad = |reason| ImageError::BadConfiguration { registry: host.to_owned(), reason };
+        let any = build(&trust, self.patience, redirect::Policy::custom(follow)).map_err(bad)?;
+        let same_host = redirect::Policy::custom(follow_at_home);
+        let same_host = build(&trust, self.patience, same_host).map_err(bad)?;
+        let built = Clients { any, same_host };
+        clients.insert(trust, built.clone());
+        Ok(built)
+    }
+
+    /// The client for an address in a manifest, which whoever made the image chose. An image's own registry could redirect
+    /// there too; so the same holds as for its redirects: no plain text on behalf of a registry with TLS, unless the host is
+    /// configured as `plain_http`.
+    ///
+    /// # Errors
+    /// Why it is not asked.
+    pub fn client_for_foreign(&self, url: &Url, registry_is_plain: bool) -> Result<Client, String> {
+        let host = host_and_port(url);
+        let section = self.section(&host);
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+            return Err("is no address of HTTP".to_owned());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("has credentials in it".to_owned());
+        }
+        if url.scheme() == "http" && !registry_is_plain && !section.plain_http {
+            return Err(format!("is without TLS: set registry.{host:?}.plain_http = true to allow that"));
+        }
+        self.clients(&host, url, &section).map(|clients| clients.any).map_err(|error| error.to_string())
+    }
+}
+
+fn build(trust: &Trust, patience: Patience, redirects: redirect::Policy) -> Result<Client, String> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("isopod/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(patience.stall)
+        .read_timeout(patience.stall)
+        .redirect(redirects)
+        .referer(false);
+    if trust.direct {
+        builder = builder.no_proxy();
+    }
+    if trust.skip_verify {
+        builder = builder.tls_danger_accept_invalid_certs(true);
+    }
+    if let Some(path) = &trust.ca_file {
+        builder = builder.tls_certs_merge(certificates(path)?);
+    }
+    builder.build().map_err(|error| format!("no HTTP client: {error}"))
+}
+
+fn certificates(path: &Path) -> Result<Vec<Certificate>, String> {
+    let pem = std::fs::read(path).map_err(|error| format!("ca_file {}: {error}", path.display()))?;
+    match Certificate::from_pem_bundle(&pem) {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(format!("ca_file {} holds no certificate in PEM form", path.display())),
+    }
+}
+
+/// Follows redirects, never from TLS to plain text.
+fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let was_encrypted = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
+    if attempt.previous().len() > MOST_REDIRECTS {
+        return attempt.error("too many redirects");
+    }
+    if was_encrypted && attempt.url().scheme() != "https" {
+        return attempt.error("redirected from https to http");
+    }
+    attempt.follow()
+}
+
+/// As [`follow`], and never to another host: a body is sent again where a redirect leads, with the secrets in it.
+fn follow_at_home(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    if attempt.previous().iter().any(|url| url.origin() != attempt.url().origin()) {
+        return attempt.error("redirected to another host, which gets no credentials");
+    }
+    follow(attempt)
+}
+
+/// Whether a host is this machine.
+pub fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The host of an address as sections name it.
+pub fn host_and_port(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const PATIENCE: Patience =
+        Patience { stall: Duration::from_secs(1), first_pause: Duration::from_millis(1), attempts: 2 };
+
+    #[test]
+    fn foreign_addresses_are_asked_as_safely_as_the_registry() {
+        let plain = RegistryConfig { plain_http: true, ..Default::default() };
+        let hosts = Hosts::new([("inner.test:8080".to_owned(), plain)].into(), true, PATIENCE);
+        let asked = |url: &str, registry_is_plain| {
+            hosts.client_for_foreign(&Url::parse(url).unwrap(), registry_is_plain).map(drop)
+        };
+        assert_eq!(asked("https://a.test/x?y=z", false), Ok(()));
+        assert_eq!(asked("http://a.test/x", true), Ok(()));
+        assert_eq!(asked("http://inner.test:8080/x", false), Ok(()));
+        for (url, reason) in [
+            ("http://127.0.0.1/x", "set registry.\"127.0.0.1\".plain_http = true"),
+            ("http://inner.test/x", "without TLS"),
+            ("ftp://a.test/x", "no address of HTTP"),
+            ("file:///etc/passwd", "no address of HTTP"),
+            ("data:text/plain,x", "no address of HTTP"),
+            ("https://me:secret@a.test/x", "has credentials"),
+            ("https://me@a.test/x", "has credentials"),
+        ] {
+            let refused = asked(url, false).unwrap_err();
+            assert!(refused.contains(reason) && !refused.contains("secret"), "{url}: {refused}");
+        }
+    }
+}

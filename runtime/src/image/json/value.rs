@@ -1,0 +1,151 @@
+//! What a value does to the field that it is read into, for each type of field that the documents of images have.
+//!
+//! Used by `configuration` and `manifest`. A field that has been read before keeps what the later value does not touch, as
+//! in Go: the elements of a list, the names of a map, the fields of a struct.
+
+use super::{JsonError, Kind, Reader};
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
+use std::collections::{BTreeMap, HashSet};
+
+/// A field that values are read into.
+pub trait Read {
+    /// Takes the next value.
+    ///
+    /// # Errors
+    /// Documents that are no JSON. A value of another type is noted as a fault, and leaves the field as it is.
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError>;
+}
+
+/// The names of a map without values (`map[string]struct{}`), in the order in which they were first written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Names(pub Vec<String>);
+
+impl Read for String {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        match from.kind()? {
+            Kind::Null => from.skip(),
+            Kind::String => {
+                *self = from.string()?;
+                Ok(())
+            }
+            _ => from.mismatch("a string"),
+        }
+    }
+}
+
+impl Read for i64 {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        match from.kind()? {
+            Kind::Null => from.skip(),
+            Kind::Number => {
+                match from.number()?.parse() {
+                    Ok(number) => *self = number,
+                    Err(_) => from.fault("is no whole number of 64 bits"),
+                }
+                Ok(())
+            }
+            _ => from.mismatch("a whole number"),
+        }
+    }
+}
+
+impl<T: Read + Default> Read for Option<T> {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        if from.kind()? == Kind::Null {
+            *self = None;
+            return from.skip();
+        }
+        self.get_or_insert_default().read(from)
+    }
+}
+
+impl<T: Read + Default> Read for Vec<T> {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        match from.kind()? {
+            Kind::Null => {
+                self.clear();
+                from.skip()
+            }
+            Kind::Array => {
+                let mut length = 0;
+                from.elements(|from, index| {
+                    length = index + 1;
+                    if self.len() < length {
+                        self.push(T::default());
+                    }
+                    self[index].read(from)
+                })?;
+                self.truncate(length);
+                Ok(())
+            }
+            _ => from.mismatch("a list"),
+        }
+    }
+}
+
+impl Read for Names {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        match from.kind()? {
+            Kind::Null => {
+                self.0.clear();
+                from.skip()
+            }
+            Kind::Object => {
+                from.pairs(|from, name| {
+                    self.0.push(name);
+                    from.fields(|from, _| from.skip())
+                })?;
+                let mut seen = HashSet::new();
+                self.0.retain(|name| seen.insert(name.clone()));
+                Ok(())
+            }
+            _ => from.mismatch("an object"),
+        }
+    }
+}
+
+impl Read for BTreeMap<String, String> {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        match from.kind()? {
+            Kind::Null => {
+                self.clear();
+                from.skip()
+            }
+            Kind::Object => from.pairs(|from, name| {
+                let mut value = String::new();
+                value.read(from)?;
+                self.insert(name, value);
+                Ok(())
+            }),
+            _ => from.mismatch("an object"),
+        }
+    }
+}
+
+/// Bytes, which documents hold in base64.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Base64(pub Vec<u8>);
+
+impl Read for Base64 {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        // Go asks for the padding, and lets line ends and bits after the end be.
+        let config = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
+        let engine = GeneralPurpose::new(&alphabet::STANDARD, config);
+        match from.kind()? {
+            Kind::Null => {
+                self.0.clear();
+                from.skip()
+            }
+            Kind::String => {
+                match engine.decode(from.string()?.replace(['\r', '\n'], "")) {
+                    Ok(bytes) => self.0 = bytes,
+                    Err(error) => from.fault(&format!("is no base64: {error}")),
+                }
+                Ok(())
+            }
+            _ => from.mismatch("a string"),
+        }
+    }
+}
