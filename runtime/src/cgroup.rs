@@ -4,6 +4,7 @@
 //!
 //! Called by `sandbox`, and by `hypervisor` for templates. It must not touch the parent: that is kubelet's.
 
+use crate::cpu_list::CpuList;
 use nix::errno::Errno;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,13 @@ const TEMPLATE: &str = "template-";
 
 /// Controllers that a pod's accounting needs.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
+
+/// The controller of a pod's place on the node, turned on for pods that have one.
+const PLACE: &str = "cpuset";
+
+/// What of the node a pod may be confined to: the file of the cgroup, and where the kernel lists what is there.
+const CPUS: (&str, &str) = ("cpuset.cpus", "/sys/devices/system/cpu/online");
+const MEMS: (&str, &str) = ("cpuset.mems", "/sys/devices/system/node/online");
 
 /// How often, and after which pauses, removing a cgroup is tried again while the kernel still lets go of it.
 const REMOVE_TRIES: u32 = 40;
@@ -125,6 +133,43 @@ impl PodCgroup {
         }
     }
 
+    /// Has all threads of the pod, those of its virtual CPUs first of all, run on these CPUs of the node, and its memory come
+    /// from these memory nodes; none is any. What the node does not have is left out, and where it has none of a set, the
+    /// set confines nothing: kubelet gives out only what there is. A thread that comes later is confined with the others, and
+    /// so is the pod while no daemon runs.
+    pub fn place(&self, cpus: Option<CpuList>, mems: Option<CpuList>) {
+        for ((file, there), set) in [(CPUS, cpus), (MEMS, mems)] {
+            let there = || CpuList::of_node(Path::new(there)).unwrap_or_default();
+            let wanted = set.map_or_else(String::new, |set| set.intersection(&there()).to_string());
+            self.confine(file, &wanted);
+        }
+    }
+
+    fn confine(&self, file: &str, wanted: &str) {
+        let path = self.path.join(file);
+        if !wanted.is_empty() && !path.exists() {
+            self.enable_controllers(&[PLACE]);
+        }
+        let now = match fs::read_to_string(&path) {
+            Ok(now) => now.trim().parse::<CpuList>().unwrap_or_default(),
+            // No controller for it; only who asked for a place misses it.
+            Err(error) => {
+                if !wanted.is_empty() {
+                    tracing::warn!(path = %path.display(), %error, wanted, "pod runs anywhere on the node");
+                }
+                return;
+            }
+        };
+        if now == wanted.parse().unwrap_or_default() {
+            return;
+        }
+        // An empty write is none: to lift a set takes its newline.
+        match fs::write(&path, format!("{wanted}\n")) {
+            Ok(()) => tracing::info!(path = %path.display(), wanted, "pod is placed"),
+            Err(error) => tracing::warn!(path = %path.display(), %error, wanted, "pod is not placed"),
+        }
+    }
+
     /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -137,17 +182,17 @@ impl PodCgroup {
     pub fn create(&self) -> Result<(), CgroupError> {
         fs::create_dir_all(&self.path).map_err(self.failed("make it"))?;
         if !self.path.join("memory.current").exists() {
-            self.enable_controllers();
+            self.enable_controllers(&CONTROLLERS);
         }
         Ok(())
     }
 
     /// Turns on controllers for the levels above, as far as that is possible: without them a pod runs, and its figures
     /// are fewer. Below kubelet's cgroups they are on already.
-    fn enable_controllers(&self) {
+    fn enable_controllers(&self, controllers: &[&str]) {
         let above: Vec<&Path> = self.path.ancestors().skip(1).take_while(|p| p.starts_with(ROOT)).collect();
         for directory in above.iter().rev() {
-            for controller in CONTROLLERS {
+            for controller in controllers {
                 if let Err(error) =
                     fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"))
                 {
@@ -297,6 +342,25 @@ fn expand_slice(name: &str) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pod_is_placed_where_the_node_has_something_and_let_go_again() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = PodCgroup { path: root.path().to_owned() };
+        let list = |text: &str| Some(text.parse().unwrap());
+        let file = root.path().join("cpuset.cpus");
+        let placed = || fs::read_to_string(&file).unwrap().trim().to_owned();
+        cgroup.place(list("0"), None);
+        assert!(!file.exists(), "no controller, no file");
+        fs::write(&file, "\n").unwrap();
+        cgroup.place(list("0,60000-60003"), None);
+        assert_eq!(placed(), "0");
+        cgroup.place(list("60000"), None);
+        assert_eq!(placed(), "", "none of them is on this node");
+        cgroup.place(list("0"), None);
+        cgroup.place(None, None);
+        assert_eq!(placed(), "");
+    }
 
     fn path(parent: &str) -> Option<String> {
         let cgroup = PodCgroup::new(Path::new(ROOT), parent, "1").ok()?;

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch
-//!                                                       ->  store, undo, config, id, trace, hostile_text
+//!                                                       ->  store, undo, config, id, trace, hostile_text, cpu_list, cpu_rate
 //! ```
 //!
 //! Among the middle ones `container` may use `sandbox` and `image`; `sandbox` uses neither: it tells what happens to it
@@ -15,6 +15,8 @@ pub mod cgroup;
 pub mod check;
 pub mod config;
 pub mod container;
+pub mod cpu_list;
+pub mod cpu_rate;
 pub mod cri;
 pub mod hostile_text;
 pub mod hypervisor;

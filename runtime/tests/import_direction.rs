@@ -36,7 +36,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// What everybody may use, and what uses nothing but its own kind.
-const LOWEST: &[&str] = &["config", "store", "undo", "id", "hostile_text", "wall_clock"];
+const LOWEST: &[&str] =
+    &["config", "store", "undo", "id", "hostile_text", "wall_clock", "cpu_list", "cpu_rate"];
 
 fn crate_root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -122,7 +122,7 @@ fn log_has_every_line_with_its_stream() -> Result<()> {
     let of_stdout = log.lines().filter(|l| l.contains(" stdout F line ")).count();
     ensure!(of_stdout == 2000, "{of_stdout} of 2000 lines");
     ensure!(log.lines().any(|l| l.ends_with(" stderr F oops")), "no line of stderr");
-    ensure!(log.lines().any(|l| l.ends_with(" stdout P tail")), "no partial line");
+    ensure!(log.lines().any(|l| l.ends_with(" stdout F tail")), "no whole last line");
     cri.clean()
 }
 

@@ -1,7 +1,8 @@
 //! One container's cgroup: made and limited before its process exists, killed and removed after it.
 //!
 //! An exec lives in a group of its own below (`exec-<process id>`), in which no controller is enabled: the container's
-//! limits hold for it, and the whole tree of that exec can be killed alone.
+//! limits hold for it, and the whole tree of that exec can be killed alone. What the exec left in the background moves to
+//! the container's own group when the exec is removed, and lives until the container ends.
 
 use super::devices::{self, DevicesError};
 use super::limits::{Limit, LimitsError, limits};
@@ -17,6 +18,9 @@ use std::time::Duration;
 
 /// How long a killed group may take to become empty. Processes in an uninterruptible wait are what takes long.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Passes over a group whose processes move to their container's: one may fork while it is moved.
+const MOVES: u32 = 5;
 
 /// Pause between two looks at a group that is being emptied.
 const EMPTY_POLL: Duration = Duration::from_millis(2);
@@ -160,6 +164,32 @@ impl Cgroup {
             }
             tokio::time::sleep(EMPTY_POLL).await;
         }
+    }
+
+    /// Moves the processes in the group to `parent` and removes the group. A group whose processes fork faster than they
+    /// are moved, or made groups of their own below it, stays: it is removed with `parent`.
+    pub async fn dissolve_into(&self, parent: &Cgroup) -> Result<(), CgroupError> {
+        let members = self.path.join("cgroup.procs");
+        let target = parent.path.join("cgroup.procs");
+        for _ in 0..MOVES {
+            match absent_is_done(fs::remove_dir(&self.path)) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                result => return result.map_err(failed(&self.path, "removed")),
+            }
+            let processes = match fs::read_to_string(&members) {
+                Err(error) if is_gone(&error) => return Ok(()),
+                processes => processes.map_err(failed(&members, "read"))?,
+            };
+            for process in processes.lines() {
+                match fs::write(&target, process) {
+                    // It ended meanwhile.
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    result => result.map_err(failed(&target, "written"))?,
+                }
+            }
+            tokio::time::sleep(EMPTY_POLL).await;
+        }
+        Ok(())
     }
 
     fn populated(&self) -> Result<bool, CgroupError> {

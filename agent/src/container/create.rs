@@ -2,9 +2,11 @@
 //!
 //! Whatever fails, [`super::remove()`] takes back all that was made: it tolerates what is not there.
 
+use super::child::environment;
+use super::child::filter::{self, Filter};
 use super::child::message::{ContainerRequest, Request};
 use super::launch::{Launched, launch};
-use super::spec::{Completed, Facts, complete};
+use super::spec::{Completed, Facts, SpecError, complete};
 use super::{Container, ContainerError, STATES, Step, blocking, remove, to_the_end};
 use crate::error::AgentError;
 use crate::id::Id;
@@ -55,20 +57,24 @@ async fn make(
     let joined = pid_namespace(sandbox, container, &request).await?;
     let facts = Facts {
         home: user::home(&root, user.uid)?,
+        env: request.env.clone(),
         root,
         user: user.clone(),
         pid_namespace: joined.as_ref().map(descriptor_path),
         cgroup: cgroup::container_in_spec(container.id()),
         terminal: request.terminal,
     };
-    let Completed { spec, resources } = complete(&request.spec, &facts).map_err(ContainerError::from)?;
+    let Completed { spec, environment, seccomp, resources } =
+        complete(&request.spec, &facts).map_err(ContainerError::from)?;
+    let filter = seccomp.as_ref().map(Filter::compile).transpose();
+    let filter = filter.map_err(|error| ContainerError::from(SpecError::from(error)))?;
     let own_cgroup = container.cgroup();
     own_cgroup
         .make()
         .and_then(|()| own_cgroup.restrict_devices(&resources))
         .and_then(|()| own_cgroup.limit(&resources))
         .map_err(ContainerError::from)?;
-    write_bundle(container, &spec)?;
+    write_bundle(container, &spec, &environment, filter.as_ref())?;
 
     let process = make_process(sandbox, container, step, &request, user.uid).await?;
     let process = Arc::new(process);
@@ -118,10 +124,20 @@ fn descriptor_path(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()))
 }
 
-fn write_bundle(container: &Container, spec: &oci_spec::runtime::Spec) -> Result<(), ContainerError> {
+fn write_bundle(
+    container: &Container,
+    spec: &oci_spec::runtime::Spec,
+    environment: &[Vec<u8>],
+    filter: Option<&Filter>,
+) -> Result<(), ContainerError> {
     let failed = || container.system("bundle", "written");
     fs::create_dir_all(container.bundle()).map_err(failed())?;
     let json = serde_json::to_vec(spec).map_err(|error| failed()(error.into()))?;
+    if let Some(filter) = filter {
+        fs::write(container.bundle().join(filter::FILE), filter.encode()).map_err(failed())?;
+    }
+    fs::write(container.bundle().join(environment::FILE), environment::encode(environment))
+        .map_err(failed())?;
     fs::write(container.config(), json).map_err(failed())
 }
 

@@ -1,6 +1,7 @@
 //! What an OCI `linux.resources` asks for, as values of cgroup v2 files. Pure; [`super::cgroup`] writes them.
 //!
-//! What version 2 or the guest cannot do is refused, never dropped.
+//! What version 2 or the guest cannot do is refused, never dropped, with one exception: huge pages of sizes that the guest
+//! does not have cannot be used, so their limits hold without being set (containerd ignores all of them by default).
 
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
@@ -56,7 +57,7 @@ pub fn limits(resources: &LinuxResources, cpu_max: &str) -> Result<Vec<Limit>, L
         }
     }
     for page in resources.hugepage_limits().iter().flatten() {
-        hugepage_limits(page, &mut limits)?;
+        hugepage_limits(page, &mut limits);
     }
     let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
     unified.sort();
@@ -173,15 +174,16 @@ fn weight(shares: u64) -> u64 {
     (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
 }
 
-fn hugepage_limits(page: &LinuxHugepageLimit, limits: &mut Vec<Limit>) -> Result<(), LimitsError> {
+fn hugepage_limits(page: &LinuxHugepageLimit, limits: &mut Vec<Limit>) {
     let size = page.page_size();
     if size.is_empty() || !size.chars().all(|c| c.is_ascii_alphanumeric()) {
-        return Err(LimitsError::UnifiedKey(format!("hugetlb.{size}.max")));
+        // No kernel has pages of that size.
+        return;
     }
-    push(limits, &format!("hugetlb.{size}.max"), page.limit());
-    // Counts reservations, so that a program fails at mmap and not by a signal at first touch.
-    push(limits, &format!("hugetlb.{size}.rsvd.max"), page.limit());
-    Ok(())
+    // The second counts reservations, so that a program fails at mmap and not by a signal at first touch.
+    for file in [format!("hugetlb.{size}.max"), format!("hugetlb.{size}.rsvd.max")] {
+        limits.push(Limit { file, value: page.limit().to_string(), optional: true });
+    }
 }
 
 #[cfg(test)]
@@ -242,6 +244,16 @@ mod tests {
             assert_eq!(written(&json), Err(LimitsError::UnifiedKey(key.to_owned())));
         }
         assert_eq!(written(r#"{"unified":{"memory.high":"9"}}"#), Ok(one("memory.high", "9")));
+    }
+
+    #[test]
+    fn pages_of_a_size_that_no_guest_has_are_no_reason_to_refuse() {
+        let asked: LinuxResources = serde_json::from_str(
+            r#"{"hugepageLimits":[{"pageSize":"1GB","limit":5},{"pageSize":"../x","limit":1}]}"#,
+        )
+        .unwrap();
+        let limits = limits(&asked, "").unwrap();
+        assert!(limits.len() == 2 && limits.iter().all(|limit| limit.optional), "{limits:?}");
     }
 
     #[test]

@@ -187,6 +187,12 @@ impl Container {
         self.execs().get(exec).cloned().flatten()
     }
 
+    /// Every exec that was made and not yet removed.
+    pub fn all_execs(&self) -> Vec<(Id, Arc<Process>)> {
+        let execs = self.execs();
+        execs.iter().filter_map(|(id, process)| Some((id.clone(), process.clone()?))).collect()
+    }
+
     /// Frees an exec's id.
     pub fn forget_exec(&self, exec: &Id) {
         self.execs().remove(exec);

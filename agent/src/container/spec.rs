@@ -3,8 +3,11 @@
 //! The runtime knows what was asked of the container; only the agent knows where its root is mounted, who its user is in
 //! that image, which pid namespace it lives in and which cgroup holds it. What cannot be had here is refused by name.
 
+use super::child::filter::FilterError;
 use isopod_protocols::agent::ResolvedUser;
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec};
+use oci_spec::runtime::{
+    Capabilities, Capability, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Spec,
+};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -15,8 +18,10 @@ pub struct Facts {
     pub root: PathBuf,
     /// Ids of the container's processes.
     pub user: ResolvedUser,
-    /// Home directory of that user, for `HOME` where the spec has none.
+    /// Home directory of that user, for `HOME` where the environment has none.
     pub home: String,
+    /// Environment entries that follow the spec's own.
+    pub env: Vec<Vec<u8>>,
     /// The pid namespace to join; none: a new one.
     pub pid_namespace: Option<PathBuf>,
     /// The container's cgroup below the root of the cgroup tree.
@@ -39,9 +44,12 @@ pub enum SpecError {
         /// What it must be.
         rule: &'static str,
     },
-    /// An environment entry that is not one.
-    #[error("environment entry {0:?} is not of the form NAME=value")]
+    /// An environment entry that is not one. Its value may be a secret, so only its name is told.
+    #[error("environment entry {0:?} is not of the form NAME=value, or its value holds a zero byte")]
     Environment(String),
+    /// A seccomp profile that cannot be a filter.
+    #[error(transparent)]
+    Seccomp(#[from] FilterError),
     /// Asked for something that the guest does not give.
     #[error("spec field {0} is not supported in the guest: leave it out")]
     Unsupported(&'static str),
@@ -52,6 +60,10 @@ pub enum SpecError {
 pub struct Completed {
     /// For the container library.
     pub spec: Spec,
+    /// Of the container's processes, `NAME=value` each. Apart from the spec, whose strings are UTF-8.
+    pub environment: Vec<Vec<u8>>,
+    /// The seccomp profile, for the agent to translate. The library gets none.
+    pub seccomp: Option<LinuxSeccomp>,
     /// For the agent, which limits a container before its process exists and again when it is updated.
     pub resources: LinuxResources,
 }
@@ -71,16 +83,23 @@ pub fn complete(json: &[u8], facts: &Facts) -> Result<Completed, SpecError> {
     let mut spec: Spec = serde_json::from_value(value)?;
     check(&spec)?;
     complete_root(&mut spec, &facts.root);
-    complete_process(&mut spec, facts)?;
-    let resources = complete_linux(&mut spec, facts)?;
-    Ok(Completed { spec, resources })
+    let environment = complete_process(&mut spec, facts)?;
+    let (resources, seccomp) = complete_linux(&mut spec, facts)?;
+    if seccomp.is_some() {
+        allow_filter(&mut spec);
+    }
+    Ok(Completed { spec, environment, seccomp, resources })
 }
 
 /// Checks an environment entry, of a spec or of an exec.
-pub fn check_environment(entries: &[String]) -> Result<(), SpecError> {
-    let good = |entry: &&String| entry.find('=').is_some_and(|at| at > 0) && !entry.contains('\0');
+pub fn check_environment(entries: &[Vec<u8>]) -> Result<(), SpecError> {
+    let name_length = |entry: &[u8]| entry.iter().position(|byte| *byte == b'=');
+    let good = |entry: &&Vec<u8>| name_length(entry).is_some_and(|at| at > 0) && !entry.contains(&0);
     match entries.iter().find(|entry| !good(entry)) {
-        Some(bad) => Err(SpecError::Environment(bad.clone())),
+        Some(bad) => {
+            let name = &bad[..name_length(bad).unwrap_or(bad.len())];
+            Err(SpecError::Environment(String::from_utf8_lossy(name).into_owned()))
+        }
         None => Ok(()),
     }
 }
@@ -137,28 +156,49 @@ fn complete_root(spec: &mut Spec, path: &Path) {
     spec.set_root(Some(root));
 }
 
-fn complete_process(spec: &mut Spec, facts: &Facts) -> Result<(), SpecError> {
+/// Answers the whole environment.
+fn complete_process(spec: &mut Spec, facts: &Facts) -> Result<Vec<Vec<u8>>, SpecError> {
     let process = spec.process_mut().as_mut().expect("`complete` has found a process");
     check_arguments("process.args", process.args().as_deref().unwrap_or_default())?;
     if !process.cwd().is_absolute() {
         return Err(SpecError::Field { field: "process.cwd", rule: "must be an absolute path" });
     }
-    let mut environment = process.env().clone().unwrap_or_default();
+    let own = process.env().clone().unwrap_or_default().into_iter().map(String::into_bytes);
+    let mut environment: Vec<Vec<u8>> = own.chain(facts.env.iter().cloned()).collect();
     check_environment(&environment)?;
-    if !environment.iter().any(|entry| entry.starts_with("HOME=")) {
-        // Set here, so that the library does not look for it: its lookup may load code out of the image.
-        environment.push(format!("HOME={}", facts.home));
+    let home = format!("HOME={}", facts.home);
+    if !environment.iter().any(|entry| entry.starts_with(b"HOME=")) {
+        environment.push(home.clone().into_bytes());
     }
-    process.set_env(Some(environment));
+    // The library gets only this one, so that it does not look for it: its lookup may load code out of the image.
+    let home = if facts.home.is_empty() { "HOME=/".to_owned() } else { home };
+    process.set_env(Some(vec![home]));
     process.set_terminal(Some(facts.terminal));
-    if process.no_new_privileges() == Some(false) {
-        // The library loads the seccomp filter too late for a process without privileges unless the field is absent.
-        process.set_no_new_privileges(None);
-    }
-    Ok(())
+    Ok(environment)
 }
 
-fn complete_linux(spec: &mut Spec, facts: &Facts) -> Result<LinuxResources, SpecError> {
+/// Without `no_new_privs` loading a filter needs CAP_SYS_ADMIN. The process has it until execve, which gives the command what
+/// the bounding, inheritable and ambient sets leave: those stay as they are.
+fn allow_filter(spec: &mut Spec) {
+    let process = spec.process_mut().as_mut().expect("`complete` has found a process");
+    if process.no_new_privileges() == Some(true) {
+        return;
+    }
+    let Some(mut capabilities) = process.capabilities().clone() else { return };
+    let with_admin = |set: &Option<Capabilities>| {
+        let mut set = set.clone().unwrap_or_default();
+        set.insert(Capability::SysAdmin);
+        Some(set)
+    };
+    let (effective, permitted) = (with_admin(capabilities.effective()), with_admin(capabilities.permitted()));
+    capabilities.set_effective(effective).set_permitted(permitted);
+    process.set_capabilities(Some(capabilities));
+}
+
+fn complete_linux(
+    spec: &mut Spec,
+    facts: &Facts,
+) -> Result<(LinuxResources, Option<LinuxSeccomp>), SpecError> {
     let linux = spec.linux_mut().as_mut().ok_or(SpecError::Field { field: "linux", rule: "is missing" })?;
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
@@ -178,7 +218,9 @@ fn complete_linux(spec: &mut Spec, facts: &Facts) -> Result<LinuxResources, Spec
     linux.set_cgroups_path(Some(facts.cgroup.clone()));
     let resources = linux.resources().clone();
     linux.set_resources(None);
-    Ok(resources.unwrap_or_default())
+    let seccomp = linux.seccomp().clone();
+    linux.set_seccomp(None);
+    Ok((resources.unwrap_or_default(), seccomp))
 }
 
 fn of_type(typ: LinuxNamespaceType) -> LinuxNamespace {
@@ -196,6 +238,7 @@ mod tests {
             root: "/roots/c1".into(),
             user: ResolvedUser { uid: 1000, gid: 100, supplemental_groups: vec![5, 6] },
             home: "/home/me".into(),
+            env: Vec::new(),
             pid_namespace: None,
             cgroup: "/containers/c1".into(),
             terminal: false,
@@ -256,12 +299,37 @@ mod tests {
     }
 
     #[test]
+    fn only_a_filter_without_no_new_privs_needs_a_privilege_until_execve() {
+        let linux = json!({ "seccomp": { "defaultAction": "SCMP_ACT_ALLOW" } });
+        let capabilities =
+            json!({ "bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"] });
+        let of = |no_new_privileges: bool, linux: Value| {
+            let process =
+                json!({ "args": ["sh"], "noNewPrivileges": no_new_privileges, "capabilities": capabilities });
+            let completed = complete(&spec(process, linux), &facts()).unwrap();
+            assert!(completed.spec.linux().as_ref().unwrap().seccomp().is_none());
+            let had = completed.spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+            let admin = |set: &Option<Capabilities>| set.as_ref().unwrap().contains(&Capability::SysAdmin);
+            (
+                completed.seccomp.is_some(),
+                admin(had.bounding()),
+                admin(had.effective()),
+                admin(had.permitted()),
+            )
+        };
+        assert_eq!(of(false, linux.clone()), (true, false, true, true));
+        assert_eq!(of(true, linux), (true, false, false, false));
+        assert_eq!(of(false, json!({})), (false, false, false, false));
+    }
+
+    #[test]
     fn own_home_and_read_only_root_are_kept() {
         let mut value: Value =
             serde_json::from_slice(&spec(json!({ "args": ["sh"], "env": ["HOME=/x"] }), json!({}))).unwrap();
         value["root"] = json!({ "path": "ignored", "readonly": true });
-        let spec = complete(value.to_string().as_bytes(), &facts()).unwrap().spec;
-        assert_eq!(spec.process().as_ref().unwrap().env(), &Some(vec!["HOME=/x".to_owned()]));
+        let facts = Facts { env: vec![b"B=\xff".to_vec()], ..facts() };
+        let Completed { spec, environment, .. } = complete(value.to_string().as_bytes(), &facts).unwrap();
+        assert_eq!(environment, [b"HOME=/x".to_vec(), b"B=\xff".to_vec()]);
         assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
     }
 
@@ -275,6 +343,7 @@ mod tests {
             json!({ "args": ["sh"], "cwd": "tmp" }),
             json!({ "args": ["sh"], "env": ["=x"] }),
             json!({ "args": ["sh"], "env": ["NAME"] }),
+            json!({ "args": ["sh"], "env": ["NAME=a\0b"] }),
         ] {
             assert!(completed(process.clone(), json!({})).is_err(), "{process}");
         }

@@ -1,4 +1,5 @@
-//! Another process in a running container, in a cgroup of its own so that its whole tree can be killed alone.
+//! Another process in a running container, in a cgroup of its own so that its whole tree can be killed alone while the
+//! exec is known. What it leaves in the background becomes the container's when the exec is removed.
 
 use super::{Process, ProcessError};
 use crate::container::child::message::{ExecRequest, Request};
@@ -115,21 +116,41 @@ async fn await_end(container: Arc<Container>, process: Arc<Process>, ooms_before
     });
 }
 
-/// Answers `RemoveExec`.
+/// Answers `RemoveExec`: of one exec, or of all in a container. An exec that still runs is killed, alone: processes that it
+/// left in the background live on until the container ends.
 pub async fn remove_exec(
     sandbox: &Arc<Sandbox>,
     request: RemoveExecRequest,
 ) -> Result<RemoveExecResponse, AgentError> {
     let id = Id::parse("container_id", &request.container_id)?;
-    let exec = Id::parse("process_id", &request.process_id)?;
+    let wanted = match request.process_id.as_str() {
+        "" => None,
+        exec => Some(Id::parse("process_id", exec)?),
+    };
     let Some(container) = sandbox.containers.container(&id) else { return Ok(RemoveExecResponse {}) };
-    let Some(process) = container.exec(&exec) else { return Ok(RemoveExecResponse {}) };
+    let execs = match wanted {
+        Some(exec) => container.exec(&exec).map(|process| (exec, process)).into_iter().collect(),
+        None => container.all_execs(),
+    };
     to_the_end(async move {
-        process.cgroup().remove().await.map_err(ProcessError::from)?;
-        process.exit().await;
-        process.streams().close();
-        container.forget_exec(&exec);
+        for (exec, process) in execs {
+            remove(&container, &exec, &process).await?;
+        }
         Ok(RemoveExecResponse {})
     })
     .await
+}
+
+async fn remove(container: &Container, exec: &Id, process: &Process) -> Result<(), ProcessError> {
+    process.child().signal(libc::SIGKILL).map_err(|source| ProcessError::System {
+        container: container.id().clone(),
+        process: exec.as_str().to_owned(),
+        action: "killed",
+        source,
+    })?;
+    process.exit().await;
+    process.streams().abandon();
+    process.cgroup().dissolve_into(&container.cgroup()).await?;
+    container.forget_exec(exec);
+    Ok(())
 }

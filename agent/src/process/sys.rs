@@ -1,7 +1,9 @@
 //! System calls about processes and file descriptors that no crate of ours offers safely.
 #![allow(unsafe_code)]
 
+use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use std::ffi::CString;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -104,6 +106,48 @@ struct CloneArgs {
     set_tid: u64,
     set_tid_size: u64,
     cgroup: u64,
+}
+
+/// Puts the calling thread under a seccomp filter (`struct sock_filter`s, one after the other). Allocates nothing.
+pub fn load_seccomp_program(flags: u64, program: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(program.len() / size_of::<libc::sock_filter>()).map_err(io::Error::other)?;
+    // The kernel copies the instructions and does not write to them; it asks for no alignment.
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: the kernel reads `program` and, by its pointer and count, instructions that live across the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A command line that can be executed without any allocation.
+pub struct Prepared {
+    files: Vec<CString>,
+    args: Vec<*const libc::c_char>,
+    env: Vec<*const libc::c_char>,
+    /// What `args` and `env` point into.
+    _strings: [Vec<CString>; 2],
+}
+
+impl Prepared {
+    /// Files to try in turn, the arguments and the environment.
+    pub fn new(files: Vec<CString>, args: Vec<CString>, env: Vec<CString>) -> Prepared {
+        let pointers = |strings: &[CString]| {
+            strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        Prepared { files, args: pointers(&args), env: pointers(&env), _strings: [args, env] }
+    }
+
+    /// The files, in order.
+    pub fn files(&self) -> &[CString] {
+        &self.files
+    }
+
+    /// Executes one of the files; answers why that failed.
+    pub fn execute(&self, file: &CString) -> Errno {
+        // SAFETY: `file` is a C string, and both lists point to C strings that `self` owns and end with a null pointer.
+        unsafe { libc::execve(file.as_ptr(), self.args.as_ptr(), self.env.as_ptr()) };
+        Errno::last()
+    }
 }
 
 /// Marks every descriptor but the first three to be closed by the next exec.

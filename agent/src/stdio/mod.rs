@@ -115,6 +115,19 @@ impl Streams {
         }
     }
 
+    /// The process is removed while others may still hold its pipes: what they write is read and dropped, so that they live
+    /// on. A terminal is closed, which hangs up whoever is on it.
+    pub fn abandon(&self) {
+        if self.has_terminal() {
+            return self.close();
+        }
+        self.close_stdin();
+        self.stdout.abandon();
+        if let Some(stderr) = &self.stderr {
+            stderr.abandon();
+        }
+    }
+
     /// Serves one of the streams on a connection until that ends.
     async fn serve<C: Connection>(&self, stream: Stream, resume_at: Option<u64>, mut connection: C) {
         match stream {

@@ -6,6 +6,7 @@ use crate::process::sys;
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -30,6 +31,8 @@ struct Shared {
     /// Bytes were acknowledged: there is room.
     room: Notify,
     turn: Turn,
+    /// Nobody reads the stream any more: what the process writes is dropped.
+    abandoned: AtomicBool,
 }
 
 impl Output {
@@ -45,6 +48,15 @@ impl Output {
     pub fn close(&self) {
         self.pump.abort();
         self.shared.turn.retire();
+    }
+
+    /// Ends the connection and drops what is held and all that follows. Whoever still writes to the pipe is neither held up
+    /// nor killed by SIGPIPE; the pipe is closed when its last writer has closed it.
+    pub fn abandon(&self) {
+        self.shared.turn.retire();
+        self.shared.abandoned.store(true, Ordering::Relaxed);
+        *self.shared.ring() = Ring::default();
+        self.shared.room.notify_one();
     }
 
     /// Serves the stream on a connection, until the connection ends or another one takes its place.
@@ -66,11 +78,17 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        self.close();
+        if !self.shared.is_abandoned() {
+            self.close();
+        }
     }
 }
 
 impl Shared {
+    fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
         // No code panics while it holds the ring.
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
@@ -119,7 +137,7 @@ impl Shared {
 /// Moves bytes from the process's pipe into the ring as long as there is room, until all writers have closed it.
 async fn pump(shared: Arc<Shared>, pipe: AsyncFd<OwnedFd>) {
     loop {
-        while shared.ring().room() == 0 {
+        while shared.ring().room() == 0 && !shared.is_abandoned() {
             shared.room.notified().await;
         }
         let Ok(mut ready) = pipe.readable().await else { break };
@@ -136,10 +154,13 @@ async fn pump(shared: Arc<Shared>, pipe: AsyncFd<OwnedFd>) {
 
 fn read_into(shared: &Shared, pipe: &AsyncFd<OwnedFd>) -> io::Result<usize> {
     let mut chunk = [0; CHUNK];
-    let wanted = shared.ring().room().min(CHUNK);
+    let abandoned = shared.is_abandoned();
+    let wanted = if abandoned { CHUNK } else { shared.ring().room().min(CHUNK) };
     match nix::unistd::read(pipe.as_fd(), &mut chunk[..wanted]) {
         Ok(count) => {
-            shared.ring().push(&chunk[..count]);
+            if !abandoned {
+                shared.ring().push(&chunk[..count]);
+            }
             Ok(count)
         }
         // A terminal says so when the last process has closed its end.

@@ -68,10 +68,15 @@ impl Containers {
                 undo.keep();
                 Ok(container)
             }
-            Err(cause) => match undo.run().await {
-                Ok(()) => Err(cause),
-                Err(leftovers) => Err(ContainerError::Undo { cause: Box::new(cause), leftovers }),
-            },
+            Err(cause) => {
+                let undone = undo.run().await;
+                // Without its CPUs.
+                self.place(&sandbox, None);
+                match undone {
+                    Ok(()) => Err(cause),
+                    Err(leftovers) => Err(ContainerError::Undo { cause: Box::new(cause), leftovers }),
+                }
+            }
         }
     }
 
@@ -125,6 +130,8 @@ impl Containers {
             config,
         };
         let container = Arc::new(Container::new(id.clone(), name, record, log));
+        // No earlier daemon knew it.
+        let _ = container.stale_execs.set(());
         self.insert(&container)?;
         let containers = Arc::clone(self);
         undo.push("record", move || async move { containers.forget(&id) })?;
@@ -139,7 +146,8 @@ fn describe(
     config: &ContainerConfig,
     image: &Image,
 ) -> Result<CreateContainerRequest, ContainerError> {
-    let spec = spec::build(Parts { id, container: config, sandbox: &sandbox.config, image: &image.config })?;
+    let parts = Parts { id, container: config, sandbox: &sandbox.config, image: &image.config };
+    let spec = spec::build(parts)?;
     let spec = serde_json::to_vec(&spec).map_err(ContainerError::Encode)?;
     let default = LinuxContainerSecurityContext::default();
     let context = security_context(config).unwrap_or(&default);
@@ -160,6 +168,7 @@ fn describe(
         stdin: config.stdin,
         terminal: config.tty,
         stdin_once: config.stdin_once,
+        env: spec::environment(parts),
     })
 }
 

@@ -130,6 +130,10 @@ impl Containers {
                 tracing::error!(container = container.id, %error, "new state is not on disk");
             }
         }
+        let exited = matches!(container.state(), State::Exited(_));
+        if let (true, Ok(sandbox)) = (exited, self.sandboxes.get(&container.sandbox_id())) {
+            self.place(&sandbox, None);
+        }
         container.changes.send_replace(());
     }
 
@@ -167,7 +171,15 @@ impl Containers {
                 Err(_) => self.forget(&container.id)?,
                 Ok(sandbox) if sandbox.machine().is_err() => self.lose(&container),
                 Ok(_) if container.state() == State::Created => {}
-                Ok(_) => self.resume_output(&container),
+                Ok(sandbox) => {
+                    // One may have ended, or been half made, while no daemon ran.
+                    self.place(&sandbox, None);
+                    self.resume_output(&container);
+                    if let (true, Ok(machine)) = (container.is_running(), sandbox.machine()) {
+                        // What fails here is tried again before the container's next exec.
+                        tokio::spawn(async move { container.end_stale_execs(&machine).await });
+                    }
+                }
             }
         }
         Ok(())

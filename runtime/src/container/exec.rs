@@ -1,4 +1,8 @@
 //! ExecSync: another process in a running container, its output, and its exit code.
+//!
+//! An exec ends with its process. What the process left in the background lives on until the container ends; only the
+//! exec's limit kills its whole tree. A client that leaves ends the exec's process alone, as containerd does, and so does a
+//! daemon that follows one that was killed: the clients of that one are gone.
 
 use super::stdio::{self, Address, Sink, StdioError};
 use super::{Container, ContainerError, Containers};
@@ -15,8 +19,10 @@ use std::time::Duration;
 /// Bytes kept of each output stream; the rest is read and dropped. Both fit into one gRPC answer of 16 MiB.
 pub const MAX_OUTPUT: usize = 7 * 1024 * 1024;
 
-/// Time that output has to arrive after the process has ended: its children may hold the pipe for ever.
-const DRAIN: Duration = Duration::from_secs(2);
+/// Time that output has to arrive after the process has ended, as long as others hold its pipes. containerd waits here until
+/// they are closed (`drain_exec_sync_io_timeout` = 0) or the client leaves, so that a hook which starts a daemon may never
+/// end; with a limit set, it fails an exec that succeeded. Here the exec ends with its code and the output so far.
+const DRAIN: Duration = Duration::from_secs(8);
 
 /// Limit of an exec without one: longer than any pod lives, short enough to add to a clock.
 const UNLIMITED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -33,7 +39,8 @@ pub struct Outcome {
 }
 
 impl Containers {
-    /// Runs a command in a container, and waits for its end. At `limit` its whole process tree is killed.
+    /// Runs a command in a container, and waits for its end. A process that still runs at `limit` is killed with its whole
+    /// tree.
     ///
     /// # Errors
     /// [`ContainerError::ExecTimeout`] at the limit; a code other than 0 is no error.
@@ -55,6 +62,7 @@ impl Containers {
             });
         }
         let machine = sandbox.machine()?;
+        container.end_stale_execs(&machine).await?;
         let process_id = new_id().map_err(|source| ContainerError::File {
             what: "random device",
             path: PathBuf::from("/dev/urandom"),
@@ -62,17 +70,26 @@ impl Containers {
         })?;
         let mut exec = Exec { machine, container_id: container.id.clone(), process_id, ended: false };
         exec.start(command).await?;
-        let outcome = tokio::time::timeout(limit.unwrap_or(UNLIMITED), exec.run()).await;
-        let outcome = outcome.unwrap_or_else(|_| {
-            let seconds = limit.unwrap_or(UNLIMITED).as_secs();
-            Err(ContainerError::ExecTimeout { id: container.id.clone(), seconds })
-        });
+        let outcome = exec.run(limit.unwrap_or(UNLIMITED)).await;
+        if matches!(outcome, Err(ContainerError::ExecTimeout { .. })) {
+            exec.kill_tree().await;
+        }
         exec.end().await;
         outcome
     }
 }
 
-/// An exec in a guest. Dropped in the middle, as when its client goes, it is killed in the background.
+impl Container {
+    /// Ends the execs that an earlier daemon began and whose clients went with it. Before the first exec of this daemon, so
+    /// that it ends none of its own.
+    pub(super) async fn end_stale_execs(&self, machine: &Machine) -> Result<(), ContainerError> {
+        let all = RemoveExecRequest { container_id: self.id.clone(), process_id: String::new() };
+        self.stale_execs.get_or_try_init(|| machine.agent.remove_exec(all)).await?;
+        Ok(())
+    }
+}
+
+/// An exec in a guest. Dropped in the middle, as when its client goes, its process is killed.
 struct Exec {
     machine: Machine,
     container_id: String,
@@ -102,7 +119,7 @@ impl Exec {
         Ok(())
     }
 
-    async fn run(&self) -> Result<Outcome, ContainerError> {
+    async fn run(&self, limit: Duration) -> Result<Outcome, ContainerError> {
         let (mut stdout, mut stderr) = (Collected::default(), Collected::default());
         let code = {
             let streams = async {
@@ -111,7 +128,7 @@ impl Exec {
                 futures_util::future::try_join(out, err).await
             };
             let mut streams = std::pin::pin!(streams);
-            let mut wait = std::pin::pin!(self.wait());
+            let mut wait = std::pin::pin!(self.wait(limit));
             tokio::select! {
                 code = &mut wait => {
                     let code = code?;
@@ -129,12 +146,15 @@ impl Exec {
         Ok(Outcome { stdout: stdout.kept, stderr: stderr.kept, code })
     }
 
-    async fn wait(&self) -> Result<i32, ContainerError> {
+    async fn wait(&self, limit: Duration) -> Result<i32, ContainerError> {
         let request = WaitProcessRequest {
             container_id: self.container_id.clone(),
             process_id: self.process_id.clone(),
         };
-        let answer = self.machine.agent.wait_process(request, UNLIMITED).await?;
+        let answer = tokio::time::timeout(limit, self.machine.agent.wait_process(request, UNLIMITED)).await;
+        let late =
+            |_| ContainerError::ExecTimeout { id: self.container_id.clone(), seconds: limit.as_secs() };
+        let answer = answer.map_err(late)??;
         Ok(answer.exit.unwrap_or_default().code)
     }
 
@@ -147,7 +167,19 @@ impl Exec {
         Ok(stdio::pump(&mut connection, sink).await.map_err(broken)?)
     }
 
-    /// Kills what is left of its tree, and lets the agent forget it.
+    async fn kill_tree(&self) {
+        let kill = SignalProcessRequest {
+            container_id: self.container_id.clone(),
+            process_id: self.process_id.clone(),
+            signal: libc::SIGKILL.cast_unsigned(),
+            whole_tree: true,
+        };
+        if let Err(error) = self.machine.agent.signal_process(kill).await {
+            tracing::warn!(container = self.container_id, %error, "exec that took too long is not killed");
+        }
+    }
+
+    /// Lets the agent forget it; the agent kills the process if it still runs.
     async fn end(&mut self) {
         self.ended = true;
         end(&self.machine, &self.container_id, &self.process_id).await;
@@ -155,19 +187,9 @@ impl Exec {
 }
 
 async fn end(machine: &Machine, container_id: &str, process_id: &str) {
-    let (container_id, process_id) = (container_id.to_owned(), process_id.to_owned());
-    let kill = SignalProcessRequest {
-        container_id: container_id.clone(),
-        process_id: process_id.clone(),
-        signal: libc::SIGKILL.cast_unsigned(),
-        whole_tree: true,
-    };
-    let forget = RemoveExecRequest { container_id: container_id.clone(), process_id };
-    let outcome = async {
-        machine.agent.signal_process(kill).await?;
-        machine.agent.remove_exec(forget).await
-    };
-    if let Err(error) = outcome.await {
+    let request =
+        RemoveExecRequest { container_id: container_id.to_owned(), process_id: process_id.to_owned() };
+    if let Err(error) = machine.agent.remove_exec(request).await {
         tracing::debug!(container = container_id, %error, "exec not forgotten by the agent");
     }
 }

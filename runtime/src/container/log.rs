@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! 2026-08-20T10:00:00.123456789Z stdout F a whole line
-//! 2026-08-20T10:00:00.223456789Z stderr P a piece of a line that is too long, or had no end
+//! 2026-08-20T10:00:00.223456789Z stderr P a piece of a line that is too long, whose rest follows
 //! ```
+//!
+//! A stream's last line is whole, also without a line end: whoever collects logs joins `P` with the line that follows, and
+//! none does.
 //!
 //! Called by `stdio`, which feeds it what the agent sends. Both streams of a container write to one file, each write
 //! whole. What has no line's end yet is not written, and so not acknowledged to the agent: if this process dies, it
@@ -114,11 +117,11 @@ impl Lines {
         log
     }
 
-    /// The stream has ended: gives what had no line's end.
+    /// The stream has ended: gives what had no line's end, as a whole line, since nothing of it follows.
     pub fn finish(&mut self, now: SystemTime) -> Vec<u8> {
         let mut log = Vec::new();
         if !self.pending.is_empty() {
-            self.write(&mut log, 'P', now);
+            self.write(&mut log, 'F', now);
         }
         log
     }
@@ -188,7 +191,7 @@ mod tests {
         assert_eq!(lines.feed(b"ab", NOW), b"");
         assert_eq!(lines.pending(), 2);
         assert_eq!(text(&lines.feed(b"c\nd", NOW)), "1970-01-01T00:00:00.000000000Z stdout F abc\n");
-        assert_eq!(text(&lines.finish(NOW)), "1970-01-01T00:00:00.000000000Z stdout P d\n");
+        assert_eq!(text(&lines.finish(NOW)), "1970-01-01T00:00:00.000000000Z stdout F d\n");
         assert_eq!(lines.finish(NOW), b"");
     }
 
@@ -198,6 +201,11 @@ mod tests {
         let log = text(&lines.feed(format!("{}\n", "x".repeat(MAX_LINE + 3)).as_bytes(), NOW));
         let tags: Vec<_> = log.lines().map(|l| l.split(' ').nth(2).unwrap()).collect();
         assert_eq!(tags, ["P", "F"]);
+        let mut unended = Lines::new("stderr");
+        let mut log = text(&unended.feed("x".repeat(MAX_LINE + 1).as_bytes(), NOW));
+        log += &text(&unended.finish(NOW));
+        let tags: Vec<_> = log.lines().map(|l| l.split(' ').nth(2).unwrap()).collect();
+        assert_eq!(tags, ["P", "F"], "nothing follows the last piece");
         let exact = text(&Lines::new("stderr").feed(format!("{}\n", "x".repeat(MAX_LINE)).as_bytes(), NOW));
         assert_eq!(exact.lines().count(), 1);
     }

@@ -16,6 +16,7 @@
 //! agent's events, the end of the VM. The first that fits counts.
 
 mod create;
+mod environment;
 mod events;
 mod exec;
 mod layers;
@@ -42,6 +43,7 @@ pub use spec::{Parts, SpecError, build as build_spec};
 pub use stdio::StdioError;
 
 use crate::agent_client::AgentError;
+use crate::cpu_rate::CpuRate;
 use crate::hypervisor::HypervisorError;
 use crate::id::{Mismatch, resolve};
 use crate::sandbox::{Machine, Sandbox, SandboxError, SandboxEvent, Sandboxes};
@@ -49,13 +51,13 @@ use crate::store::{Collection, Durability, StoreError};
 use crate::undo::{Injected, Leftovers};
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
 use log::LogFile;
+use output::Carried;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedMutexGuard, mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{OnceCell, OwnedMutexGuard, mpsc, watch};
 
 /// Why an operation on a container failed.
 #[derive(Debug, thiserror::Error)]
@@ -210,7 +212,11 @@ pub struct Container {
     operation: tokio::sync::Mutex<()>,
     /// Its stop signal was sent.
     asked_to_stop: AtomicBool,
-    output: Mutex<Vec<JoinHandle<()>>>,
+    output: Mutex<Vec<Carried>>,
+    /// Filled when no exec of an earlier daemon is left.
+    stale_execs: OnceCell<()>,
+    /// Its use of CPUs, see ContainerStats.
+    pub cpu_rate: CpuRate,
 }
 
 impl Container {
@@ -224,6 +230,8 @@ impl Container {
             operation: tokio::sync::Mutex::default(),
             asked_to_stop: AtomicBool::new(false),
             output: Mutex::default(),
+            stale_execs: OnceCell::new(),
+            cpu_rate: CpuRate::default(),
         }
     }
 
@@ -284,17 +292,15 @@ impl Container {
         !self.output.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    fn add_output(&self, task: JoinHandle<()>) {
+    fn add_output(&self, task: Carried) {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).push(task);
     }
 
-    /// Waits until its output is in its log; past `limit` it is given up.
+    /// Waits until its output is in its log; past `limit` only what has come by then is written.
     async fn drain(&self, limit: Duration) {
         let tasks = std::mem::take(&mut *self.output.lock().unwrap_or_else(PoisonError::into_inner));
-        for mut task in tasks {
-            if tokio::time::timeout(limit, &mut task).await.is_err() {
-                task.abort();
-            }
+        for task in tasks {
+            task.finish(limit).await;
         }
     }
 }
@@ -306,6 +312,8 @@ pub struct Containers {
     /// Directory of streams' positions.
     streams: PathBuf,
     table: Mutex<Table>,
+    /// Held while a pod's VM is placed on CPUs of the node.
+    placing: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -334,7 +342,13 @@ impl Containers {
             path: streams.clone(),
             source,
         })?;
-        let containers = Arc::new(Self { sandboxes, records, streams, table: Mutex::default() });
+        let containers = Arc::new(Self {
+            sandboxes,
+            records,
+            streams,
+            table: Mutex::default(),
+            placing: Mutex::default(),
+        });
         containers.load()?;
         tokio::spawn(Arc::clone(&containers).follow(events));
         Ok(containers)
@@ -419,7 +433,21 @@ impl Containers {
             others.iter().filter(|other| other.id != id && !matches!(other.state(), State::Exited(_)));
         let all: Vec<_> = others.map(|other| other.record().resources.clone()).collect();
         let together = resources::together(all.iter().chain([limits]));
-        Ok(self.sandboxes.make_room(sandbox, machine, &together).await?)
+        self.sandboxes.make_room(sandbox, machine, &together).await?;
+        self.place(sandbox, Some((id, limits)));
+        Ok(())
+    }
+
+    /// Has the pod's VM run on the CPUs and memory nodes of its containers that have not ended, where the one of that id has
+    /// these limits. Called whenever one of them changes.
+    fn place(&self, sandbox: &Sandbox, changed: Option<(&str, &LinuxContainerResources)>) {
+        let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = self.of_sandbox(&sandbox.id).into_iter().filter(|other| {
+            changed.is_none_or(|(id, _)| other.id != id) && !matches!(other.state(), State::Exited(_))
+        });
+        let all: Vec<_> = others.map(|other| other.record().resources.clone()).collect();
+        let (cpus, mems) = resources::place(all.iter().chain(changed.map(|(_, limits)| limits)));
+        sandbox.cgroup.place(cpus, mems);
     }
 
     fn save_resources(

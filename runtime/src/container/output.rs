@@ -16,10 +16,32 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Pause before a stream that broke is opened again.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Time to write what has come of a stream that is given up.
+const LAST_WRITE: Duration = Duration::from_secs(1);
+
+/// The task of one stream. Dropped, as when the daemon goes down, it leaves the rest of the stream to the next daemon.
+pub struct Carried {
+    task: JoinHandle<()>,
+    give_up: oneshot::Sender<()>,
+}
+
+impl Carried {
+    /// Waits for the stream's end. At `limit` the stream counts as ended: what has no line end yet is a last line.
+    pub async fn finish(mut self, limit: Duration) {
+        if tokio::time::timeout(limit, &mut self.task).await.is_err() {
+            let _ = self.give_up.send(());
+            if tokio::time::timeout(LAST_WRITE, &mut self.task).await.is_err() {
+                self.task.abort();
+            }
+        }
+    }
+}
 
 /// Where a stream's position is kept.
 pub fn position_path(directory: &Path, container_id: &str, stream: Stream) -> PathBuf {
@@ -38,16 +60,25 @@ pub fn carry(
     stream: Stream,
     log: Option<Arc<LogFile>>,
     position: &Path,
-) -> io::Result<JoinHandle<()>> {
+) -> io::Result<Carried> {
     let address = Address { container_id: container_id.to_owned(), process_id: String::new(), stream };
     let mut sink = LogSink::open(name(stream), log, position)?;
-    Ok(tokio::spawn(async move {
+    let (give_up, given_up) = oneshot::channel::<()>();
+    let given_up = async {
+        if given_up.await.is_err() {
+            // Dropped and not sent: the stream goes on without this daemon.
+            std::future::pending::<()>().await;
+        }
+    };
+    let task = tokio::spawn(async move {
         tokio::select! {
             () = vm.ended() => {}
             () = carry_all(&vm, &address, &mut sink) => {}
+            () = given_up => {}
         }
         sink.finish();
-    }))
+    });
+    Ok(Carried { task, give_up })
 }
 
 async fn carry_all(vm: &VmHandle, address: &Address, sink: &mut LogSink) {
@@ -161,6 +192,21 @@ mod tests {
         drop(first);
         let second = sink(&directory);
         assert_eq!(second.arrived(), 6, "a daemon that follows asks for the rest of the line again");
+    }
+
+    #[tokio::test]
+    async fn stream_that_is_given_up_writes_what_came() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut sink = sink(&directory);
+        sink.take(b"no end").unwrap();
+        let (give_up, given_up) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            let _ = given_up.await;
+            sink.finish();
+        });
+        Carried { task, give_up }.finish(Duration::ZERO).await;
+        let log = std::fs::read_to_string(directory.path().join("0.log")).unwrap();
+        assert!(log.ends_with(" stdout F no end\n"), "{log}");
     }
 
     #[test]

@@ -1,8 +1,13 @@
-//! Limits: from the CRI's to the OCI's. A field that is 0 or empty says nothing, as the CRI has it.
+//! Limits: from the CRI's to the OCI's. A field that is 0 or empty says nothing, as the CRI has it. What containerd and runc
+//! bear is borne: shares out of range, swap where the guest has none, huge pages of any size.
+//!
+//! `cpuset_cpus` and `cpuset_mems` name CPUs and memory nodes of the *node*. They are checked here and do not go to the
+//! guest, which has others: their number sizes the VM ([`together`]), and the VM's threads run there ([`place`]).
 //!
 //! Called by `spec` and by UpdateContainerResources.
 
 use super::spec::SpecError;
+use crate::cpu_list::{BadList, CpuList};
 use k8s_cri::v1::LinuxContainerResources;
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
@@ -11,22 +16,25 @@ use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResource
 /// # Errors
 /// A limit that no kernel would take.
 pub fn linux_resources(cri: &LinuxContainerResources) -> Result<LinuxResources, SpecError> {
+    list("cpuset_cpus", &cri.cpuset_cpus)?;
+    list("cpuset_mems", &cri.cpuset_mems)?;
+    // Negative shares are the most there can be, as in containerd, whose number has no sign.
+    let shares = u64::try_from(cri.cpu_shares).unwrap_or(u64::MAX);
     let mut cpu = LinuxCpu::default();
-    cpu.set_shares(positive("cpu_shares", cri.cpu_shares)?)
+    cpu.set_shares(Some(shares).filter(|shares| *shares != 0))
         .set_period(positive("cpu_period", cri.cpu_period)?)
-        .set_quota(Some(cri.cpu_quota).filter(|q| *q != 0))
-        .set_cpus(Some(cri.cpuset_cpus.clone()).filter(|s| !s.is_empty()))
-        .set_mems(Some(cri.cpuset_mems.clone()).filter(|s| !s.is_empty()));
+        .set_quota(Some(cri.cpu_quota).filter(|q| *q != 0));
 
-    let limit = positive("memory_limit_in_bytes", cri.memory_limit_in_bytes)?.map(u64::cast_signed);
-    let swap = positive("memory_swap_limit_in_bytes", cri.memory_swap_limit_in_bytes)?.map(u64::cast_signed);
+    let limit = match cri.memory_limit_in_bytes {
+        -1 => Some(-1),
+        limit => positive("memory_limit_in_bytes", limit)?.map(u64::cast_signed),
+    };
     let mut memory = LinuxMemory::default();
-    // A limit without a word on swap allows none, as Kubernetes wants it.
-    memory.set_limit(limit).set_swap(swap.or(limit));
+    memory.set_limit(limit).set_swap(swap(limit, cri.memory_swap_limit_in_bytes));
 
     let hugepages = cri.hugepage_limits.iter().map(|l| {
         let mut limit = LinuxHugepageLimit::default();
-        limit.set_page_size(l.page_size.clone()).set_limit(l.limit.cast_signed());
+        limit.set_page_size(l.page_size.clone()).set_limit(i64::try_from(l.limit).unwrap_or(i64::MAX));
         limit
     });
     let hugepages: Vec<_> = hugepages.collect();
@@ -42,6 +50,25 @@ pub fn linux_resources(cri: &LinuxContainerResources) -> Result<LinuxResources, 
                 .filter(|u: &std::collections::HashMap<_, _>| !u.is_empty()),
         );
     Ok(resources)
+}
+
+/// A limit without a word on swap allows none, as Kubernetes wants it. The guest has no swap: what makes no sense beside the
+/// memory limit is left out, as containerd does on a node without swap.
+fn swap(limit: Option<i64>, asked: i64) -> Option<i64> {
+    match (limit, asked) {
+        (_, -1) => Some(-1),
+        (Some(limit), asked) if limit > 0 && asked >= limit => Some(asked),
+        _ => limit,
+    }
+}
+
+fn list(field: &'static str, text: &str) -> Result<Option<CpuList>, SpecError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let list =
+        text.parse().map_err(|error: BadList| SpecError::Invalid { field, reason: error.to_string() })?;
+    Ok(Some(list))
 }
 
 fn positive(field: &'static str, value: i64) -> Result<Option<u64>, SpecError> {
@@ -75,24 +102,52 @@ pub fn merge(current: &LinuxContainerResources, update: &LinuxContainerResources
     merged
 }
 
-/// CPU and memory limits that hold those of all together; one that is not set adds nothing.
+/// CPU and memory limits that hold those of all together; one that is not set adds nothing. CPUs of the node count where no
+/// quota says less: a set once, also where several containers share it, as those of kubelet's shared pool do.
 pub fn together<'a>(all: impl Iterator<Item = &'a LinuxContainerResources>) -> LinuxContainerResources {
     const PERIOD: i64 = 100_000;
     let mut sum = LinuxContainerResources { cpu_period: PERIOD, ..Default::default() };
+    let mut sets = CpuList::default();
+    let cpus = |set: &CpuList| i64::try_from(set.len()).unwrap_or(i64::MAX).saturating_mul(PERIOD);
     for one in all {
         let bytes = one.memory_limit_in_bytes.max(0);
         sum.memory_limit_in_bytes = sum.memory_limit_in_bytes.saturating_add(bytes);
+        let set: Option<CpuList> = one.cpuset_cpus.parse().ok();
         if one.cpu_quota > 0 && one.cpu_period > 0 {
             let quota = one.cpu_quota.saturating_mul(PERIOD) / one.cpu_period;
+            let quota = set.map_or(quota, |set| quota.min(cpus(&set)));
             sum.cpu_quota = sum.cpu_quota.saturating_add(quota);
+        } else if let Some(set) = set {
+            sets.extend(&set);
         }
     }
+    sum.cpu_quota = sum.cpu_quota.saturating_add(cpus(&sets));
     sum
+}
+
+/// The CPUs and memory nodes of the node that containers with these limits may use together. None is all: one container
+/// without a set may run anywhere. Under kubelet's static CPU manager every container has a set, its own or the shared
+/// pool, so a pod with an exclusive CPU stays off the others.
+pub fn place<'a>(
+    all: impl Iterator<Item = &'a LinuxContainerResources>,
+) -> (Option<CpuList>, Option<CpuList>) {
+    let (mut cpus, mut mems) = (Some(CpuList::default()), Some(CpuList::default()));
+    for one in all {
+        for (union, text) in [(&mut cpus, &one.cpuset_cpus), (&mut mems, &one.cpuset_mems)] {
+            match (union.as_mut(), text.parse::<CpuList>()) {
+                (Some(union), Ok(set)) => union.extend(&set),
+                _ => *union = None,
+            }
+        }
+    }
+    let some = |set: Option<CpuList>| set.filter(|set| !set.is_empty());
+    (some(cpus), some(mems))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_cri::v1::HugepageLimit;
 
     #[test]
     fn memory_limit_allows_no_swap_unless_said() {
@@ -106,8 +161,70 @@ mod tests {
     fn unset_fields_set_nothing_and_negative_limits_are_refused() {
         let none = linux_resources(&LinuxContainerResources::default()).unwrap();
         assert_eq!(none.cpu().as_ref().unwrap().shares(), None);
-        let negative = LinuxContainerResources { cpu_shares: -1, ..LinuxContainerResources::default() };
-        assert!(linux_resources(&negative).unwrap_err().to_string().contains("cpu_shares: -1"));
+        let negative = LinuxContainerResources { cpu_period: -1, ..LinuxContainerResources::default() };
+        assert!(linux_resources(&negative).unwrap_err().to_string().contains("cpu_period: -1"));
+    }
+
+    #[test]
+    fn what_containerd_bears_is_borne() {
+        let limits = |shares, limit, swap| {
+            let cri = LinuxContainerResources {
+                cpu_shares: shares,
+                memory_limit_in_bytes: limit,
+                memory_swap_limit_in_bytes: swap,
+                hugepage_limits: vec![HugepageLimit { page_size: "1GB".into(), limit: u64::MAX }],
+                ..LinuxContainerResources::default()
+            };
+            let limits = linux_resources(&cri).unwrap();
+            assert_eq!(limits.hugepage_limits().as_ref().unwrap()[0].limit(), i64::MAX);
+            let memory = limits.memory().unwrap();
+            (limits.cpu().as_ref().unwrap().shares(), memory.limit(), memory.swap())
+        };
+        assert_eq!(limits(-1, -1, 0), (Some(u64::MAX), Some(-1), Some(-1)));
+        assert_eq!(limits(1, 100, 50), (Some(1), Some(100), Some(100)), "less than the memory");
+        assert_eq!(limits(0, 0, 50), (None, None, None), "nothing to add it to");
+        assert_eq!(limits(0, 100, 150), (None, Some(100), Some(150)));
+    }
+
+    fn on(cpus: &str, mems: &str, cpu_quota: i64) -> LinuxContainerResources {
+        LinuxContainerResources {
+            cpuset_cpus: cpus.into(),
+            cpuset_mems: mems.into(),
+            cpu_period: 100_000,
+            cpu_quota,
+            ..LinuxContainerResources::default()
+        }
+    }
+
+    #[test]
+    fn sets_of_the_node_do_not_go_to_the_guest_and_nonsense_is_refused() {
+        let limits = linux_resources(&on("4-7", "1", 0)).unwrap();
+        let cpu = limits.cpu().as_ref().unwrap();
+        assert_eq!((cpu.cpus(), cpu.mems()), (&None, &None));
+        for (bad, field) in [(on("4-x", "", 0), "cpuset_cpus"), (on("", "1,,2", 0), "cpuset_mems")] {
+            let error = linux_resources(&bad).unwrap_err().to_string();
+            assert!(error.contains(field) && error.contains("is no list"), "{error}");
+        }
+    }
+
+    #[test]
+    fn cpus_of_the_node_count_once_and_a_quota_says_less() {
+        let cpus = |all: &[LinuxContainerResources]| together(all.iter()).cpu_quota / 1000;
+        assert_eq!(cpus(&[on("4-7", "", 0)]), 400);
+        assert_eq!(cpus(&[on("4-7", "", -1), on("6-9", "", 0)]), 600);
+        assert_eq!(cpus(&[on("0-63", "", 50_000), on("2", "", 0)]), 150);
+        assert_eq!(cpus(&[on("2-3", "", 1_000_000)]), 200);
+    }
+
+    #[test]
+    fn place_is_the_union_and_one_without_a_set_may_run_anywhere() {
+        let of = |all: &[LinuxContainerResources]| {
+            let (cpus, mems) = place(all.iter());
+            (cpus.map(|set| set.to_string()), mems.map(|set| set.to_string()))
+        };
+        assert_eq!(of(&[on("2", "0", 0), on("5", "1", 0)]), (Some("2,5".into()), Some("0,1".into())));
+        assert_eq!(of(&[on("2", "0", 0), on("", "1", 0)]), (None, Some("0,1".into())));
+        assert_eq!(of(&[]), (None, None));
     }
 
     #[test]

@@ -4,9 +4,9 @@
 
 use super::seccomp;
 use super::spec::SpecError;
-use k8s_cri::v1::LinuxContainerSecurityContext;
 use k8s_cri::v1::security_profile::ProfileType;
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, LinuxSeccomp};
+use k8s_cri::v1::{LinuxContainerSecurityContext, SecurityProfile};
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, LinuxSeccomp, LinuxSeccompAction};
 use std::fs;
 use std::path::Path;
 
@@ -109,14 +109,36 @@ fn parse(field: &'static str, name: &str) -> Result<Capability, SpecError> {
 /// # Errors
 /// A profile of the host that cannot be read.
 pub fn seccomp(context: &LinuxContainerSecurityContext) -> Result<Option<LinuxSeccomp>, SpecError> {
-    let Some(profile) = context.seccomp.as_ref().filter(|_| !context.privileged) else {
+    let named = context.seccomp.clone().map_or_else(|| old_profile(context), |profile| Ok(Some(profile)))?;
+    let Some(profile) = named.filter(|_| !context.privileged) else {
         return Ok(None);
     };
     match profile.profile_type() {
         ProfileType::Unconfined => Ok(None),
         ProfileType::RuntimeDefault => Ok(Some(seccomp::default_profile(&capabilities(context)?))),
-        ProfileType::Localhost => read_profile(Path::new(&profile.localhost_ref)).map(Some),
+        ProfileType::Localhost => {
+            let path = &profile.localhost_ref;
+            // Older clients prefix the path; containerd takes both.
+            read_profile(Path::new(path.strip_prefix("localhost/").unwrap_or(path))).map(Some)
+        }
     }
+}
+
+/// The profile of the field that older clients fill.
+fn old_profile(context: &LinuxContainerSecurityContext) -> Result<Option<SecurityProfile>, SpecError> {
+    #[allow(deprecated)]
+    let name = context.seccomp_profile_path.as_str();
+    let kind = match name {
+        "" => return Ok(None),
+        "unconfined" => ProfileType::Unconfined,
+        "runtime/default" | "docker/default" => ProfileType::RuntimeDefault,
+        name if name.starts_with("localhost/") => ProfileType::Localhost,
+        name => {
+            let reason = format!("{name:?} is none of unconfined, runtime/default and localhost/PATH");
+            return Err(SpecError::Invalid { field: "seccomp_profile_path", reason });
+        }
+    };
+    Ok(Some(SecurityProfile { profile_type: kind.into(), localhost_ref: name.to_owned() }))
 }
 
 fn read_profile(path: &Path) -> Result<LinuxSeccomp, SpecError> {
@@ -132,7 +154,19 @@ fn read_profile(path: &Path) -> Result<LinuxSeccomp, SpecError> {
         return Err(invalid(format!("{length} bytes, more than {MAX_PROFILE}")));
     }
     let text = fs::read(path).map_err(|e| invalid(e.to_string()))?;
-    serde_json::from_slice(&text).map_err(|e| invalid(e.to_string()))
+    let profile: LinuxSeccomp = serde_json::from_slice(&text).map_err(|e| invalid(e.to_string()))?;
+    let notifies = |action| action == LinuxSeccompAction::ScmpActNotify;
+    let rules = profile.syscalls().iter().flatten();
+    if notifies(profile.default_action()) || rules.into_iter().any(|rule| notifies(rule.action())) {
+        let reason = "SCMP_ACT_NOTIFY needs a listener, and one of the node cannot serve a guest's kernel: use another action";
+        return Err(invalid(reason.to_owned()));
+    }
+    if profile.listener_path().is_some() {
+        let reason =
+            "listenerPath names a socket of the node, which the guest's kernel cannot reach: remove it";
+        return Err(invalid(reason.to_owned()));
+    }
+    Ok(profile)
 }
 
 /// Files of /proc and /sys that tell of the guest's kernel more than a container needs.
@@ -203,7 +237,7 @@ const ALL: [Capability; 41] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_cri::v1::{Capability as Wishes, SecurityProfile};
+    use k8s_cri::v1::Capability as Wishes;
 
     fn with(add: &[&str], drop: &[&str]) -> LinuxContainerSecurityContext {
         let list = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();
@@ -232,6 +266,49 @@ mod tests {
         assert_eq!(granted(&with(&["KILL"], &["ALL"])).into_iter().collect::<Vec<_>>(), [Capability::Kill]);
         assert_eq!(granted(&with(&["ALL"], &[])).len(), 41);
         assert!(granted(&with(&["ALL"], &["KILL"])).len() == 40);
+    }
+
+    #[test]
+    fn profile_of_the_node_is_found_with_and_without_prefix_and_names_what_is_wrong() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let read = |reference: &str, text: &str| {
+            fs::write(file.path(), text).unwrap();
+            let localhost_ref = reference.replace("FILE", file.path().to_str().unwrap());
+            let profile = SecurityProfile { profile_type: ProfileType::Localhost.into(), localhost_ref };
+            seccomp(&LinuxContainerSecurityContext { seccomp: Some(profile), ..with(&[], &[]) })
+        };
+        let plain = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["x"],"action":"SCMP_ACT_ERRNO","args":null}]}"#;
+        for reference in ["FILE", "localhost/FILE"] {
+            assert!(read(reference, plain).unwrap().is_some(), "{reference}");
+        }
+        for (reference, text, expected) in [
+            ("localhost/FILE.gone", plain, "No such file"),
+            ("localhost/profiles/x.json", plain, "not absolute"),
+            ("FILE", r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#, "needs a listener"),
+            (
+                "FILE",
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_FOO"]}"#,
+                "SCMP_ARCH_FOO",
+            ),
+            ("FILE", r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/run/x"}"#, "listenerPath"),
+        ] {
+            let error = read(reference, text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    #[allow(deprecated)]
+    fn profile_of_the_older_field_counts_where_the_newer_is_empty() {
+        let mut context = LinuxContainerSecurityContext {
+            seccomp_profile_path: "runtime/default".into(),
+            ..with(&[], &[])
+        };
+        assert!(seccomp(&context).unwrap().is_some());
+        context.seccomp_profile_path = "localhost//nonexistent".into();
+        assert!(seccomp(&context).unwrap_err().to_string().contains("profile /nonexistent"));
+        context.seccomp_profile_path = "strict".into();
+        assert!(seccomp(&context).unwrap_err().to_string().contains("\"strict\""));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //!
 //! Source: OCI runtime specification 1.2, CRI v1.
 
+use super::environment;
 use super::resources::linux_resources;
 use super::security;
 use isopod_protocols::guest;
@@ -65,7 +66,8 @@ pub struct Parts<'a> {
     pub image: &'a ImageConfiguration,
 }
 
-/// The spec of a container. The agent adds root path, resolved user and the pid namespace's path.
+/// The spec of a container, without its [`environment`]. The agent adds root path, resolved user and the pid namespace's
+/// path.
 ///
 /// # Errors
 /// Names the field, and what to do.
@@ -108,13 +110,13 @@ fn process(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<
         return Err(SpecError::Invalid { field: "working_dir", reason });
     }
     let resources = parts.container.linux.as_ref().and_then(|l| l.resources.as_ref());
-    let score = resources.map(|r| i32::try_from(r.oom_score_adj).unwrap_or(1000).clamp(-1000, 1000));
+    let score = resources.map(|r| r.oom_score_adj.clamp(-1000, 1000) as i32);
 
     let mut process = Process::default();
     process
         .set_terminal(Some(parts.container.tty))
         .set_args(Some(arguments(parts)?))
-        .set_env(Some(environment(parts)))
+        .set_env(None)
         .set_cwd(directory)
         .set_capabilities(Some(security::capabilities(context)?))
         .set_no_new_privileges(Some(context.no_new_privs))
@@ -145,25 +147,18 @@ fn arguments(parts: Parts<'_>) -> Result<Vec<String>, SpecError> {
     }
 }
 
-/// The image's variables, then the pod's: the last value of a name wins, in the place of the first.
-fn environment(parts: Parts<'_>) -> Vec<String> {
-    let mut variables = vec![DEFAULT_PATH.to_owned()];
+/// The environment of the container's processes. Beside the spec, as JSON has no place for bytes that are not UTF-8.
+pub fn environment(parts: Parts<'_>) -> Vec<Vec<u8>> {
+    let mut defaults = vec![DEFAULT_PATH.as_bytes().to_vec()];
     if parts.container.tty {
-        variables.push("TERM=xterm".to_owned());
+        defaults.push(b"TERM=xterm".to_vec());
     }
     if !parts.sandbox.hostname.is_empty() {
-        variables.push(format!("HOSTNAME={}", parts.sandbox.hostname));
+        defaults.push(format!("HOSTNAME={}", parts.sandbox.hostname).into_bytes());
     }
     let image = parts.image.config().as_ref().and_then(|c| c.env().clone()).unwrap_or_default();
     let pod = parts.container.envs.iter().map(|e| format!("{}={}", e.key, e.value));
-    for variable in image.into_iter().chain(pod) {
-        let name = variable.split('=').next().unwrap_or_default();
-        match variables.iter_mut().find(|v| v.split('=').next() == Some(name)) {
-            Some(earlier) => *earlier = variable,
-            None => variables.push(variable),
-        }
-    }
-    variables
+    environment::merge(defaults, image.into_iter().chain(pod).map(String::into_bytes))
 }
 
 fn linux(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Linux, SpecError> {

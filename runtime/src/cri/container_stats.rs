@@ -35,7 +35,8 @@ fn passes(container: &Container, filter: &ContainerStatsFilter) -> bool {
         && selected(&container.config().labels, &filter.label_selector)
 }
 
-async fn usage(node: &Node, containers: Vec<Arc<Container>>) -> Vec<ContainerStats> {
+/// Figures of those of `containers` that run.
+pub async fn usage(node: &Node, containers: Vec<Arc<Container>>) -> Vec<ContainerStats> {
     let mountpoint = node.config.daemon.root_dir.display().to_string();
     let told = node.containers.usage(containers).await;
     told.into_iter().map(|(container, stats)| stats_of(&container, &stats, &mountpoint)).collect()
@@ -57,7 +58,7 @@ fn stats_of(container: &Container, told: &agent::ContainerStats, mountpoint: &st
         cpu: Some(CpuUsage {
             timestamp,
             usage_core_nano_seconds: value(told.cpu_usage_ns),
-            usage_nano_cores: None,
+            usage_nano_cores: container.cpu_rate.read(timestamp, told.cpu_usage_ns).and_then(value),
         }),
         memory: Some(MemoryUsage {
             timestamp,

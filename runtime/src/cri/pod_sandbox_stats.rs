@@ -1,7 +1,9 @@
 //! PodSandboxStats and ListPodSandboxStats: what pods cost the node. CPU and memory are those of the pod's cgroup on the
-//! host, so they hold VMM, guest kernel and all; the network's are those of the guest's card.
+//! host, so they hold VMM, guest kernel and all; the network's are those of the guest's card; those of containers come from
+//! the guest. A guest that does not answer soon leaves the list of containers empty.
 
 use super::Node;
+use super::container_stats;
 use super::selection::has_labels;
 use crate::cgroup::Usage;
 use crate::sandbox::{Sandbox, SandboxError, State};
@@ -12,11 +14,12 @@ use k8s_cri::v1::{
     NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxStats, PodSandboxStatsRequest,
     PodSandboxStatsResponse, ProcessUsage, UInt64Value,
 };
+use std::sync::Arc;
 use tonic::Status;
 
 pub async fn serve(node: &Node, request: PodSandboxStatsRequest) -> Result<PodSandboxStatsResponse, Status> {
     let sandbox = node.sandboxes.get(&request.pod_sandbox_id)?;
-    Ok(PodSandboxStatsResponse { stats: Some(stats(&sandbox).await?) })
+    Ok(PodSandboxStatsResponse { stats: Some(stats(node, &sandbox).await?) })
 }
 
 pub async fn serve_list(
@@ -24,20 +27,19 @@ pub async fn serve_list(
     request: ListPodSandboxStatsRequest,
 ) -> Result<ListPodSandboxStatsResponse, Status> {
     let filter = request.filter.unwrap_or_default();
-    let mut list = Vec::new();
-    for sandbox in node.sandboxes.list() {
-        let wanted = sandbox.state() == State::Ready
+    let wanted = |sandbox: &Arc<Sandbox>| {
+        sandbox.state() == State::Ready
             && sandbox.id.starts_with(&filter.id)
-            && has_labels(&sandbox.config.labels, &filter.label_selector);
-        // One that goes at this moment is left out, and spoils nothing for the others.
-        if wanted && let Ok(stats) = stats(&sandbox).await {
-            list.push(stats);
-        }
-    }
-    Ok(ListPodSandboxStatsResponse { stats: list })
+            && has_labels(&sandbox.config.labels, &filter.label_selector)
+    };
+    let wanted: Vec<_> = node.sandboxes.list().into_iter().filter(wanted).collect();
+    // All at the same time: a slow guest holds none of the others up.
+    let all = futures_util::future::join_all(wanted.iter().map(|sandbox| stats(node, sandbox))).await;
+    // One that goes at this moment is left out, and spoils nothing for the others.
+    Ok(ListPodSandboxStatsResponse { stats: all.into_iter().flatten().collect() })
 }
 
-async fn stats(sandbox: &Sandbox) -> Result<PodSandboxStats, SandboxError> {
+async fn stats(node: &Node, sandbox: &Sandbox) -> Result<PodSandboxStats, SandboxError> {
     let machine = sandbox.machine()?;
     let usage = sandbox.cgroup.usage()?;
     let card = machine.vm.stats().await?;
@@ -53,13 +55,12 @@ async fn stats(sandbox: &Sandbox) -> Result<PodSandboxStats, SandboxError> {
             cpu: Some(CpuUsage {
                 timestamp,
                 usage_core_nano_seconds: value(usage.cpu_ns),
-                // kubelet computes the rate from two samples.
-                usage_nano_cores: None,
+                usage_nano_cores: sandbox.cpu_rate.read(timestamp, usage.cpu_ns).and_then(value),
             }),
             memory: usage.memory_bytes.map(|bytes| memory(timestamp, bytes, &usage)),
             network: Some(network(timestamp, &card)),
             process: usage.pids.map(|pids| ProcessUsage { timestamp, process_count: value(pids) }),
-            containers: Vec::new(),
+            containers: container_stats::usage(node, node.containers.of_sandbox(&sandbox.id)).await,
         }),
         windows: None,
     })

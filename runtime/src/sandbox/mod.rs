@@ -53,6 +53,7 @@ pub use validate::Refusal;
 
 use crate::agent_client::{AgentClient, AgentError};
 use crate::cgroup::{CgroupError, PodCgroup};
+use crate::cpu_rate::CpuRate;
 use crate::hypervisor::{HypervisorError, VmHandle};
 use crate::network::NetworkError;
 use crate::scratch::ScratchError;
@@ -202,6 +203,8 @@ pub struct Sandbox {
     pub cgroup: PodCgroup,
     /// Directory of its VM's sockets and log.
     pub directory: PathBuf,
+    /// Its use of CPUs, see PodSandboxStats.
+    pub cpu_rate: CpuRate,
     record: Mutex<Record>,
     machine: OnceLock<Machine>,
     gate: RwLock<()>,
@@ -227,6 +230,7 @@ impl Sandbox {
     fn new(id: String, record: Record) -> Self {
         Self {
             id,
+            cpu_rate: CpuRate::default(),
             config: record.config.clone(),
             handler: record.handler.clone(),
             created_at_ns: record.created_at_ns,

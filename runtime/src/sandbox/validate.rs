@@ -5,6 +5,7 @@
 //! is refused.
 
 use crate::config::{Config, VmConfig};
+use crate::cpu_list::CpuList;
 use crate::hypervisor::useful_vcpus;
 use crate::network::PortMapping;
 use k8s_cri::v1::{
@@ -248,6 +249,8 @@ pub fn size(
     let cpus = |r: Option<&LinuxContainerResources>| match r {
         // In thousandths of a CPU.
         Some(r) if r.cpu_quota > 0 && r.cpu_period > 0 => r.cpu_quota.saturating_mul(1000) / r.cpu_period,
+        // CPUs of the node count where no quota says less.
+        Some(r) => r.cpuset_cpus.parse().map_or(0, |set: CpuList| set.len() as i64 * 1000),
         _ => 0,
     };
     let limit = cpus(resources);

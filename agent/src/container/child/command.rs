@@ -1,16 +1,17 @@
 //! The last step of every container process: becoming the user's command, or saying on the status pipe why not.
 
+use super::environment;
+use super::filter::Filter;
 use super::message::{Failure, Fault};
-use crate::process::sys;
+use crate::process::sys::{self, Prepared};
 use nix::errno::Errno;
-use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
 /// Where a bare command name is looked for when the environment has no `PATH`.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Exit code of a process whose command was not found, as shells have it.
 const NOT_FOUND: i32 = 127;
@@ -18,11 +19,11 @@ const NOT_FOUND: i32 = 127;
 /// Exit code of a process whose command was found and cannot be executed.
 const NOT_EXECUTABLE: i32 = 126;
 
-/// Becomes the command, or reports why not and ends.
-pub fn run(status: OwnedFd, args: &[String], env: &[String]) -> ! {
+/// Becomes the command under the filter, or reports why not and ends.
+pub fn run(status: OwnedFd, args: &[String], env: Vec<Vec<u8>>, filter: Option<&Filter>) -> ! {
     // Rust programs ignore their signal, and exec would hand that on: `yes | head` would never end.
     sys::stop_ignoring_broken_pipes();
-    let (failure, code) = match try_run(args, env) {
+    let (failure, code) = match try_run(args, env, filter) {
         Ok(never) => match never {},
         Err(refusal) => refusal,
     };
@@ -38,17 +39,24 @@ pub fn give_up(status: OwnedFd, failure: &Failure, code: i32) -> ! {
     std::process::exit(code)
 }
 
-fn try_run(args: &[String], env: &[String]) -> Result<std::convert::Infallible, (Failure, i32)> {
+fn try_run(
+    args: &[String],
+    env: Vec<Vec<u8>>,
+    filter: Option<&Filter>,
+) -> Result<std::convert::Infallible, (Failure, i32)> {
     let name = args.first().map_or("", String::as_str);
-    let c_args = c_strings(args.iter().cloned()).map_err(|failure| (failure, NOT_EXECUTABLE))?;
-    let merged = merge(env);
-    let path = merged.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
-    let path = path.to_owned();
-    let files = c_strings(candidates(name, &path)).map_err(|failure| (failure, NOT_EXECUTABLE))?;
-    let c_env = c_strings(merged).map_err(|failure| (failure, NOT_EXECUTABLE))?;
-    let (why, code) = match execute(&files, &c_args, &c_env) {
+    let env = environment::last_of_each_name(env);
+    let path = env.iter().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH).to_vec();
+    let args = args.iter().map(|argument| argument.as_bytes().to_vec());
+    let prepared = c_strings(candidates(name, &path))
+        .and_then(|files| Ok(Prepared::new(files, c_strings(args)?, c_strings(env)?)))
+        .map_err(|failure| (failure, NOT_EXECUTABLE))?;
+    let (why, code) = match execute(&prepared, filter).map_err(|failure| (failure, NOT_EXECUTABLE))? {
         Refusal::Missing if name.contains('/') => ("no such file in the container".to_owned(), NOT_FOUND),
-        Refusal::Missing => (format!("not found in the container's PATH ({path})"), NOT_FOUND),
+        Refusal::Missing => {
+            let path = String::from_utf8_lossy(&path);
+            (format!("not found in the container's PATH ({path})"), NOT_FOUND)
+        }
         Refusal::LoaderMissing => {
             ("the interpreter or loader that it names is not in the container".to_owned(), NOT_FOUND)
         }
@@ -73,50 +81,48 @@ enum Refusal {
 
 /// Tries files in turn as execvp does: one that is missing or forbidden is passed over, and if none works, forbidden is
 /// told before missing. Unlike execvp it never hands a file without `#!` to a shell.
-fn execute(files: &[CString], args: &[CString], env: &[CString]) -> Refusal {
+///
+/// Which files are there is found out before the filter is loaded: a profile need not allow to tell that there is none, and
+/// only files that exist are executed under it.
+fn execute(prepared: &Prepared, filter: Option<&Filter>) -> Result<Refusal, Failure> {
     let mut told = Refusal::Missing;
-    for file in files {
-        match nix::unistd::execve(file, args, env) {
-            Ok(never) => match never {},
-            Err(Errno::ENOENT | Errno::ENOTDIR) => {
-                if nix::sys::stat::stat(file.as_c_str()).is_ok() {
-                    return Refusal::LoaderMissing;
-                }
-            }
+    let mut there: Vec<&CString> = Vec::with_capacity(prepared.files().len());
+    for file in prepared.files() {
+        match nix::sys::stat::stat(file.as_c_str()) {
+            Ok(_) => there.push(file),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
             Err(Errno::EACCES) => told = Refusal::Other(Errno::EACCES),
-            Err(other) => return Refusal::Other(other),
+            Err(other) => return Ok(Refusal::Other(other)),
         }
     }
-    told
+    if there.is_empty() {
+        return Ok(told);
+    }
+    if let Some(filter) = filter {
+        filter.load().map_err(|error| Failure::guest("seccomp filter cannot be loaded", error))?;
+    }
+    for file in there {
+        match prepared.execute(file) {
+            // It is there.
+            Errno::ENOENT | Errno::ENOTDIR => return Ok(Refusal::LoaderMissing),
+            Errno::EACCES => told = Refusal::Other(Errno::EACCES),
+            other => return Ok(Refusal::Other(other)),
+        }
+    }
+    Ok(told)
 }
 
 /// The files that a command name may mean, in order.
-fn candidates(name: &str, path: &str) -> Vec<String> {
+fn candidates(name: &str, path: &[u8]) -> Vec<Vec<u8>> {
     if name.contains('/') {
-        return vec![name.to_owned()];
+        return vec![name.as_bytes().to_vec()];
     }
-    let directories = path.split(':').map(|directory| if directory.is_empty() { "." } else { directory });
-    directories.map(|directory| format!("{directory}/{name}")).collect()
+    let directories = path.split(|byte| *byte == b':');
+    let directories = directories.map(|directory| if directory.is_empty() { &b"."[..] } else { directory });
+    directories.map(|directory| [directory, b"/", name.as_bytes()].concat()).collect()
 }
 
-/// The environment with each name once, the last value winning, in the order of first mention.
-fn merge(env: &[String]) -> Vec<String> {
-    let mut merged: Vec<String> = Vec::with_capacity(env.len());
-    let mut places: HashMap<&str, usize> = HashMap::new();
-    for entry in env {
-        let name = entry.split('=').next().unwrap_or_default();
-        match places.get(name) {
-            Some(place) => merged[*place].clone_from(entry),
-            None => {
-                places.insert(name, merged.len());
-                merged.push(entry.clone());
-            }
-        }
-    }
-    merged
-}
-
-fn c_strings(strings: impl IntoIterator<Item = String>) -> Result<Vec<CString>, Failure> {
+fn c_strings(strings: impl IntoIterator<Item = Vec<u8>>) -> Result<Vec<CString>, Failure> {
     let converted: Result<_, _> = strings.into_iter().map(CString::new).collect();
     converted
         .map_err(|_| Failure::request("an argument or environment entry contains a zero byte".to_owned()))
@@ -128,14 +134,12 @@ mod tests {
 
     #[test]
     fn name_with_a_slash_is_not_looked_up() {
-        assert_eq!(candidates("./run", "/bin"), ["./run"]);
-        assert_eq!(candidates("run", "/bin::/usr/bin"), ["/bin/run", "./run", "/usr/bin/run"]);
-    }
-
-    #[test]
-    fn later_environment_wins_in_place() {
-        let env = ["A=1", "B=2", "A=3=4"].map(str::to_owned);
-        assert_eq!(merge(&env), ["A=3=4", "B=2"]);
+        let files = |name, path: &str| {
+            let files = candidates(name, path.as_bytes()).into_iter();
+            files.map(|file| String::from_utf8(file).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(files("./run", "/bin"), ["./run"]);
+        assert_eq!(files("run", "/bin::/usr/bin"), ["/bin/run", "./run", "/usr/bin/run"]);
     }
 
     /// While a thread is in exec, the kernel refuses new threads (EAGAIN) to all that share its working directory and
@@ -156,7 +160,7 @@ mod tests {
             (file.to_str().unwrap(), NOT_EXECUTABLE),
             ("/", NOT_EXECUTABLE),
         ] {
-            let (failure, code) = try_run(&[command.to_owned()], &[]).unwrap_err();
+            let (failure, code) = try_run(&[command.to_owned()], Vec::new(), None).unwrap_err();
             assert_eq!(code, expected, "{failure}");
             assert!(failure.fault == Fault::Command && failure.message.contains(command), "{failure}");
         }
@@ -171,7 +175,7 @@ mod tests {
         std::fs::write(&file, "#!/nonexistent/interpreter\n").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
         let env = format!("PATH={}:/bin", directory.path().display());
-        let (_, code) = try_run(&["tool".to_owned()], &[env]).unwrap_err();
+        let (_, code) = try_run(&["tool".to_owned()], vec![env.into_bytes()], None).unwrap_err();
         assert_eq!(code, NOT_FOUND);
     }
 }

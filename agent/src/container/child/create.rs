@@ -4,8 +4,9 @@
 //! privileges and then waits for a connection to `notify.sock` in the container's directory. What it does after that is
 //! [`UserCommand`].
 
+use super::filter::Filter;
 use super::message::{ContainerRequest, Failure, Fault, with_causes};
-use super::{Descriptors, Made, command};
+use super::{Descriptors, Made, command, environment};
 use crate::process::sys;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -15,6 +16,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 
 /// Socket in the bundle on which the library hands over the terminal's controlling end.
 const CONSOLE: &str = "console.sock";
@@ -24,10 +26,13 @@ pub fn create(request: &ContainerRequest, fds: Vec<OwnedFd>) -> Result<Made, Fai
     let mut fds = Descriptors::new(fds);
     // Leaked on purpose: it must stay open in the container's process until exec, and the executor must be cloneable.
     let status: &'static OwnedFd = Box::leak(Box::new(fds.next()?));
+    // Read now, as the bundle is out of reach once the process has entered its root.
+    let environment = environment::read(&request.bundle)?;
+    let filter = Filter::read(&request.bundle)?.map(Arc::new);
     let mut builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
         .with_root_path(&request.states)
         .map_err(|error| failure(&error))?
-        .with_executor(UserCommand { status });
+        .with_executor(UserCommand { status, environment, filter });
     let console = if request.terminal {
         // The path may be longer than a socket address: the name is bound from inside its directory.
         std::env::set_current_dir(&request.bundle)
@@ -79,15 +84,16 @@ fn failure(error: &LibcontainerError) -> Failure {
 #[derive(Clone)]
 struct UserCommand {
     status: &'static OwnedFd,
+    environment: Vec<Vec<u8>>,
+    filter: Option<Arc<Filter>>,
 }
 
 impl Executor for UserCommand {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let process = spec.process().as_ref().ok_or(ExecutorError::InvalidArg)?;
         let args = process.args().as_deref().unwrap_or_default();
-        let env = process.env().as_deref().unwrap_or_default();
         let status = self.status.try_clone().map_err(|error| ExecutorError::Other(error.to_string()))?;
-        command::run(status, args, env)
+        command::run(status, args, self.environment.clone(), self.filter.as_deref())
     }
 
     /// A command that is not there is found out when it is started, which is when the caller asks about it.

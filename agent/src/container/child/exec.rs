@@ -1,18 +1,19 @@
 //! Makes another process in a container that runs.
 //!
-//! Not with the library's own exec: that one leaves out the container's seccomp profile and resource limits, and forks
-//! twice. Its parts (capabilities, ids, seccomp, terminal) are used here in the order in which it uses them for a
+//! Not with the library's own exec: that one leaves out the container's resource limits and forks twice. Its parts
+//! (capabilities, ids, terminal) are used here in the order in which it uses them for a
 //! container's first process. Namespaces are entered by the first process's pidfd, all at once, and the new process is
 //! born in its cgroup.
 
 use super::create::receive_terminal;
+use super::filter::Filter;
 use super::message::{ExecRequest, Failure};
-use super::{Descriptors, Made, command};
+use super::{Descriptors, Made, command, environment};
 use crate::process::sys::{self, Forked};
 use libcontainer::config::PersonalityDomain;
 use libcontainer::syscall::Syscall;
 use libcontainer::syscall::syscall::create_syscall;
-use libcontainer::{capabilities, seccomp, tty};
+use libcontainer::{capabilities, tty};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
@@ -20,9 +21,10 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{
     Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setresgid, setresuid, setsid,
 };
-use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Process, Spec};
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 /// Exit code of a process that did not come to execute its command.
 const NOT_MADE: i32 = 255;
@@ -50,6 +52,10 @@ pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
     } else {
         (Stdio::Pipes([fds.next()?, fds.next()?, fds.next()?]), None)
     };
+    let bundle = request.config.parent().unwrap_or(Path::new("/"));
+    let mut env = environment::read(bundle)?;
+    env.extend(request.env.iter().cloned());
+    let filter = Filter::read(bundle)?;
     hide(process)?;
     // Takes effect for the fork.
     setns(&first_process, CloneFlags::CLONE_NEWPID).map_err(not_entered)?;
@@ -57,10 +63,8 @@ pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
         .map_err(|error| Failure::guest("process cannot be forked", error))?
     {
         Forked::Child => {
-            let mut env = process.env().clone().unwrap_or_default();
-            env.extend(request.env.iter().cloned());
             match enter(linux, &first_process).and_then(|()| become_member(process, linux, stdio)) {
-                Ok(()) => command::run(status, &request.args, &env),
+                Ok(()) => command::run(status, &request.args, env, filter.as_ref()),
                 Err(failure) => command::give_up(status, &failure, NOT_MADE),
             }
         }
@@ -131,8 +135,7 @@ fn become_member(process: &Process, linux: &Linux, stdio: Stdio) -> Result<(), F
     if let Some(mask) = process.user().umask() {
         umask(Mode::from_bits_truncate(mask));
     }
-    let no_new_privileges = process.no_new_privileges() == Some(true);
-    if no_new_privileges {
+    if process.no_new_privileges() == Some(true) {
         prctl::set_no_new_privs().map_err(|error| Failure::guest("no_new_privs cannot be set", error))?;
     }
     // The agent may enter directories that the user may not, as with the first process; but root on a network file
@@ -141,11 +144,6 @@ fn become_member(process: &Process, linux: &Linux, stdio: Stdio) -> Result<(), F
     become_user(process, syscall)?;
     sys::close_others_on_exec().map_err(|error| Failure::guest("descriptors cannot be marked", error))?;
 
-    let profile = linux.seccomp().as_ref();
-    // Without no_new_privs loading a filter is a privilege, so it comes before the privileges go; with it, it comes last.
-    if !no_new_privileges {
-        filter(profile)?;
-    }
     if let Some(kept) = process.capabilities() {
         capabilities::drop_privileges(kept, syscall)
             .map_err(|error| Failure::guest("capabilities cannot be dropped", error))?;
@@ -155,9 +153,6 @@ fn become_member(process: &Process, linux: &Linux, stdio: Stdio) -> Result<(), F
             let directory = process.cwd().display();
             Failure::request(format!("working directory {directory} cannot be entered: {}", errno.desc()))
         })?;
-    }
-    if no_new_privileges {
-        filter(profile)?;
     }
     Ok(())
 }
@@ -174,7 +169,7 @@ fn connect(stdio: Stdio, syscall: &dyn Syscall) -> Result<(), Failure> {
     }
 }
 
-/// Takes on the user's ids and keeps all capabilities, as loading the seccomp profile may need them.
+/// Takes on the user's ids and keeps all capabilities: which of them go is decided after that.
 fn become_user(process: &Process, syscall: &dyn Syscall) -> Result<(), Failure> {
     let user = process.user();
     let groups: Vec<Gid> =
@@ -188,11 +183,4 @@ fn become_user(process: &Process, syscall: &dyn Syscall) -> Result<(), Failure> 
     capabilities::reset_effective(syscall)
         .map_err(|error| Failure::guest("capabilities cannot be kept", error))?;
     prctl::set_keepcaps(false).map_err(|error| Failure::guest("user cannot be set", error))
-}
-
-fn filter(profile: Option<&LinuxSeccomp>) -> Result<(), Failure> {
-    let Some(profile) = profile else { return Ok(()) };
-    seccomp::initialize_seccomp(profile)
-        .map(|_| ())
-        .map_err(|error| Failure::guest("seccomp profile cannot be loaded", error))
 }

@@ -18,8 +18,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-/// Longest message, in bytes: an exec's arguments and environment may have all that a gRPC request may have.
-const MAX: usize = 8 * 1024 * 1024;
+/// Longest message, in bytes: an exec's arguments and environment may have all that a gRPC request may have, and a byte of
+/// the environment takes up to four as JSON.
+const MAX: usize = 32 * 1024 * 1024;
 
 /// What the child is to make.
 #[derive(Debug, Serialize, Deserialize)]
@@ -54,7 +55,7 @@ pub struct ExecRequest {
     /// Command line.
     pub args: Vec<String>,
     /// Added to the container's environment.
-    pub env: Vec<String>,
+    pub env: Vec<Vec<u8>>,
     /// Give it a terminal.
     pub terminal: bool,
 }

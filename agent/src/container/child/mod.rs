@@ -8,7 +8,9 @@
 
 pub mod command;
 mod create;
+pub mod environment;
 mod exec;
+pub mod filter;
 pub mod message;
 mod pid_namespace;
 

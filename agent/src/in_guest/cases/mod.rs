@@ -31,6 +31,7 @@ cases![
     confinement::restrictions_hold_for_first_process_and_execs,
     processes::exec_runs_in_the_container,
     processes::killing_an_exec_tree_spares_the_container,
+    processes::what_an_exec_leaves_in_the_background_lives_until_the_container_ends,
     processes::signals_reach_processes,
     confinement::limits_hold_and_change_all_or_none,
     confinement::out_of_memory_is_told,

@@ -47,7 +47,7 @@ pub async fn exec_runs_in_the_container(guest: Guest) {
         guest.shell("sleep 100").with("/process/env", json!(["PATH=/bin", "A=1", "B=1"])).run().await;
     let mut request = container
         .exec_request("e", &["sh", "-c", "echo $A$B$C; cat /proc/self/cgroup; cat /proc/1/comm; exit 7"]);
-    request.env = vec!["B=2".to_owned(), "C=3".to_owned()];
+    request.env = vec![b"B=2".to_vec(), b"C=3".to_vec()];
     container.start_exec(request.clone()).await.unwrap();
     assert_refused(container.start_exec(request).await, Code::AlreadyExists, "e");
     assert_eq!(container.wait("e").await.code, 7);
@@ -82,6 +82,26 @@ pub async fn killing_an_exec_tree_spares_the_container(guest: Guest) {
         "{left}"
     );
     container.remove_exec("tree").await.unwrap();
+}
+
+pub async fn what_an_exec_leaves_in_the_background_lives_until_the_container_ends(guest: Guest) {
+    let container = guest.shell("exec sleep 1000").run().await;
+    // It holds the exec's pipes and writes to them after the exec was removed.
+    let script = "(while :; do echo more; sleep 0.05; done) & setsid sleep 2000 & echo begun";
+    container.start_exec(container.exec_request("hook", &["sh", "-c", script])).await.unwrap();
+    assert_eq!(container.wait("hook").await.code, 0);
+    container.remove_exec("hook").await.unwrap();
+    // One that still runs is killed alone.
+    let script = "sleep 3000 & echo; wait";
+    container.start_exec(container.exec_request("left", &["sh", "-c", script])).await.unwrap();
+    container.open("left", Stream::Stdout).await.unwrap().read_u8().await.unwrap();
+    container.remove_exec("").await.unwrap();
+    let (_, seen) = container.exec("sleep 0.3; ps -o args; ls -d /sys/fs/cgroup/exec-* | wc -l").await;
+    for lives in ["more; sleep 0.05", "sleep 2000", "sleep 3000"] {
+        assert!(seen.contains(lives), "{lives}: {seen}");
+    }
+    assert!(!seen.contains("echo; wait") && seen.ends_with("\n1"), "{seen}");
+    container.remove().await;
 }
 
 pub async fn signals_reach_processes(guest: Guest) {
