@@ -92,6 +92,11 @@ pub fn images() -> Result<PathBuf> {
     named("ISOPOD_IMAGES", || made_by("tests/images/build.sh", &[]))
 }
 
+/// The directory of the image `debian`, an OCI layout of that name: apart from the others, as it takes minutes to build.
+pub fn debian_image() -> Result<PathBuf> {
+    named("ISOPOD_DEBIAN_IMAGE", || made_by("tests/images/debian.sh", &[]))
+}
+
 /// What the variable names, or else what `make` finds.
 fn named(variable: &str, make: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
     match std::env::var_os(variable).map(PathBuf::from) {

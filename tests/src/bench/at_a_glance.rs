@@ -2,7 +2,7 @@
 //!
 //! The benchmark in short, with its own means: some starts of each in turn, then the memory of one idle pod of each.
 
-use super::containerd::Containerd;
+use super::containerd::{Containerd, Snapshotter};
 use super::memory::{self, Memory, Shared};
 use super::side::{Side, settle};
 use super::statistics::Samples;
@@ -25,7 +25,7 @@ struct Seen {
 /// # Errors
 /// Where one of the figures cannot be had.
 pub fn compare() -> Result<String> {
-    let (isopod, peer) = (Cri::connect()?, Containerd::start()?);
+    let (isopod, peer) = (Cri::connect()?, Containerd::start(Snapshotter::Overlayfs)?);
     let sides = [Side::containerd(&peer), Side::isopod(&isopod)?];
     for side in &sides {
         side.cri.pull("busybox").with_context(|| side.name)?;

@@ -50,6 +50,9 @@ pub fn of(metric: &str, clock: Clock) -> Option<Goal> {
         ("daemon_memory", _) => &[OursAtMost(32.0)],
         ("idle_cpu", _) => &[RatioAtMost(1.0)],
         ("memory_return", _) => &[OursAtLeast(0.9)],
+        ("pull_largest", _) => &[RatioAtMost(1.25)],
+        ("pull_layers_per_second", _) => &[RatioAtLeast(0.8)],
+        ("pull_peak_memory", _) => &[RatioAtMost(1.0)],
         ("layer_read", _) => &[RatioAtLeast(0.5)],
         _ => return None,
     }))

@@ -21,6 +21,8 @@ pub mod memory;
 pub mod memory_return;
 pub mod pods;
 pub mod processes;
+pub mod pull;
+pub mod pull_memory;
 pub mod qemu_guest;
 pub mod report;
 pub mod side;
@@ -28,7 +30,7 @@ pub mod statistics;
 
 use crate::cri::Cri;
 use anyhow::{Context, Result};
-use containerd::Containerd;
+use containerd::{Containerd, Snapshotter};
 use report::{Clock, Row};
 use side::Side;
 use std::path::Path;
@@ -47,6 +49,8 @@ pub enum Part {
     Layers,
     /// `memory_return`: by the wall's clock only, as bytes have none.
     Return,
+    /// `pull_largest`, `pull_layers_per_second`, `pull_peak_memory`: by the wall's clock only, for the reason of `layer_read`.
+    Pull,
     /// `pod_start_50`; by the wall's clock also `idle_pod_memory`, `daemon_memory`, `idle_cpu`.
     Crowd,
     /// `pod_start_at_200`: by the wall's clock only. Two hundred pods take too many instructions to count.
@@ -55,8 +59,16 @@ pub enum Part {
 
 impl Part {
     /// In the order in which they are run; the last leaves its pods to the node's end.
-    pub const ALL: [Self; 7] =
-        [Self::Boot, Self::Clones, Self::Pods, Self::Layers, Self::Return, Self::Crowd, Self::Many];
+    pub const ALL: [Self; 8] = [
+        Self::Boot,
+        Self::Clones,
+        Self::Pods,
+        Self::Layers,
+        Self::Return,
+        Self::Pull,
+        Self::Crowd,
+        Self::Many,
+    ];
 
     /// Whether this clock can measure it.
     fn is_for(self, clock: Clock) -> bool {
@@ -73,6 +85,7 @@ impl Part {
                 (containerd::NAME, &[("layer_read", layers::SEQUENTIAL), ("layer_read", layers::RANDOM)])
             }
             (Self::Return, _) => (containerd::NAME, &[memory_return::METRIC]),
+            (Self::Pull, _) => (containerd::WITH_EROFS, &pull::METRICS),
             (Self::Crowd, Clock::Icount) => (containerd::NAME, &crowd::STARTED),
             (Self::Crowd, Clock::Wall) => (containerd::NAME, &crowd::STARTED_AND_IDLE),
             (Self::Many, _) => (many::PEER, &[("pod_start_at_200", "ms")]),
@@ -103,6 +116,8 @@ pub struct Counts {
     pub reads: usize,
     /// Pods that take memory and give it back.
     pub returns: usize,
+    /// Pulls of each image.
+    pub pulls: usize,
     /// Pods that are asked for at once, and then are idle.
     pub crowd: usize,
     /// Pods that are alive beside those that are started.
@@ -113,13 +128,22 @@ pub struct Counts {
 
 impl Counts {
     /// What the reports are made with.
-    pub const WALL: Self =
-        Self { boots: 10, pods: 20, execs: 50, reads: 3, returns: 2, crowd: 50, many: 200, beside: 7 };
+    pub const WALL: Self = Self {
+        boots: 10,
+        pods: 20,
+        execs: 50,
+        reads: 3,
+        returns: 2,
+        pulls: 3,
+        crowd: 50,
+        many: 200,
+        beside: 7,
+    };
     /// The same by counted instructions, which repeat to a percent and take several times as long to run.
     pub const ICOUNT: Self = Self { boots: 3, pods: 7, execs: 20, ..Self::WALL };
     /// Enough to see that everything works.
     pub const QUICK: Self =
-        Self { boots: 2, pods: 3, execs: 5, reads: 1, returns: 1, crowd: 3, many: 5, beside: 2 };
+        Self { boots: 2, pods: 3, execs: 5, reads: 1, returns: 1, pulls: 1, crowd: 3, many: 5, beside: 2 };
 }
 
 /// In the node: measures, and writes `rows.json` and `phases.txt` into `out`.
@@ -128,7 +152,7 @@ impl Counts {
 /// Where nothing could be measured at all.
 pub fn measure(clock: Clock, parts: &[Part], counts: &Counts, out: &Path) -> Result<()> {
     let mut rows = Vec::new();
-    let (isopod, peer) = (Cri::connect()?, Containerd::start()?);
+    let (isopod, peer) = (Cri::connect()?, Containerd::start(Snapshotter::Overlayfs)?);
     let mut sides = [Side::isopod(&isopod)?, Side::containerd(&peer)];
     for side in &mut sides {
         println!("  {}: pulling images", side.name);
@@ -153,6 +177,10 @@ pub fn measure(clock: Clock, parts: &[Part], counts: &Counts, out: &Path) -> Res
             }
             Part::Layers => layers::measure(&mut sides, counts),
             Part::Return => memory_return::measure(&mut sides, counts),
+            Part::Pull => pull::measure(&isopod, counts, clock).unwrap_or_else(|error| {
+                eprintln!("error: pulls: {error:#}");
+                Vec::new()
+            }),
             Part::Crowd => crowd::measure(&mut sides, counts, clock),
             Part::Many => many::measure(&mut sides[0], counts, clock),
         });
@@ -192,7 +220,7 @@ mod tests {
     #[test]
     fn every_metric_has_a_goal() {
         let rows = missing(&[], &Part::ALL, Clock::Wall);
-        assert_eq!(rows.len(), 13);
+        assert_eq!(rows.len(), 16);
         assert!(rows.iter().all(|row| goals::of(&row.name, row.clock).is_some()));
     }
 }

@@ -22,7 +22,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "wall,icount")]
     clock: Vec<Clock>,
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_value = "boot,clones,pods,layers,return,crowd,many")]
+    #[arg(long, value_delimiter = ',', default_value = "boot,clones,pods,layers,return,pull,crowd,many")]
     only: Vec<Part>,
     /// Few samples: to see that it works, not for figures.
     #[arg(long)]
@@ -94,6 +94,7 @@ fn run_node(arguments: &Arguments, clock: Clock, out: &Path) -> Result<()> {
         memory_mib: 8192,
         isopod: Isopod::Serving,
         registry: true,
+        debian: arguments.only.contains(&Part::Pull),
         near: true,
         timeout: Duration::from_secs(3600),
         out: Some(out.to_owned()),

@@ -52,6 +52,9 @@ struct NodeArguments {
     /// Start a container registry with the images of tests/images on 127.0.0.1:5000.
     #[arg(long)]
     registry: bool,
+    /// With the image `debian` too, which takes minutes to build once.
+    #[arg(long, requires = "registry")]
+    debian: bool,
     /// CPUs of the node.
     #[arg(long, default_value_t = 1)]
     cpus: u32,
@@ -72,6 +75,7 @@ impl NodeArguments {
                 (true, false) => Isopod::Absent,
             },
             registry: self.registry,
+            debian: self.debian,
             near: self.icount,
             ..Settings::default()
         }

@@ -88,6 +88,8 @@ pub struct Settings {
     pub isopod: Isopod,
     /// Whether a container registry with the images of `tests/images` is up on 127.0.0.1:5000.
     pub registry: bool,
+    /// Whether that registry has the image `debian` too, which takes minutes to build once.
+    pub debian: bool,
     /// Whether all that a pod's start runs lies in the node's memory, for nodes in which something is measured.
     pub near: bool,
     /// How long all of it may take.
@@ -104,6 +106,7 @@ impl Default for Settings {
             memory_mib: 6144,
             isopod: Isopod::Absent,
             registry: false,
+            debian: false,
             near: false,
             timeout: Duration::from_secs(600),
             out: None,

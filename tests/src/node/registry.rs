@@ -12,10 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The storage directory, filled at the first call for these images.
-pub fn storage() -> Result<PathBuf> {
-    let images = artefacts::images()?;
-    let key = images.file_name().with_context(|| format!("{} has no name", images.display()))?;
+/// The storage directory, filled at the first call for these images; with `debian` it has that image too.
+pub fn storage(debian: bool) -> Result<PathBuf> {
+    let mut key = key_of(&artefacts::images()?)?;
+    if debian {
+        key = format!("{key}-{}", key_of(&artefacts::debian_image()?)?);
+    }
     let kind = artefacts::cache()?.join("registry");
     let storage = kind.join(key);
     if storage.is_dir() {
@@ -25,7 +27,7 @@ pub fn storage() -> Result<PathBuf> {
     let work = tempfile::tempdir_in(&kind)?;
     let filled = work.path().join("storage");
     fs::create_dir(&filled)?;
-    push_images(&filled, work.path())?;
+    push_images(&filled, work.path(), debian)?;
     match fs::rename(&filled, &storage) {
         // somebody else was faster, with the same content
         Err(_) if storage.is_dir() => Ok(storage),
@@ -33,7 +35,13 @@ pub fn storage() -> Result<PathBuf> {
     }
 }
 
-fn push_images(storage: &Path, work: &Path) -> Result<()> {
+/// The name of an artefact's directory, which stands for its content.
+fn key_of(artefact: &Path) -> Result<String> {
+    let name = artefact.file_name().with_context(|| format!("{} has no name", artefact.display()))?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+fn push_images(storage: &Path, work: &Path, debian: bool) -> Result<()> {
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let config = work.join("config.yml");
     let storage = storage.display();
@@ -53,7 +61,9 @@ fn push_images(storage: &Path, work: &Path) -> Result<()> {
         std::thread::sleep(Duration::from_millis(20));
     }
     let script = artefacts::repository().join("tests/images/push.sh");
-    let status = Command::new(&script).arg(address.to_string()).stdout(Stdio::null()).status();
+    let mut push = Command::new(&script);
+    push.args(debian.then_some("--debian")).arg(address.to_string()).stdout(Stdio::null());
+    let status = push.status();
     let status = status.with_context(|| format!("cannot run {}", script.display()))?;
     ensure!(status.success(), "{}: {status}", script.display());
     Ok(())

@@ -142,7 +142,7 @@ fn node_settings(
     writeln!(text, "COLD={}", if super::cold() { "yes" } else { "no" })?;
     let modules: Vec<_> = modules.iter().map(|path| path.display().to_string()).collect();
     writeln!(text, "MODULES='{}'", modules.join(" "))?;
-    let registry = if settings.registry { registry::storage()? } else { PathBuf::new() };
+    let registry = if settings.registry { registry::storage(settings.debian)? } else { PathBuf::new() };
     writeln!(text, "REGISTRY='{}'", registry.display())?;
     for (name, path) in artefacts.iter().flat_map(|artefacts| artefacts.variables()) {
         writeln!(text, "{name}='{}'", path.display())?;
