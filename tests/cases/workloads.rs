@@ -60,8 +60,13 @@ fn run(cri: &Cri, name: &str, command: &[&str]) -> Result<(Pod, String)> {
     Ok((pod, container))
 }
 
+/// With the seccomp profile that Kubernetes advises.
 fn debian(name: &str, command: &[&str]) -> ContainerConfig {
-    let linux = v1::LinuxContainerConfig { resources: resources(), ..Default::default() };
+    let security = v1::LinuxContainerSecurityContext {
+        seccomp: Some(v1::SecurityProfile::default()),
+        ..v1::LinuxContainerSecurityContext::default()
+    };
+    let linux = v1::LinuxContainerConfig { resources: resources(), security_context: Some(security) };
     ContainerConfig { linux: Some(linux), ..container_config(name, "debian", command) }
 }
 
@@ -221,6 +226,9 @@ fn fio_verifies_what_it_wrote_asynchronously() -> Result<()> {
         let written = fields.get(46).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
         ensure!(fields.get(4) == Some(&"0") && written > 0, "{engine}: {terse}");
     }
+    // the profile refuses io_uring, as containerd's does
+    let refused = shell(&cri, &container, &format!("{job} --ioengine=io_uring --rw=write 2>&1 || true"))?;
+    ensure!(refused.contains("Operation not permitted"), "{refused}");
     cri.clean()
 }
 
