@@ -9,6 +9,7 @@ use isopod_tests::{daemon, held};
 use k8s_cri::v1::{self, ImageSpec};
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -263,7 +264,7 @@ fn file_system_info_counts_images() -> Result<()> {
     let before = used()?;
     cri.pull("large")?;
     let with = used()?;
-    let kept: u64 = layer_files().iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.len()).sum();
+    let kept: u64 = layer_files().iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.blocks() * 512).sum();
     ensure!(with >= before + (64 << 20) && with >= kept, "{before} bytes before and {with} with 64 MiB more");
     cri.remove_image("large")?;
     ensure!(used()? == before, "not all of it was given back");

@@ -49,7 +49,7 @@ pub enum Part {
     Layers,
     /// `memory_return`: by the wall's clock only, as bytes have none.
     Return,
-    /// `pull_largest`, `pull_layers_per_second`, `pull_peak_memory`: by the wall's clock only, for the reason of `layer_read`.
+    /// `pull_largest`, `pull_layers_per_second`, `pull_peak_memory`.
     Pull,
     /// `pod_start_50`; by the wall's clock also `idle_pod_memory`, `daemon_memory`, `idle_cpu`.
     Crowd,
@@ -72,7 +72,8 @@ impl Part {
 
     /// Whether this clock can measure it.
     fn is_for(self, clock: Clock) -> bool {
-        clock == Clock::Wall || matches!(self, Self::Boot | Self::Clones | Self::Pods | Self::Crowd)
+        clock == Clock::Wall
+            || matches!(self, Self::Boot | Self::Clones | Self::Pods | Self::Pull | Self::Crowd)
     }
 
     /// Its rows without figures.
@@ -140,7 +141,7 @@ impl Counts {
         beside: 7,
     };
     /// The same by counted instructions, which repeat to a percent and take several times as long to run.
-    pub const ICOUNT: Self = Self { boots: 3, pods: 7, execs: 20, ..Self::WALL };
+    pub const ICOUNT: Self = Self { boots: 3, pods: 7, execs: 20, pulls: 1, ..Self::WALL };
     /// Enough to see that everything works.
     pub const QUICK: Self =
         Self { boots: 2, pods: 3, execs: 5, reads: 1, returns: 1, pulls: 1, crowd: 3, many: 5, beside: 2 };
