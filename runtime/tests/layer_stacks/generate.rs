@@ -91,7 +91,7 @@ fn link_target(random: &mut Random) -> Vec<u8> {
         1 => b".".to_vec(),
         2 => b"..".to_vec(),
         3 => b"../../../a".to_vec(),
-        4 => [&b"/"[..], &name(random)].concat(),
+        4 | 9 => [&b"/"[..], &name(random)].concat(),
         5 => [&b"../"[..], &component(random)].concat(),
         6 => [&component(random)[..], b"/../", &component(random)].concat(),
         7 => [&component(random)[..], b"//./"].concat(),
