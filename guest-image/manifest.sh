@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build all that a guest boots and say what it was made of: prints the path of manifest.json, beside which links lead to
-# vmlinux, guest-root.erofs and mkfs.erofs (with which the runtime turns layers into images).
+# vmlinux, guest-root.erofs and mkfs.erofs (which made it, and makes guest roots for tests).
 # Usage: manifest.sh AGENT_BINARY
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=guest-image/cache.sh

@@ -43,7 +43,7 @@ const LAST: u8 = b'.';
 const FILES_AT_ONCE: usize = 200;
 
 /// Bytes of the archive that are taken from the pipe at once.
-const READ_AHEAD: usize = 256 << 10;
+const READ_AHEAD: usize = 64 << 10;
 
 /// What a converter does, and how it is confined.
 #[derive(Debug, Clone, Serialize, Deserialize)]

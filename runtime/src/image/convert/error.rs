@@ -48,6 +48,9 @@ pub enum Fault {
     /// A part of its path is too long for any Linux file system.
     #[error("a part of its name is longer than 255 bytes")]
     NameTooLong,
+    /// Its path has more components, links followed, than any that Linux takes.
+    #[error("its path has more than {0} components")]
+    PathTooLong(usize),
     /// A symbolic link that no file system can hold.
     #[error("the target of the symbolic link is empty or longer than 4095 bytes")]
     BadTarget,

@@ -15,8 +15,8 @@ use std::collections::VecDeque;
 /// Most symbolic links on one path, as containerd has it.
 const MOST_LINKS: usize = 255;
 
-/// Most components of a path after its links were followed: a bound on work, far beyond any real path.
-const MOST_COMPONENTS: usize = 65_536;
+/// Most components of a path after its links were followed: a bound on work. A path that Linux takes has 2048 at most.
+const MOST_COMPONENTS: usize = 4096;
 
 /// What becomes of a component that is nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +83,11 @@ impl Conversion<'_> {
         let (mut links, mut steps) = (0, 0);
         while let Some(name) = todo.pop_front() {
             steps += 1;
-            if name.len() > LONGEST_NAME || steps > MOST_COMPONENTS {
+            if name.len() > LONGEST_NAME {
                 return fault(Fault::NameTooLong);
+            }
+            if steps > MOST_COMPONENTS {
+                return fault(Fault::PathTooLong(MOST_COMPONENTS));
             }
             match &*name {
                 b"" | b"." => continue,

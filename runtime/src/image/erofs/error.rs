@@ -17,7 +17,7 @@ pub enum ErofsError {
     #[error("not an EROFS image: {0}; remove the image and pull it again")]
     NotErofs(String),
     /// The image uses a part of the format that layers never have.
-    #[error("unsupported EROFS image: {0}; layers are uncompressed images made by mkfs.erofs 1.8")]
+    #[error("unsupported EROFS image: {0}; layers have no compression; remove the image and pull it again")]
     Unsupported(String),
     /// An inode, or what it refers to, contradicts itself.
     #[error("corrupt EROFS image: inode {inode}: {reason}; remove the image and pull it again")]

@@ -25,8 +25,8 @@ const LARGE: u64 = 64 << 10;
 /// Blocks of inodes that are filled at the same time: the end of a file goes where it fits.
 const OPEN_BLOCKS: usize = 8;
 
-/// Bytes of content that are taken at once.
-const PIECE: usize = 1 << 20;
+/// Bytes of content that are taken at once: few enough to stay in a processor's cache between read and write.
+const PIECE: usize = 128 << 10;
 
 /// Where the root's inode is. Its number must fit 16 bits, so it has its place before anything else is known.
 const ROOT: usize = SUPERBLOCK + SUPERBLOCK_LENGTH;
