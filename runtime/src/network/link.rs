@@ -150,10 +150,13 @@ async fn read_routes(handle: &Handle, index: u32) -> Result<Vec<Route>, LinkErro
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
     let mut found = Vec::new();
-    for family in [v4, v6] {
-        let listed = handle.route().get(family).execute().try_collect::<Vec<_>>().await;
-        for message in listed.map_err(netlink("list routes"))? {
-            found.extend(routes::route(&message, index)?);
+    for request in [v4, v6] {
+        let family = request.header.address_family;
+        let listed = handle.route().get(request).execute().try_collect::<Vec<_>>().await;
+        // A kernel without IPv6 answers with the routes of all families that it has.
+        let listed = listed.map_err(netlink("list routes"))?;
+        for message in listed.iter().filter(|message| message.header.address_family == family) {
+            found.extend(routes::route(message, index)?);
         }
     }
     Ok(found)
@@ -163,11 +166,20 @@ async fn read_rules(handle: &Handle) -> Result<Vec<Rule>, LinkError> {
     let mut found = Vec::new();
     for family in [IpVersion::V4, IpVersion::V6] {
         let listed = handle.rule().get(family).execute().try_collect::<Vec<_>>().await;
-        for message in listed.map_err(netlink("list rules"))? {
-            found.extend(routes::rule(&message)?);
+        let listed = match listed {
+            Err(rtnetlink::Error::NetlinkError(error)) if has_no_rules(error.raw_code()) => continue,
+            listed => listed.map_err(netlink("list rules"))?,
+        };
+        for message in &listed {
+            found.extend(routes::rule(message)?);
         }
     }
     Ok(found)
+}
+
+/// Whether the kernel says that it has no such family, or no rules at all.
+fn has_no_rules(code: i32) -> bool {
+    [-libc::EAFNOSUPPORT, -libc::EOPNOTSUPP].contains(&code)
 }
 
 /// A neighbour that somebody set by hand: learnt ones the guest learns itself.
