@@ -73,7 +73,7 @@ struct Level {
 /// Copies a directory's content and attributes to `target`, an empty directory.
 pub fn directory(source: &Path, target: &Path, deadline: Instant) -> Result<(), CopyError> {
     let mut copy = Copy { deadline, linked: HashMap::new() };
-    let mut levels = vec![level(source.to_owned(), target.to_owned())?];
+    let mut levels = vec![enter(source.to_owned(), target.to_owned())?];
     while let Some(level) = levels.last_mut() {
         let entry = level.entries.next().transpose().map_err(refused(&level.source))?;
         let Some(entry) = entry else {
@@ -93,12 +93,12 @@ pub fn directory(source: &Path, target: &Path, deadline: Instant) -> Result<(), 
             return Err(CopyError::TooMuch { path: source, reason: "directories are nested too deep" });
         }
         fs::DirBuilder::new().mode(0o700).create(&target).map_err(refused(&source))?;
-        levels.push(self::level(source, target)?);
+        levels.push(enter(source, target)?);
     }
     Ok(())
 }
 
-fn level(source: PathBuf, target: PathBuf) -> Result<Level, CopyError> {
+fn enter(source: PathBuf, target: PathBuf) -> Result<Level, CopyError> {
     Ok(Level { entries: fs::read_dir(&source).map_err(refused(&source))?, source, target })
 }
 
