@@ -34,6 +34,7 @@ mod stop;
 pub mod stop_signal;
 mod update;
 
+pub use crate::image::ImageConfiguration;
 pub use create::Wish;
 pub use exec::{MAX_OUTPUT, Outcome};
 pub use log::LogError;
