@@ -9,11 +9,10 @@
 //! leads nowhere, and the guest's own root for an image, of which no command is run: no pod and no tenant has a part in it.
 
 use crate::agent_client::{AgentClient, AgentError, ENTROPY};
-use crate::container::{Parts, SpecError, build_spec};
+use crate::container::{ImageConfiguration, Parts, SpecError, build_spec};
 use crate::hypervisor::template::Preparation;
 use crate::hypervisor::{HypervisorError, VmHandle};
 use crate::id::fill_random;
-use crate::image::ImageConfiguration;
 use crate::scratch::{Scratch, ScratchError};
 use crate::wall_clock::now_ns;
 use async_trait::async_trait;

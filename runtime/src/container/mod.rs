@@ -36,6 +36,7 @@ pub mod stop_signal;
 mod update;
 mod volumes;
 
+pub use crate::image::ImageConfiguration;
 pub use create::Wish;
 pub use exec::{MAX_OUTPUT, Outcome};
 pub use log::LogError;
