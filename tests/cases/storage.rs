@@ -264,7 +264,8 @@ fn file_system_info_counts_images() -> Result<()> {
     let before = used()?;
     cri.pull("large")?;
     let with = used()?;
-    let kept: u64 = layer_files().iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.blocks() * 512).sum();
+    let kept: u64 =
+        layer_files().iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.blocks() * 512).sum();
     ensure!(with >= before + (64 << 20) && with >= kept, "{before} bytes before and {with} with 64 MiB more");
     cri.remove_image("large")?;
     ensure!(used()? == before, "not all of it was given back");
