@@ -1,4 +1,4 @@
-//! Cases of `json`: what Go 1.24's `encoding/json` does with each document, found by running it.
+//! Cases of `json`: what Go 1.26.8's `encoding/json` does with each document, found by running it.
 
 use super::*;
 use proptest::prelude::*;
