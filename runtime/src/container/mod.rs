@@ -18,6 +18,7 @@
 mod create;
 mod events;
 mod exec;
+mod guest_devices;
 mod layers;
 mod log;
 mod output;
