@@ -90,8 +90,9 @@ fn privileged_container_makes_a_tun_interface_and_mounts_fuse() -> Result<()> {
 fn privileged_container_mounts_overlay_also_in_a_user_namespace() -> Result<()> {
     let cri = cri()?;
     let (_, container) = privileged(&cri)?;
-    let mount = "mount -t tmpfs t /tmp && mkdir /tmp/u /tmp/w /tmp/m && mount -t overlay o -o lowerdir=/etc,upperdir=/tmp/u,\
-        workdir=/tmp/w$MORE /tmp/m && rm /tmp/m/passwd && ! ls /tmp/m/passwd && ls /etc/passwd";
+    // Nothing is mounted below this directory: a user namespace must not look below mounts that it did not make.
+    let mount = "mount -t tmpfs t /tmp && mkdir /tmp/u /tmp/w /tmp/m && mount -t overlay o -o lowerdir=/node,upperdir=/tmp/u,\
+        workdir=/tmp/w$MORE /tmp/m && rm /tmp/m/nft && ! ls /tmp/m/nft && ls /node/nft";
     cri.shell(&container, &format!("MORE=; unshare -m sh -c '{mount}'"))?;
     cri.shell(&container, &format!("MORE=,userxattr; export MORE; unshare -r -m sh -c '{mount}'"))?;
     cri.clean()
@@ -228,7 +229,7 @@ fn privileged_container_mounts_images_of_file_systems() -> Result<()> {
     let (_, container) = privileged(&cri)?;
     let ext4 = node_programs::command("mke2fs");
     let script = format!(
-        "mount -t tmpfs t /mnt && cd /mnt && mkdir v e && truncate -s 8M vfat ext4 && mkfs.vfat vfat && {ext4} -q -t ext4 -F ext4 \
+        "mkdir /mnt && mount -t tmpfs t /mnt && cd /mnt && mkdir v e && truncate -s 8M vfat ext4 && mkfs.vfat vfat && {ext4} -q -t ext4 -F ext4 \
         && mount -o loop vfat v && mount -o loop ext4 e && echo kept > v/file && cp v/file e/file && cat e/file"
     );
     let kept = cri.shell(&container, &script)?;

@@ -19,6 +19,7 @@ mod create;
 mod environment;
 mod events;
 mod exec;
+mod guest_devices;
 mod layers;
 mod log;
 mod output;

@@ -7,7 +7,7 @@
 
 use super::environment;
 use super::resources::linux_resources;
-use super::{security, volumes};
+use super::{guest_devices, security, volumes};
 use crate::image::ImageConfiguration;
 use isopod_protocols::guest;
 use k8s_cri::v1::{
@@ -179,7 +179,7 @@ fn linux(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Li
         .set_namespaces(Some(namespaces.to_vec()))
         .set_cgroups_path(Some(PathBuf::from(format!("/isopod/{}", parts.id))))
         .set_resources(resources.map(linux_resources).transpose()?)
-        .set_devices(None)
+        .set_devices(context.privileged.then(guest_devices::of_privileged))
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(readonly))
         .set_sysctl(None)

@@ -92,6 +92,11 @@ fn privileged_container_sees_all_of_its_guest() {
     let linux = spec.linux().as_ref().unwrap();
     assert_eq!(linux.masked_paths().as_ref().unwrap().len(), 0);
     assert!(linux.seccomp().is_none());
+    let devices = linux.devices().as_ref().unwrap();
+    assert!(devices.iter().any(|d| d.path().ends_with("net/tun") && (d.major(), d.minor()) == (10, 200)));
+    assert!(!devices.iter().any(|d| d.path().starts_with("/dev/vda")), "the disk holds other containers");
+    let plain = build_with(&container(), &image(json!({}))).unwrap();
+    assert!(plain.linux().as_ref().unwrap().devices().as_ref().is_none_or(Vec::is_empty));
     let sys = spec.mounts().as_ref().unwrap().iter().find(|m| m.destination().ends_with("sys")).unwrap();
     assert!(sys.options().as_ref().unwrap().contains(&"rw".to_owned()));
 }

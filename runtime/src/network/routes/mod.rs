@@ -159,7 +159,14 @@ fn next_hop(hop: &RouteNextHop, index: u32) -> Result<NextHop, Unsupported> {
 /// Translates a listed rule. `None` for those that every namespace has.
 pub(super) fn rule(message: &RuleMessage) -> Result<Option<Rule>, Unsupported> {
     let header = &message.header;
+    let priority = message.attributes.iter().find_map(|a| match a {
+        RuleAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    });
+    // The kernel does not list a priority of zero.
+    let priority = priority.unwrap_or_default();
     let mut rule = Rule {
+        priority,
         ipv6: header.family == AddressFamily::Inet6,
         table: header.table.into(),
         action: u8::from(header.action).into(),
@@ -169,7 +176,6 @@ pub(super) fn rule(message: &RuleMessage) -> Result<Option<Rule>, Unsupported> {
     };
     let filled = message.attributes.iter().try_for_each(|attribute| {
         match attribute {
-            RuleAttribute::Priority(priority) => rule.priority = *priority,
             RuleAttribute::Table(table) => rule.table = *table,
             RuleAttribute::Source(from) => rule.from = prefix(*from, header.src_len),
             RuleAttribute::Destination(to) => rule.to = prefix(*to, header.dst_len),
@@ -193,7 +199,7 @@ pub(super) fn rule(message: &RuleMessage) -> Result<Option<Rule>, Unsupported> {
         }
         Ok(())
     });
-    filled.map_err(|one| Unsupported { what: format!("a rule of priority {}", rule.priority), ..one })?;
+    filled.map_err(|one| Unsupported { what: format!("a rule of priority {priority}"), ..one })?;
     Ok(Some(rule).filter(|rule| !is_kernel_rule(rule)))
 }
 
