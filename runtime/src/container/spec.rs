@@ -66,7 +66,7 @@ pub struct Parts<'a> {
     pub image: &'a ImageConfiguration,
 }
 
-/// The spec of a container, without its [`environment`]. The agent adds root path, resolved user and the pid namespace's
+/// The spec of a container, without its [`environment()`]. The agent adds root path, resolved user and the pid namespace's
 /// path.
 ///
 /// # Errors
