@@ -42,7 +42,7 @@ debian_tree() {
     --aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' "${options[@]}" \
     --essential-hook="$no_cluster" "$DEBIAN_RELEASE" "$root" \
     "deb $signed $DEBIAN_MIRROR/debian $DEBIAN_RELEASE main" "deb $signed $DEBIAN_MIRROR/debian-security $DEBIAN_RELEASE-security main"
-  # the container's own; directories in /run stay, where servers put their sockets
+  # the container's own; /run/lock stays
   rm -rf "${root:?}"/dev/* "$root"/etc/{hostname,resolv.conf} "$root"/var/cache/*/* "$root"/var/log/*.log
   find "$root/run" ! -type d -delete
 }

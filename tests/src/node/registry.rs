@@ -6,6 +6,7 @@
 use super::process::Process;
 use crate::artefacts;
 use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -14,9 +15,12 @@ use std::time::{Duration, Instant};
 
 /// The storage directory, filled at the first call for these images; with `debian` it has that image too.
 pub fn storage(debian: bool) -> Result<PathBuf> {
-    let mut key = key_of(&artefacts::images()?)?;
+    let images = artefacts::images()?;
+    let key = images.file_name().with_context(|| format!("{} has no name", images.display()))?;
+    let mut key = key.to_os_string();
     if debian {
-        key = format!("{key}-{}", key_of(&artefacts::debian_image()?)?);
+        key.push("-");
+        key.push(key_of_debian()?);
     }
     let kind = artefacts::cache()?.join("registry");
     let storage = kind.join(key);
@@ -35,10 +39,11 @@ pub fn storage(debian: bool) -> Result<PathBuf> {
     }
 }
 
-/// The name of an artefact's directory, which stands for its content.
-fn key_of(artefact: &Path) -> Result<String> {
-    let name = artefact.file_name().with_context(|| format!("{} has no name", artefact.display()))?;
-    Ok(name.to_string_lossy().into_owned())
+/// A hash of the image's index, which names all that is in it: built anew, the same recipe gives another image.
+fn key_of_debian() -> Result<String> {
+    let index = artefacts::debian_image()?.join("debian/index.json");
+    let index = fs::read(&index).with_context(|| format!("cannot read {}", index.display()))?;
+    Ok(Sha256::digest(index)[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn push_images(storage: &Path, work: &Path, debian: bool) -> Result<()> {
