@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 const UID: u32 = 1_999_999_998;
 
-struct Room {
+struct Fixture {
     directory: tempfile::TempDir,
 }
 
@@ -26,7 +26,7 @@ struct Running {
     socket: UnixStream,
 }
 
-impl Room {
+impl Fixture {
     /// `None`, with the reason printed, where this machine cannot run the test.
     fn new() -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
@@ -130,9 +130,9 @@ fn one_file(length: usize) -> impl FnOnce(&mut dyn Write) {
 }
 
 #[test]
-fn converter_is_nobody_in_an_empty_room() {
-    let Some(room) = Room::new() else { return };
-    let running = room.start(1 << 30, 1 << 20);
+fn converter_runs_as_its_own_user_in_an_empty_root() {
+    let Some(fixture) = Fixture::new() else { return };
+    let running = fixture.start(1 << 30, 1 << 20);
     let status = running.status();
     let is = |line: String| assert!(status.contains(&line), "no {line:?} in {status}");
     is("Name:\tisopod-layer\n".to_owned());
@@ -157,8 +157,8 @@ fn converter_is_nobody_in_an_empty_room() {
 
 #[test]
 fn result_is_a_file_system_that_others_read() {
-    let Some(room) = Room::new() else { return };
-    let output = room.start(1 << 30, 1 << 20).finish(|pipe| {
+    let Some(fixture) = Fixture::new() else { return };
+    let output = fixture.start(1 << 30, 1 << 20).finish(|pipe| {
         for length in [0, 1, 4000, 4096, 4097, 70_000, 200_000] {
             let mut file = header(&format!("d{length}/f"), b'0', length);
             file.resize(512 + length.next_multiple_of(512), 7);
@@ -170,26 +170,26 @@ fn result_is_a_file_system_that_others_read() {
         pipe.write_all(&[0; 1024]).unwrap();
     });
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-    let checked = room.check();
+    let checked = fixture.check();
     assert!(checked.status.success(), "{checked:?}");
-    let image = Erofs::open(File::open(room.output()).unwrap()).unwrap();
+    let image = Erofs::open(File::open(fixture.output()).unwrap()).unwrap();
     let many = image.lookup(&image.root().unwrap(), b"many").unwrap().unwrap();
     assert_eq!(image.entries(&many).unwrap().len(), 2000);
 }
 
 #[test]
 fn file_beyond_the_limit_is_an_error_that_is_told() {
-    let Some(room) = Room::new() else { return };
-    let output = room.start(1 << 20, 1 << 20).finish(one_file(4 << 20));
+    let Some(fixture) = Fixture::new() else { return };
+    let output = fixture.start(1 << 20, 1 << 20).finish(one_file(4 << 20));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("more than 1048576 bytes (image.max_layer_mib)"), "{output:?}");
-    assert!(fs::metadata(room.output()).unwrap().len() <= 1 << 20);
+    assert!(fs::metadata(fixture.output()).unwrap().len() <= 1 << 20);
 }
 
 #[test]
 fn memory_is_bounded_by_names_for_a_layer_of_a_million_files() {
-    let Some(room) = Room::new() else { return };
-    let mut running = room.start(8 << 30, 1 << 30);
+    let Some(fixture) = Fixture::new() else { return };
+    let mut running = fixture.start(8 << 30, 1 << 30);
     let mut pipe = std::io::BufWriter::with_capacity(1 << 20, running.child.stdin.take().unwrap());
     for number in 0..1001 {
         pipe.write_all(&header(&format!("d{number}/"), b'5', 0)).unwrap();
@@ -214,14 +214,14 @@ fn memory_is_bounded_by_names_for_a_layer_of_a_million_files() {
     let peak: u64 = peak.split_whitespace().next().unwrap().parse().unwrap();
     println!("peak {peak} KiB");
     assert!(peak < 256 << 10, "{peak} KiB for a million names");
-    let size = fs::metadata(room.output()).unwrap().len();
+    let size = fs::metadata(fixture.output()).unwrap().len();
     assert!(size < 300 << 20, "{size} bytes for five million bytes of files");
 }
 
 #[test]
 fn names_that_would_fill_memory_are_refused() {
-    let Some(room) = Room::new() else { return };
-    let output = room.start(1 << 30, 64 << 10).finish(|pipe| {
+    let Some(fixture) = Fixture::new() else { return };
+    let output = fixture.start(1 << 30, 64 << 10).finish(|pipe| {
         for number in 0..2000 {
             let _ = pipe.write_all(&header(&format!("file-{number}"), b'0', 0));
         }
@@ -233,10 +233,10 @@ fn names_that_would_fill_memory_are_refused() {
 
 #[test]
 fn jail_that_cannot_be_closed_is_told() {
-    let Some(room) = Room::new() else { return };
+    let Some(fixture) = Fixture::new() else { return };
     let mount_point = PathBuf::from("/nowhere");
     let jail = Jail { uid: UID, mount_point, largest_file: 1 << 20, cpu_seconds: 60 };
-    let running = room.start_worker(&Worker { jail, output: 1 << 20, names: 1 << 20 });
+    let running = fixture.start_worker(&Worker { jail, output: 1 << 20, names: 1 << 20 });
     let output = running.finish(|_| ());
     assert_eq!(output.status.code(), Some(JAIL_FAILED));
     assert!(String::from_utf8_lossy(&output.stderr).contains("mount the root: ENOENT"), "{output:?}");

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
             last_line_without_an_end_is_whole,
             cpus_of_the_node_place_the_vm_and_size_it,
             sets_of_cpus_that_are_none_are_refused,
-            limits_that_the_guest_lacks_are_borne,
+            limits_that_the_guest_lacks_are_accepted,
             recorded_profile_allows_no_more_than_its_program,
             filter_leaves_no_privilege_and_its_faults_are_named,
             statistics_of_a_pod_list_containers_with_rates,
@@ -215,7 +215,7 @@ fn sets_of_cpus_that_are_none_are_refused() -> Result<()> {
     cri.clean()
 }
 
-fn limits_that_the_guest_lacks_are_borne() -> Result<()> {
+fn limits_that_the_guest_lacks_are_accepted() -> Result<()> {
     let cri = cri()?;
     let pod = cri.run_pod("lacking")?;
     let page = |size: &str| HugepageLimit { page_size: size.into(), limit: 1 << 30 };

@@ -298,7 +298,7 @@ impl ImageConfig {
     /// The key and the reason where a value cannot work.
     pub(super) fn validate(&self) -> Result<(), (&'static str, &'static str)> {
         if self.jail_uid == 0 {
-            return Err(("jail_uid", "must not be 0: the process reads what strangers wrote"));
+            return Err(("jail_uid", "must not be 0: the process parses untrusted archives"));
         }
         if !(1..=64).contains(&self.parallel_layers) {
             return Err(("parallel_layers", "must be 1 to 64"));

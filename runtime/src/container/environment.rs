@@ -77,7 +77,7 @@ mod tests {
         let begun = Instant::now();
         let entries = (0..100_000).map(|n| format!("NAME_{n}=value").into_bytes());
         assert_eq!(merge(Vec::new(), entries).len(), 100_000);
-        // Quadratic it was minutes.
+        // A quadratic algorithm would take minutes.
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 

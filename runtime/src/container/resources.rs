@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_containerd_bears_is_borne() {
+    fn limits_that_containerd_accepts_are_accepted() {
         let limits = |shares, limit, swap| {
             let cri = LinuxContainerResources {
                 cpu_shares: shares,

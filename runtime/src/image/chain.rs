@@ -58,7 +58,7 @@ impl Images {
                 let landed = images.0.flights.board(layer.chain_id, fetch).await;
                 match landed.outcome {
                     Ok(()) => {}
-                    // it failed with another pull's credentials or name: this one may have more luck
+                    // that pull's credentials or name were refused: try with this pull's own
                     Err(error) if !landed.own && error.depends_on_who_asks() => {}
                     Err(error) => return Err(error),
                 }

@@ -1,4 +1,4 @@
-//! The confinement of the layer converter, which parses what strangers wrote: it is given an archive on its standard input,
+//! The confinement of the layer converter, which parses untrusted archives: it is given an archive on its standard input,
 //! a file to write, a socket to the daemon, and nothing else:
 //!
 //! | taken away | by | why |
@@ -33,7 +33,7 @@ const NAME: &std::ffi::CStr = c"isopod-layer";
 pub const JAIL_FAILED: i32 = 125;
 
 /// Address space in bytes: names take the most of it, and `layer` bounds those.
-const ADDRESS_SPACE: u64 = 4 << 30;
+const ADDRESS_SPACE: u64 = 2 << 30;
 
 /// Size of the jail's tmpfs, which holds nothing.
 const ROOT_OPTIONS: &str = "size=4k,nr_inodes=2,mode=0555";

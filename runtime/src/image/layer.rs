@@ -5,8 +5,7 @@
 //!                                                         layers below -> socket ----------^ where it asks for them
 //! ```
 //!
-//! Nothing is believed until the end: the file becomes the layer only when both digests are right and the worker had
-//! no complaint. Called by `pull`, in a flight.
+//! The file becomes the layer only when both digests are right and the converter has succeeded without a message. Called by `pull`, in a flight.
 
 use super::content::{Content, Incoming, remove};
 use super::digest::Digest;
@@ -108,6 +107,7 @@ impl Converter {
         match first {
             Err(ImageError::Corrupt { .. }) => {
                 tracing::warn!(layer = %layer.blob.digest, "corrupt download, trying again");
+                running.take_slot().await;
                 self.attempt(&content, &session, &layer, below(), &running, 1).await
             }
             other => other,
@@ -196,8 +196,8 @@ impl Converter {
         status.map_err(|error| broken(error.to_string()))
     }
 
-    /// Waits for the worker, which is always at work unless it waits for other layers, but not for ever: an archive may
-    /// have sent it astray.
+    /// Waits for the worker. Unless it waits for other layers, it must make progress within `patience`: a hostile archive
+    /// could stop it.
     async fn soon<T>(
         &self,
         layer: Digest,
@@ -253,6 +253,14 @@ impl Converter {
 }
 
 impl Running<'_> {
+    /// Waits for a slot where it has none: it may have given it back while it waited for layers below.
+    async fn take_slot(&self) {
+        if self.slot.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            let slot = self.slots.acquire().await.expect("the semaphore is never closed");
+            *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(slot);
+        }
+    }
+
     /// Gives the worker the layers below once it asks for them; ends only where that fails.
     async fn serve(&self, socket: UnixStream, below: Below) -> ImageError {
         let mut socket = match tokio::net::UnixStream::from_std(socket) {
@@ -267,8 +275,7 @@ impl Running<'_> {
             Ok(files) => files,
             Err(error) => return error,
         };
-        let slot = self.slots.acquire().await.expect("the semaphore is never closed");
-        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(slot);
+        self.take_slot().await;
         self.waits.store(false, Ordering::Relaxed);
         // a worker that has ended tells why itself
         let _ = worker::send_files(&socket, &files).await;

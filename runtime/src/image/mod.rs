@@ -3,12 +3,13 @@
 //! ```text
 //! cri/pull_image -> pull -> describe, manifest, configuration        what it is
 //!                        -> registry, session, endpoint, auth         who has it, and who may have it
-//!                        -> flight -> layer -> download, pump, archive, jail   each layer once
+//!                        -> chain, flight -> layer -> download, pump, worker      each layer once
+//!                                                   worker: jail, tar, convert, erofs, overlay
 //!                        -> content, records                          kept by digest, found by name
 //! container      -> Images::resolve
 //! ```
 //!
-//! Doors call [`Images`]; nothing below is for them. README.md beside this file tells what is where on disk.
+//! `cri` and `container` call [`Images`], and nothing below it. README.md beside this file tells what is where on disk.
 
 mod answer;
 mod auth;

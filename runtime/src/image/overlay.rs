@@ -48,6 +48,12 @@ impl Directory {
         &self.top
     }
 
+    /// Bytes of memory that it takes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        size_of::<Self>() + self.lower.capacity() * size_of::<Node>()
+    }
+
     fn nodes(&self) -> impl Iterator<Item = &Node> {
         std::iter::once(&self.top).chain(&self.lower)
     }

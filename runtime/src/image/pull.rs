@@ -17,6 +17,10 @@ use futures_util::future::try_join_all;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// Layers of one image that are on their way at once. A layer that waits for those below it has given its slot back, but its
+/// converter and its pump stay in memory; each waits for all below it before it ends, so no more than these exist.
+const LAYERS_AT_ONCE: usize = 8;
+
 impl Images {
     /// Pulls an image, whatever of it is not here yet, and gives its id.
     ///
@@ -54,8 +58,14 @@ impl Images {
             self.pin_until_undone(undo, "layer", layer.chain_id)?;
         }
         self.put_documents(&described).await?;
-        let layers = &described.layers;
-        let sizes = try_join_all((0..layers.len()).map(|at| self.have_layer(&session, layers, at))).await?;
+        let (session, layers) = (&session, &described.layers);
+        let have = |at: usize| async move {
+            if let Some(earlier) = at.checked_sub(LAYERS_AT_ONCE) {
+                self.have_layer(session, layers, earlier).await?;
+            }
+            self.have_layer(session, layers, at).await
+        };
+        let sizes = try_join_all((0..layers.len()).map(have)).await?;
         let lowest = self.lowest_shown(layers).await?;
 
         let pinned = described.content();

@@ -127,7 +127,7 @@ fn receive_layers(mut socket: &UnixStream) -> io::Result<Overlay> {
 pub async fn wait_for_request(socket: &mut tokio::net::UnixStream) {
     match socket.read_u8().await {
         Ok(LOWER_WANTED) => {}
-        // its end says more than its silence
+        // its exit status and its message say why
         Ok(_) | Err(_) => std::future::pending().await,
     }
 }

@@ -91,7 +91,7 @@ impl ConvertError {
     }
 }
 
-/// A name for an error text: what strangers wrote, made printable and short.
+/// A name for an error text: escaped, and cut after [`LONGEST_SHOWN`] bytes.
 pub fn shown(name: &[u8]) -> String {
     let (name, more) = if name.len() > LONGEST_SHOWN { (&name[..LONGEST_SHOWN], "...") } else { (name, "") };
     format!("\"{}\"{more}", name.escape_ascii())

@@ -76,7 +76,7 @@ impl<'a> Lower<'a> {
                 },
                 _ => None,
             };
-            tree.directory_mut(id).lower = Some(found.map(Box::new));
+            tree.set_lower(id, found)?;
         }
         Ok(())
     }

@@ -173,7 +173,7 @@ impl Conversion<'_> {
         metadata: Metadata,
     ) -> Result<(), ConvertError> {
         match self.tree.directory(parent).children.get(name) {
-            Some(&Child::Directory(id)) => self.tree.directory_mut(id).metadata = metadata,
+            Some(&Child::Directory(id)) => self.tree.set_metadata(id, metadata)?,
             _ => drop(self.tree.add_directory(parent, name, metadata)?),
         }
         Ok(())

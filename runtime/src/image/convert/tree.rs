@@ -127,8 +127,7 @@ impl Tree {
         metadata: Metadata,
     ) -> Result<DirectoryId, ConvertError> {
         self.charge(DIRECTORY_COST + 2 * name.len() + NAME_COST)?;
-        let attributes = metadata.attributes.iter().map(|(name, value)| name.len() + value.len() + 48).sum();
-        self.charge(attributes)?;
+        self.charge(cost(&metadata))?;
         let id = self.directories.len();
         let mut directory = Directory::new(parent, name, metadata);
         let above = &mut self.directories[parent];
@@ -136,6 +135,30 @@ impl Tree {
         directory.opaque = replaced || above.whiteouts.contains(name);
         self.directories.push(directory);
         Ok(id)
+    }
+
+    /// Replaces what a directory's inode says.
+    ///
+    /// # Errors
+    /// [`ConvertError::TooManyNames`].
+    pub fn set_metadata(&mut self, id: DirectoryId, metadata: Metadata) -> Result<(), ConvertError> {
+        self.charge(cost(&metadata))?;
+        self.directories[id].metadata = metadata;
+        Ok(())
+    }
+
+    /// Notes what the layers below have in place of a directory: nothing, or a directory of that many layers.
+    ///
+    /// # Errors
+    /// [`ConvertError::TooManyNames`].
+    pub fn set_lower(
+        &mut self,
+        id: DirectoryId,
+        lower: Option<overlay::Directory>,
+    ) -> Result<(), ConvertError> {
+        self.charge(lower.as_ref().map_or(0, overlay::Directory::size))?;
+        self.directories[id].lower = Some(lower.map(Box::new));
+        Ok(())
     }
 
     /// Puts a file that is no directory under a name, in place of whatever is there.
@@ -187,6 +210,11 @@ impl Child {
             Self::Link { inode, .. } | Self::Other(inode) => Some(*inode),
         }
     }
+}
+
+/// Memory of what an inode says beside its fixed part.
+fn cost(metadata: &Metadata) -> usize {
+    metadata.attributes.iter().map(|(name, value)| name.len() + value.len() + 48).sum()
 }
 
 impl Directory {

@@ -132,7 +132,7 @@ impl Conversion<'_> {
         for (name, below) in place.below {
             let metadata = self.lower.metadata(below.node())?;
             at = self.tree.add_directory(at, &name, metadata)?;
-            self.tree.directory_mut(at).lower = Some(Some(Box::new(below)));
+            self.tree.set_lower(at, Some(below))?;
         }
         Ok(at)
     }

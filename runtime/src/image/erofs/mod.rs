@@ -9,7 +9,7 @@
 //!
 //! Called by `convert` and `overlay`, in the converter's jail: reading makes no system call but pread64. A jailed process made
 //! the file from what strangers wrote, so no field is believed: sums are checked, sizes are bounded, each call reads a bounded
-//! part of the image and ends. What `Writer` and mkfs.erofs 1.8 make of layers is read: no compression, no chunks, one device.
+//! part of the image and ends. What `Writer` makes, and mkfs.erofs 1.8 once made, is read: no compression, no chunks, one device.
 //! The reader does not guard against directories that contain themselves: callers that descend bound the depth.
 
 mod attribute;

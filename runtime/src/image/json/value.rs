@@ -3,11 +3,11 @@
 //! Used by `configuration` and `manifest`. A field that has been read before keeps what the later value does not touch, as
 //! in Go: the elements of a list, the names of a map, the fields of a struct.
 
-use super::{JsonError, Kind, Reader};
+use super::{JsonError, Kind, MOST_ELEMENTS, Reader};
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A field that values are read into.
 pub trait Read {
@@ -18,9 +18,9 @@ pub trait Read {
     fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError>;
 }
 
-/// The names of a map without values (`map[string]struct{}`), in the order in which they were first written.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Names(pub Vec<String>);
+/// The names of a map without values (`map[string]struct{}`). A document may have the field any number of times, so a name
+/// is added in logarithmic time.
+pub type Names = BTreeSet<String>;
 
 impl Read for String {
     fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
@@ -89,18 +89,17 @@ impl Read for Names {
     fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
         match from.kind()? {
             Kind::Null => {
-                self.0.clear();
+                self.clear();
                 from.skip()
             }
-            Kind::Object => {
-                from.pairs(|from, name| {
-                    self.0.push(name);
-                    from.fields(|from, _| from.skip())
-                })?;
-                let mut seen = HashSet::new();
-                self.0.retain(|name| seen.insert(name.clone()));
-                Ok(())
-            }
+            Kind::Object => from.pairs(|from, name| {
+                if self.len() < MOST_ELEMENTS {
+                    self.insert(name);
+                } else {
+                    from.fault(&format!("has more than {MOST_ELEMENTS} names"));
+                }
+                from.fields(|from, _| from.skip())
+            }),
             _ => from.mismatch("an object"),
         }
     }

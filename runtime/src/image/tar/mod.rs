@@ -9,7 +9,7 @@
 //!                                                           number   numbers and times as text
 //! ```
 //!
-//! Called by the layer normaliser, in a jailed process with one thread: the module uses nothing else of this crate, and
+//! Called by `convert`, in a jailed process with one thread: the module uses nothing else of this crate, and
 //! memory is bounded whatever the archive says. An extended header, a long name and a sparse map may each take 1 MiB of the
 //! archive; content goes into the caller's buffer directly.
 //!

@@ -106,7 +106,11 @@ fn take_record<'a>(bytes: &mut &'a [u8]) -> Result<(&'a [u8], &'a [u8]), &'stati
     let record = record[space + 1..].strip_suffix(b"\n").ok_or("a record does not end with its line")?;
     let equals = record.iter().position(|byte| *byte == b'=').ok_or("a record has no value")?;
     let (key, value) = (&record[..equals], &record[equals + 1..]);
-    let checked = if matches!(key, b"path" | b"linkpath" | b"uname" | b"gname") { value } else { key };
+    let checked = if matches!(key, b"path" | b"linkpath" | b"uname" | b"gname" | b"GNU.sparse.name") {
+        value
+    } else {
+        key
+    };
     if checked.contains(&0) {
         return Err("a name in it has a NUL");
     }

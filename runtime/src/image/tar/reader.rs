@@ -1,7 +1,7 @@
 //! The archive as a sequence of entries. Headers that describe the next entry (pax, GNU's long names) are applied to it, in
 //! Go's order: the header, then pax records, then long names, then the name of a sparse file.
 //!
-//! Called by the layer normaliser. One entry at a time: its content is read, or passed over, before the next.
+//! Called by `convert`. One entry at a time: its content is read, or passed over, before the next.
 
 use super::content::{Content, Source};
 use super::header::{

@@ -212,7 +212,7 @@ async fn image_without_layers_and_with_odd_configuration_is_pulled_and_found_aga
         assert!(image.layers.is_empty());
         assert_eq!(image.config.env, ["A=\u{fffd}", ""]);
         assert_eq!(image.config.user, "\u{fffd}");
-        assert_eq!(image.config.volumes, ["/b", "/a"]);
+        assert_eq!(image.config.volumes, ["/a", "/b"].map(str::to_owned).into());
         let shown: Value = serde_json::from_str(&images.configuration_document(&id).await.unwrap()).unwrap();
         assert_eq!(shown["config"]["user"], "\u{fffd}");
         assert_eq!(shown["history"], Value::Null);
