@@ -5,7 +5,9 @@
 
 /// Files and directories.
 pub const FILES: &[&str] = &[
+    "_llseek",
     "access",
+    "cachestat",
     "chdir",
     "chmod",
     "chown",
@@ -50,14 +52,16 @@ pub const FILES: &[&str] = &[
     "getdents",
     "getdents64",
     "getxattr",
+    "getxattrat",
     "lchown",
     "lchown32",
     "lgetxattr",
     "link",
     "linkat",
+    "listmount",
     "listxattr",
+    "listxattrat",
     "llistxattr",
-    "_llseek",
     "lremovexattr",
     "lseek",
     "lsetxattr",
@@ -84,6 +88,7 @@ pub const FILES: &[&str] = &[
     "readlinkat",
     "readv",
     "removexattr",
+    "removexattrat",
     "rename",
     "renameat",
     "renameat2",
@@ -91,11 +96,13 @@ pub const FILES: &[&str] = &[
     "sendfile",
     "sendfile64",
     "setxattr",
+    "setxattrat",
     "splice",
     "stat",
     "stat64",
     "statfs",
     "statfs64",
+    "statmount",
     "statx",
     "symlink",
     "symlinkat",
@@ -115,7 +122,6 @@ pub const FILES: &[&str] = &[
     "vmsplice",
     "write",
     "writev",
-    "cachestat",
 ];
 
 /// Waiting for files, pipes, asynchronous input and output.
