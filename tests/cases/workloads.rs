@@ -145,7 +145,8 @@ fn nginx_serves_its_pod_and_the_node_and_reloads() -> Result<()> {
     let (pod, nginx) = run(&cri, "nginx", &["nginx", "-g", "daemon off;"])?;
     let beside = cri.run_container(&pod, container_config("beside", "busybox", &["sleep", "100000"]))?;
     let sum = shell(&cri, &nginx, "cd /var/www/html && head -c 3000000 /dev/urandom >file && md5sum <file")?;
-    let from_pod = || Ok(shell(&cri, &beside, "wget -q -O - http://127.0.0.1/file | md5sum").ok());
+    let from_pod =
+        || Ok(shell(&cri, &beside, "wget -q -O /tmp/file http://127.0.0.1/file && md5sum </tmp/file").ok());
     ensure!(wait_for("the file, from the pod", from_pod)? == sum, "another file, from the pod");
     let fetch = format!("wget -q -O - http://{}/file | md5sum", address(&cri, &pod)?);
     let from_node = Command::new("sh").args(["-c", &fetch]).output()?;
