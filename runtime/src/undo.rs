@@ -124,7 +124,9 @@ impl Undo {
     /// # Errors
     /// Names the releases that failed; all were tried.
     pub async fn run(mut self) -> Result<(), Leftovers> {
-        release_all(self.count.operation, std::mem::take(&mut self.steps)).await
+        // In a task of its own: a caller that is dropped while it waits must not take the rest of the stack along.
+        let releases = tokio::spawn(release_all(self.count.operation, std::mem::take(&mut self.steps)));
+        releases.await.unwrap_or_else(|error| Err(Leftovers(vec![("a release".to_owned(), error.into())])))
     }
 }
 
@@ -225,6 +227,22 @@ mod tests {
         let leftovers = undo.run().await.expect_err("one release fails");
         assert_eq!(leftovers.to_string(), "tap: device busy");
         assert_eq!(seen(&log), ["tap", "netns"]);
+    }
+
+    #[tokio::test]
+    async fn run_that_is_dropped_in_the_middle_releases_all() {
+        let log = Log::default();
+        let mut undo = Undo::new("test");
+        push(&mut undo, &log, "netns", Ok(()));
+        let slow = || async {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            Ok::<(), &'static str>(())
+        };
+        undo.push("slow", slow).expect("no fault file in unit tests");
+        let gone = tokio::time::timeout(std::time::Duration::from_millis(5), undo.run()).await;
+        assert!(gone.is_err(), "it was not dropped in the middle");
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        assert_eq!(seen(&log), ["netns"]);
     }
 
     #[tokio::test]

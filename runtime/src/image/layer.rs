@@ -105,7 +105,10 @@ impl Converter {
             Running { slots: &self.slots, slot: SyncMutex::new(Some(slot)), waits: AtomicBool::new(false) };
         let first = self.attempt(&content, &session, &layer, below(), &running, 0).await;
         match first {
-            Err(ImageError::Corrupt { .. }) => {
+            // not the corruption of a layer below, which has had its second attempt
+            Err(ImageError::Corrupt { expected, .. })
+                if expected == layer.blob.digest || expected == layer.diff_id =>
+            {
                 tracing::warn!(layer = %layer.blob.digest, "corrupt download, trying again");
                 running.take_slot().await;
                 self.attempt(&content, &session, &layer, below(), &running, 1).await
