@@ -277,7 +277,7 @@ fn client_that_leaves_exec_sync_ends_its_command() -> Result<()> {
     let cri = cri()?;
     let (_, container) = cri.run_sleeper("left")?;
     let mut service = cri.service();
-    let cmd = ["sh", "-c", "touch /exec-runs; sleep 5151 & sleep 5151"].map(str::to_owned).into();
+    let cmd = ["sh", "-c", "touch /exec-runs; exec sleep 5151"].map(str::to_owned).into();
     let request = v1::ExecSyncRequest { container_id: container.clone(), cmd, timeout: 0 };
     let call = cri.begin(async move { service.exec_sync(request).await });
     wait_exec(&cri, &container)?;
