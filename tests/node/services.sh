@@ -21,8 +21,7 @@ install_isopod() {
     $place "$ISOPOD_TOOLS/$plugin" /opt/cni/bin/
   done
   cp /node/config.toml /etc/isopod/config.toml
-  # in its last section, [vm]
-  if [ "$COLD" = yes ]; then echo 'template = "off"' >>/etc/isopod/config.toml; fi
+  if [ "$COLD" = yes ]; then sed -i '/^\[vm\]$/a template = "off"' /etc/isopod/config.toml; fi
   cp /node/cni.conflist /etc/cni/net.d/10-isopod.conflist
   cp /node/crictl.yaml /etc/crictl.yaml
 }
