@@ -23,6 +23,9 @@ pub fn volumes(container_id: &str) -> String {
     format!("{SCRATCH}/{container_id}/volumes")
 }
 
+/// Most volumes of one container. The runtime refuses an image with more; the agent, a request.
+pub const MAX_VOLUMES: usize = 256;
+
 /// Block device of the pod's extent disk.
 pub const EXTENT_DISK: &str = "/dev/vda";
 

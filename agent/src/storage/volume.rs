@@ -6,6 +6,7 @@
 use super::copy::{self, CopyError};
 use super::rootfs::Places;
 use super::view::{Found, Kind, Missing, View, ViewError};
+use isopod_protocols::guest::MAX_VOLUMES;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -15,9 +16,6 @@ use std::time::{Duration, Instant};
 /// How long the copies of all volumes of one container may take. The runtime waits for the whole creation no longer than kubelet does,
 /// which is 2 minutes.
 const DEADLINE: Duration = Duration::from_secs(45);
-
-/// Most volumes of one container.
-pub const MAX_VOLUMES: usize = 256;
 
 /// Why a container's volumes could not be made.
 #[derive(Debug, thiserror::Error)]

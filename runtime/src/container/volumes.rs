@@ -5,13 +5,10 @@
 
 use super::spec::{SpecError, mount};
 use crate::image::ImageConfiguration;
-use isopod_protocols::guest;
+use isopod_protocols::guest::{self, MAX_VOLUMES};
 use k8s_cri::v1::Mount as CriMount;
 use oci_spec::runtime::Mount;
 use std::path::{Component, Path, PathBuf};
-
-/// Most volumes that are looked at: the agent refuses more.
-const MAX_VOLUMES: usize = 256;
 
 /// Read and write, also where the root is read-only, and none of the restrictions of the scratch disk's own mount.
 const OPTIONS: [&str; 6] = ["rbind", "rprivate", "rw", "rsuid", "rdev", "rrelatime"];

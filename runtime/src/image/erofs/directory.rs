@@ -6,11 +6,9 @@
 //! ```
 
 use super::error::{ErofsError, corrupt};
+use super::format::{DIRECTORY_ENTRY as ENTRY, LONGEST_NAME};
 use super::image::{u16_at, u64_at};
 use std::cmp::Ordering;
-
-const ENTRY: usize = 12;
-const LONGEST_NAME: usize = 255;
 
 /// One block of a directory, checked as far as it is read.
 pub struct Block<'a> {

@@ -1,6 +1,6 @@
 //! EROFS on disk, as far as layers use it: uncompressed, blocks of 4 KiB, inodes of 64 bytes.
 //!
-//! Source: Linux `fs/erofs/erofs_fs.h` and `Documentation/filesystems/erofs.rst`. Used by `writer`.
+//! Source: Linux `fs/erofs/erofs_fs.h` and `Documentation/filesystems/erofs.rst`. Used by `writer` and by the readers.
 
 /// Bytes of a block, and its binary logarithm.
 pub const BLOCK: usize = 1 << BLOCK_BITS;

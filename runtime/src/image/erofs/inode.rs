@@ -1,24 +1,17 @@
 //! Inodes in both sizes, compact and extended, and where their content lies.
 
 use super::error::{ErofsError, corrupt};
+use super::format::{FORMAT_INLINE, FORMAT_PLAIN, INODE, SLOT};
 use super::image::{Image, u16_at, u32_at, u64_at};
 use super::superblock::{Superblock, time};
+use libc::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK};
 
-const SLOT: u64 = 32;
+/// Bytes of an inode in its short form.
 const COMPACT_SIZE: usize = 32;
-const EXTENDED_SIZE: usize = 64;
 
-const FLAT_PLAIN: u16 = 0;
-const FLAT_INLINE: u16 = 2;
-
-const S_IFMT: u32 = 0o170_000;
-const S_IFSOCK: u32 = 0o140_000;
-const S_IFLNK: u32 = 0o120_000;
-const S_IFREG: u32 = 0o100_000;
-const S_IFBLK: u32 = 0o060_000;
-const S_IFDIR: u32 = 0o040_000;
-const S_IFCHR: u32 = 0o020_000;
-const S_IFIFO: u32 = 0o010_000;
+/// Layouts of data, as `i_format` has them above its lowest bit, which tells the form of the inode.
+const FLAT_PLAIN: u16 = FORMAT_PLAIN >> 1;
+const FLAT_INLINE: u16 = FORMAT_INLINE >> 1;
 
 /// One file of any kind. Two names with one `number` are hard links.
 #[derive(Debug, Clone)]
@@ -91,14 +84,14 @@ impl Inode {
         let far = || corrupt(number, "it lies outside of any image");
         let offset =
             number.checked_mul(SLOT).and_then(|slot| slot.checked_add(superblock.inodes)).ok_or_else(far)?;
-        let mut raw = [0; EXTENDED_SIZE];
+        let mut raw = [0; INODE];
         image.read(offset, &mut raw[..COMPACT_SIZE])?;
         let format = u16_at(&raw, 0);
         if format > 0xF {
             return Err(ErofsError::Unsupported(format!("inode {number} has the format {format:#x}")));
         }
         let extended = format & 1 == 1;
-        let size = if extended { EXTENDED_SIZE } else { COMPACT_SIZE };
+        let size = if extended { INODE } else { COMPACT_SIZE };
         if extended {
             image.read(offset.saturating_add(COMPACT_SIZE as u64), &mut raw[COMPACT_SIZE..])?;
         }
@@ -126,7 +119,7 @@ impl Inode {
     }
 }
 
-fn compact_fields(number: u64, raw: &[u8; EXTENDED_SIZE], superblock: &Superblock) -> Inode {
+fn compact_fields(number: u64, raw: &[u8; INODE], superblock: &Superblock) -> Inode {
     Inode {
         number,
         mode: u16_at(raw, 4).into(),
@@ -141,7 +134,7 @@ fn compact_fields(number: u64, raw: &[u8; EXTENDED_SIZE], superblock: &Superbloc
     }
 }
 
-fn extended_fields(number: u64, raw: &[u8; EXTENDED_SIZE]) -> Result<Inode, ErofsError> {
+fn extended_fields(number: u64, raw: &[u8; INODE]) -> Result<Inode, ErofsError> {
     Ok(Inode {
         number,
         mode: u16_at(raw, 4).into(),

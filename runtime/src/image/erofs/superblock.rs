@@ -4,11 +4,8 @@
 //! the guest's kernel compares it when it mounts the layer.
 
 use super::error::ErofsError;
+use super::format::{MAGIC, SUPERBLOCK, SUPERBLOCK_LENGTH};
 use super::image::{Image, u16_at, u32_at, u64_at};
-
-const OFFSET: u64 = 1024;
-const SIZE: usize = 128;
-const MAGIC: u32 = 0xE0F5_E1E2;
 
 /// Smallest and largest block, as powers of two: those of Linux on any page size up to 64 KiB.
 const BLOCK_BITS: std::ops::RangeInclusive<u8> = 9..=16;
@@ -36,8 +33,8 @@ pub struct Superblock {
 
 impl Superblock {
     pub fn read(image: &Image) -> Result<Self, ErofsError> {
-        let mut raw = [0; SIZE];
-        image.read(OFFSET, &mut raw)?;
+        let mut raw = [0; SUPERBLOCK_LENGTH];
+        image.read(SUPERBLOCK as u64, &mut raw)?;
         let magic = u32_at(&raw, 0);
         if magic != MAGIC {
             return Err(ErofsError::NotErofs(format!("its magic number is {magic:#010x}")));
