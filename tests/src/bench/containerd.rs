@@ -5,6 +5,7 @@
 //! shims get longer to answer, as Isopod's guests do in the node: many at once on an emulated processor take their time.
 
 use crate::cri::{Cri, REGISTRY};
+use crate::vmm::installed;
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::path::Path;
@@ -59,8 +60,8 @@ impl Containerd {
             fs::copy(&from, programs.join(program)).with_context(|| from.display().to_string())?;
         }
         if snapshotter == Snapshotter::Erofs {
-            let from = "/usr/lib/isopod/mkfs.erofs";
-            fs::copy(from, programs.join("mkfs.erofs")).context(from)?;
+            let from = installed("ISOPOD_MKFS_EROFS")?;
+            fs::copy(&from, programs.join("mkfs.erofs")).with_context(|| from.display().to_string())?;
         }
         fs::write(home.join("config.toml"), configuration(snapshotter))?;
         let path = format!("{}:{}", programs.display(), std::env::var("PATH")?);
