@@ -119,6 +119,7 @@ fn user_code(error: &UserError) -> Code {
     match error {
         UserError::UnknownUser(_)
         | UserError::UnknownGroup(_)
+        | UserError::BadId(_)
         | UserError::TooManyGroups(_)
         | UserError::Unreadable { .. } => Code::InvalidArgument,
     }

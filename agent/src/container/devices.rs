@@ -1,9 +1,10 @@
 //! Which device nodes a container may make and open: OCI device rules as a BPF program, which is how cgroup v2 has them. Pure;
 //! [`super::cgroup`] attaches it.
 //!
-//! Without rules nothing is restricted. With rules, what none allows is refused, except the devices that every container has;
-//! nodes of any kind may be made, as in other runtimes, because only opening them gives access. This matters in a guest, too:
-//! the pod's disk holds the roots of its other containers, and containers may usually make nodes.
+//! What no rule allows is refused, except the devices that every container has, and so without any rule. Nodes of any kind may be
+//! made, as in other runtimes, because only opening them gives access. This matters in a guest, too: the pod's disk holds the roots
+//! of its other containers, and containers may usually make nodes. Only a last rule that allows everything, which a privileged
+//! container has, leaves the container without a program.
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
@@ -47,14 +48,14 @@ struct Rule {
     access: u32,
 }
 
-/// The program for these rules, of which the last that matches decides; none where nothing is restricted.
+/// The program for these rules, of which the last that matches decides; none where the last allows everything.
 pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<u64>>, DevicesError> {
     if rules.len() > MAX_RULES {
         return Err(DevicesError::Count(rules.len()));
     }
     let mut parsed: Vec<Rule> = rules.iter().map(parse).collect::<Result<_, _>>()?;
     let everything = Rule { allow: true, kind: None, major: None, minor: None, access: ANY };
-    if parsed.last().is_none_or(|last| *last == everything) {
+    if parsed.last() == Some(&everything) {
         return Ok(None);
     }
     parsed.extend(every_containers_devices());
@@ -213,18 +214,19 @@ mod tests {
     }
 
     #[test]
-    fn container_that_may_nothing_has_its_own_devices() {
-        let program = parsed(r#"[{"allow":false,"access":"rwm"}]"#).unwrap().unwrap();
-        assert!(run(&program, CHARACTER, READ | WRITE, 1, 3));
-        assert!(run(&program, CHARACTER, WRITE, 136, 7));
-        assert!(run(&program, BLOCK, MAKE, 254, 0));
-        assert!(!run(&program, BLOCK, READ, 254, 0));
-        assert!(!run(&program, CHARACTER, READ, 1, 1));
+    fn container_that_may_nothing_and_one_without_rules_have_the_devices_of_all() {
+        for rules in [r#"[{"allow":false,"access":"rwm"}]"#, "[]"] {
+            let program = parsed(rules).unwrap().unwrap();
+            assert!(run(&program, CHARACTER, READ | WRITE, 1, 3), "{rules}");
+            assert!(run(&program, CHARACTER, WRITE, 136, 7), "{rules}");
+            assert!(run(&program, BLOCK, MAKE, 254, 0), "{rules}");
+            assert!(!run(&program, BLOCK, READ, 254, 0), "{rules}");
+            assert!(!run(&program, CHARACTER, READ, 1, 1), "{rules}");
+        }
     }
 
     #[test]
-    fn no_rules_and_privilege_restrict_nothing() {
-        assert_eq!(parsed("[]"), Ok(None));
+    fn only_privilege_restricts_nothing() {
         assert_eq!(parsed(r#"[{"allow":false},{"allow":true,"access":"rwm"}]"#), Ok(None));
     }
 

@@ -150,11 +150,21 @@ impl Prepared {
     }
 }
 
-/// Marks every descriptor but the first three to be closed by the next exec.
-pub fn close_others_on_exec() -> io::Result<()> {
-    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing now; it only sets flags of descriptors.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// Closes every descriptor but the first three and `kept`, which the next exec closes. For a process that is about to become a
+/// container's command: objects that still own a descriptor must not be used or dropped any more, only left behind by the exec.
+pub fn close_all_but_standard_and(kept: BorrowedFd<'_>) -> io::Result<()> {
+    let kept = kept.as_raw_fd().cast_unsigned();
+    let close = |first: u32, last: u32| match first <= last {
+        // SAFETY: the caller neither uses nor drops what owns these descriptors until the exec, see above.
+        true => unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) },
+        false => 0,
+    };
+    // SAFETY: F_SETFD only changes a flag of a descriptor that the caller holds.
+    let marked = unsafe { libc::fcntl(kept.cast_signed(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    if marked < 0 || close(3, kept.saturating_sub(1)) < 0 || close((kept + 1).max(3), u32::MAX) < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Gives SIGPIPE its default action again.

@@ -28,6 +28,9 @@ pub enum UserError {
     /// The image has no such group.
     #[error("user: group {0:?} is not in the image's /etc/group; name one that is, or give a number")]
     UnknownGroup(String),
+    /// A number that is no id.
+    #[error("user: {0:?} is no user or group id: ids are 0 to 4294967294")]
+    BadId(String),
     /// More groups than a process can have.
     #[error("user: {0} supplemental groups, more than {MAX_GROUPS}")]
     TooManyGroups(usize),
@@ -98,7 +101,7 @@ struct Account {
 
 /// Looks a user up, by number if it is one. Nobody is root; a number that is not listed has group 0.
 fn account(passwd: &str, user: &str) -> Result<Account, UserError> {
-    let number = if user.is_empty() { Some(0) } else { id(user) };
+    let number = if user.is_empty() { Some(0) } else { number(user)? };
     let listed = passwd.lines().find_map(|line| {
         // name:password:uid:gid:comment:home:shell
         let mut fields = line.split(':');
@@ -123,15 +126,31 @@ fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
 }
 
 fn group_id(group: &str, wanted: &str) -> Result<u32, UserError> {
-    id(wanted)
-        .or_else(|| groups(group).find(|(name, ..)| *name == wanted).map(|(_, gid, _)| gid))
-        .ok_or_else(|| UserError::UnknownGroup(wanted.to_owned()))
+    match number(wanted)? {
+        Some(gid) => Ok(gid),
+        None => groups(group)
+            .find(|(name, ..)| *name == wanted)
+            .map(|(_, gid, _)| gid)
+            .ok_or_else(|| UserError::UnknownGroup(wanted.to_owned())),
+    }
 }
 
 fn memberships<'a>(group: &'a str, user: &'a str) -> impl Iterator<Item = u32> + 'a {
     groups(group)
         .filter(move |(_, _, members)| members.split(',').any(|member| member.trim() == user))
         .map(|(_, gid, _)| gid)
+}
+
+/// The id that a request writes as a number; nothing where it is a name. A number is never a name, or a file of the image could say
+/// that one which kubelet took for a user without privileges is root (CVE-2024-40635).
+fn number(text: &str) -> Result<Option<u32>, UserError> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(None);
+    }
+    // Read as Go's Atoi does, which kubelet's answer to `runAsNonRoot` comes from.
+    let id = text.parse::<i64>().ok().and_then(|number| u32::try_from(number).ok());
+    id.filter(|id| *id != u32::MAX).map(Some).ok_or_else(|| UserError::BadId(text.to_owned()))
 }
 
 /// A number as these files and requests write it; `-1` (all ones) means "no change" to the kernel, so it is none.
@@ -244,9 +263,19 @@ mod tests {
     }
 
     #[test]
-    fn all_ones_is_no_id() {
-        assert!(resolve_in(PASSWD, GROUP, &user("4294967295")).is_err());
-        assert!(resolve_in(PASSWD, GROUP, &user("+5")).is_err());
+    fn number_is_never_a_name_of_the_images_files() {
+        for number in ["4294967295", "4294967296", "99999999999999999999", "-5", "-1"] {
+            let passwd = format!("{number}:x:0:0:root:/root:/bin/sh\n");
+            let group = format!("{number}:x:0:\n");
+            for text in [number.to_owned(), format!("0:{number}")] {
+                let resolved = resolve_in(&passwd, &group, &user(&text));
+                assert!(matches!(resolved, Err(UserError::BadId(_))), "{text}: {resolved:?}");
+            }
+        }
+        let signed = resolve_in("+5:x:0:0:::\n", "", &user("+5")).unwrap();
+        assert_eq!(signed.uid, 5);
+        let named = resolve_in("5x:x:7:8:::\n-:x:9:9:::\n", "", &user("5x")).unwrap();
+        assert_eq!(named.uid, 7, "only a whole number is one");
     }
 
     #[test]

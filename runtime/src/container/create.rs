@@ -198,7 +198,9 @@ fn user(context: &LinuxContainerSecurityContext, image: &Image) -> Result<User, 
 }
 
 fn id(field: &'static str, value: i64) -> Result<u32, ContainerError> {
-    u32::try_from(value).map_err(|_| ContainerError::BadId { field, value })
+    // The kernel takes all ones for "leave it as it is".
+    let id = u32::try_from(value).ok().filter(|id| *id != u32::MAX);
+    id.ok_or(ContainerError::BadId { field, value })
 }
 
 fn extent(layer: &MappedLayer) -> Extent {

@@ -1,9 +1,10 @@
-//! The device nodes of the guest that a privileged container has, beside those of every container.
+//! The device nodes of the guest that a privileged container has, beside those of every container, and which nodes a container may
+//! open.
 //!
 //! Called by `spec`. Other runtimes give such a container all devices of the host; here they are the guest's, and those that make up
 //! the pod's one disk are left out: a container that wants them can make the nodes itself.
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
 /// Loop devices that have a node from the start; `losetup` makes more.
 const LOOPS: i64 = 8;
@@ -25,6 +26,15 @@ pub(super) fn of_privileged() -> Vec<LinuxDevice> {
     let loops =
         (0..LOOPS).map(|number| node(format!("/dev/loop{number}"), LinuxDeviceType::B, (7, number), 0o660));
     characters.chain(loops).collect()
+}
+
+/// The rules of a container's cgroup, as containerd writes them: a privileged container may open every device, any other only those
+/// that all containers have, which the agent allows by itself. Where a container may make nodes, as by default, the rules are all
+/// that keeps it from the pod's disk and so from the files of the pod's other containers.
+pub(super) fn rules(privileged: bool) -> Vec<LinuxDeviceCgroup> {
+    let mut rule = LinuxDeviceCgroup::default();
+    rule.set_allow(privileged).set_access(Some("rwm".to_owned()));
+    vec![rule]
 }
 
 fn node(path: String, kind: LinuxDeviceType, (major, minor): (i64, i64), mode: u32) -> LinuxDevice {

@@ -96,7 +96,7 @@ pub enum ContainerError {
     #[error("run_as_group needs run_as_user or run_as_username: set one of them")]
     GroupWithoutUser,
     /// A user or group id that is none.
-    #[error("{field}: {value} is no id: ids are 0 to 4294967295")]
+    #[error("{field}: {value} is no id: ids are 0 to 4294967294")]
     BadId {
         /// The field, as the CRI names it.
         field: &'static str,

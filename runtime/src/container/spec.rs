@@ -164,7 +164,9 @@ fn linux(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Li
         namespace.set_typ(kind).set_path(None);
         namespace
     });
-    let resources = parts.container.linux.as_ref().and_then(|l| l.resources.as_ref());
+    let asked = parts.container.linux.as_ref().and_then(|l| l.resources.as_ref());
+    let mut resources = asked.map(linux_resources).transpose()?.unwrap_or_default();
+    resources.set_devices(Some(guest_devices::rules(context.privileged)));
     let (masked, readonly) = if context.privileged {
         (Vec::new(), Vec::new())
     } else if context.masked_paths.is_empty() && context.readonly_paths.is_empty() {
@@ -178,7 +180,7 @@ fn linux(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Li
     linux
         .set_namespaces(Some(namespaces.to_vec()))
         .set_cgroups_path(Some(PathBuf::from(format!("/isopod/{}", parts.id))))
-        .set_resources(resources.map(linux_resources).transpose()?)
+        .set_resources(Some(resources))
         .set_devices(context.privileged.then(guest_devices::of_privileged))
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(readonly))

@@ -22,7 +22,7 @@ use nix::unistd::{
     Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setresgid, setresuid, setsid,
 };
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Process, Spec};
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -63,7 +63,10 @@ pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
         .map_err(|error| Failure::guest("process cannot be forked", error))?
     {
         Forked::Child => {
-            match enter(linux, &first_process).and_then(|()| become_member(process, linux, stdio)) {
+            let member = enter(linux, &first_process)
+                .and_then(|()| become_member(process, linux, stdio, status.as_fd()));
+            // Until it executes or ends, nothing here may use or drop a descriptor but `status`: the others are closed.
+            match member {
                 Ok(()) => command::run(status, &request.args, env, filter.as_ref()),
                 Err(failure) => command::give_up(status, &failure, NOT_MADE),
             }
@@ -116,8 +119,13 @@ fn flag(namespace: LinuxNamespaceType) -> CloneFlags {
     }
 }
 
-/// Takes on the container's user, limits and restrictions.
-fn become_member(process: &Process, linux: &Linux, stdio: Stdio) -> Result<(), Failure> {
+/// Takes on the container's user, limits and restrictions, and closes every descriptor but `status`.
+fn become_member(
+    process: &Process,
+    linux: &Linux,
+    stdio: Stdio,
+    status: BorrowedFd<'_>,
+) -> Result<(), Failure> {
     let syscall = create_syscall();
     let syscall = syscall.as_ref();
     setsid().map_err(|error| Failure::guest("session cannot be made", error))?;
@@ -138,6 +146,9 @@ fn become_member(process: &Process, linux: &Linux, stdio: Stdio) -> Result<(), F
     if process.no_new_privileges() == Some(true) {
         prctl::set_no_new_privs().map_err(|error| Failure::guest("no_new_privs cannot be set", error))?;
     }
+    // Before the working directory is entered, which may be a link of the container's to `/proc/self/fd/N` (CVE-2024-21626).
+    sys::close_all_but_standard_and(status)
+        .map_err(|error| Failure::guest("descriptors cannot be closed", error))?;
     // The agent may enter directories that the user may not, as with the first process; but root on a network file
     // system may be less than the user.
     let entered = chdir(process.cwd()).is_ok();
@@ -145,8 +156,6 @@ fn become_member(process: &Process, linux: &Linux, stdio: Stdio) -> Result<(), F
         require_inside(process)?;
     }
     become_user(process, syscall)?;
-    sys::close_others_on_exec().map_err(|error| Failure::guest("descriptors cannot be marked", error))?;
-
     if let Some(kept) = process.capabilities() {
         capabilities::drop_privileges(kept, syscall)
             .map_err(|error| Failure::guest("capabilities cannot be dropped", error))?;
@@ -161,8 +170,8 @@ fn become_member(process: &Process, linux: &Linux, stdio: Stdio) -> Result<(), F
     Ok(())
 }
 
-/// Refuses a working directory outside the container's root. The container may have put a link to `/proc/self/fd/N` in its place, and
-/// this process still holds directories of the agent's. Of those the kernel tells no path that begins with `/` (getcwd(2)).
+/// Refuses a working directory outside the container's root. The container may have put a link to `/proc/PID/root` in its place, of a
+/// process of another container or of the agent. Of what lies outside, the kernel tells no path that begins with `/` (getcwd(2)).
 fn require_inside(process: &Process) -> Result<(), Failure> {
     let entered = rustix::process::getcwd(Vec::new())
         .map_err(|error| Failure::guest("working directory cannot be looked up", error))?;

@@ -1,7 +1,7 @@
 //! Cases of `spec`.
 
 use super::*;
-use k8s_cri::v1::{ContainerMetadata, Device, KeyValue, LinuxContainerConfig};
+use k8s_cri::v1::{ContainerMetadata, Device, KeyValue, LinuxContainerConfig, LinuxContainerResources};
 use serde_json::json;
 
 fn image(config: serde_json::Value) -> ImageConfiguration {
@@ -95,10 +95,29 @@ fn privileged_container_sees_all_of_its_guest() {
     let devices = linux.devices().as_ref().unwrap();
     assert!(devices.iter().any(|d| d.path().ends_with("net/tun") && (d.major(), d.minor()) == (10, 200)));
     assert!(!devices.iter().any(|d| d.path().starts_with("/dev/vda")), "the disk holds other containers");
+    assert_eq!(device_rules(&spec), [(true, None)]);
     let plain = build_with(&container(), &image(json!({}))).unwrap();
     assert!(plain.linux().as_ref().unwrap().devices().as_ref().is_none_or(Vec::is_empty));
     let sys = spec.mounts().as_ref().unwrap().iter().find(|m| m.destination().ends_with("sys")).unwrap();
     assert!(sys.options().as_ref().unwrap().contains(&"rw".to_owned()));
+}
+
+/// Of each device rule, whether it allows and the major number that it is for.
+fn device_rules(spec: &Spec) -> Vec<(bool, Option<i64>)> {
+    let resources = spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
+    resources.devices().iter().flatten().map(|rule| (rule.allow(), rule.major())).collect()
+}
+
+#[test]
+fn container_without_privileges_may_open_no_device_of_its_guest() {
+    let limited = LinuxContainerConfig {
+        resources: Some(LinuxContainerResources { cpu_shares: 512, ..LinuxContainerResources::default() }),
+        ..LinuxContainerConfig::default()
+    };
+    for linux in [None, Some(LinuxContainerConfig::default()), Some(limited)] {
+        let spec = build_with(&ContainerConfig { linux, ..container() }, &image(json!({}))).unwrap();
+        assert_eq!(device_rules(&spec), [(false, None)]);
+    }
 }
 
 #[test]
