@@ -1,8 +1,7 @@
 //! `pull_largest`, `pull_layers_per_second`, `pull_peak_memory`: images fetched from the node's registry and converted.
 //!
-//! The peer is a containerd of its own whose snapshotter and differ are those for EROFS, with the converter that Isopod has: both sides
-//! make the same kind of file by the same program, and the figure is what they do around it. Each pull finds no image and no layer, and
-//! the registry's files in the node's memory.
+//! The peer is a containerd of its own whose snapshotter and differ are those for EROFS: both sides make the same kind of file, Isopod by
+//! its own converter, the peer by mkfs.erofs. Each pull finds no image and no layer, and the registry's files in the node's memory.
 
 use super::containerd::{self, Containerd, Snapshotter};
 use super::pull_memory;
