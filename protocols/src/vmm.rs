@@ -144,6 +144,11 @@ pub enum Response {
     WorkingSet {
         /// At most [`MAX_PAGE_RANGES`], in rising order.
         pages: Vec<PageRange>,
+        /// Blocks of 2 MiB of the template that are large pages of the host now.
+        large_pages: u32,
+        /// Blocks that this clone left alone as well, and that stay small pages: the host had no large page,
+        /// or makes none.
+        refused_large_pages: u32,
     },
     /// Counters since boot, or since the VM was cloned.
     Stats(Stats),

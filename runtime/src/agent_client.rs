@@ -83,6 +83,7 @@ pub enum AgentError {
 pub struct AgentClient {
     id: String,
     rpc: Rpc<Channel>,
+    patience: Duration,
 }
 
 impl AgentClient {
@@ -96,7 +97,12 @@ impl AgentClient {
         let channel = Endpoint::from_static("http://agent").connect_with_connector_lazy(connect);
         let rpc =
             Rpc::new(channel).max_decoding_message_size(MAX_ANSWER).max_encoding_message_size(MAX_REQUEST);
-        Self { id: id.to_owned(), rpc }
+        Self { id: id.to_owned(), rpc, patience: Duration::ZERO }
+    }
+
+    /// Gives every call at least `patience`: for guests that give way to all others on their node.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Has a template's agent get ready what every pod will use.
@@ -246,6 +252,7 @@ impl AgentClient {
         limit: Duration,
         answer: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, AgentError> {
+        let limit = limit.max(self.patience);
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.broken(method, &status)),

@@ -126,10 +126,23 @@ impl PodCgroup {
         Self { path: root.join(format!("{PREFIX}{TEMPLATE}{name}")) }
     }
 
-    /// Puts it last where processors are given out, if there is a controller for that.
-    pub fn give_way(&self) {
-        if let Err(error) = fs::write(self.path.join("cpu.weight"), "1") {
-            tracing::debug!(cgroup = %self.path.display(), %error, "it has the weight of all others");
+    /// Sets its share of processors beside the groups of its parent, if there is a controller for that: 1 is
+    /// the least, 10000 the most, 100 what a group has by itself.
+    pub fn weigh(&self, weight: u32) {
+        if let Err(error) = fs::write(self.path.join("cpu.weight"), weight.to_string()) {
+            tracing::debug!(cgroup = %self.path.display(), %error, weight, "it has the weight of all others");
+        }
+    }
+
+    /// Processes in it. One that does not exist has none.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
+        match fs::read_to_string(self.path.join("cgroup.procs")) {
+            Ok(listed) => Ok(listed.lines().filter_map(|line| line.parse().ok()).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(self.failed("list its processes")(error)),
         }
     }
 
@@ -424,8 +437,11 @@ mod tests {
         pod.create().unwrap();
         template.create().unwrap();
         fs::write(template.path().join("cpu.weight"), "100").unwrap();
-        template.give_way();
+        template.weigh(1);
         assert_eq!(fs::read_to_string(template.path().join("cpu.weight")).unwrap(), "1");
+        assert_eq!(template.processes().unwrap(), []);
+        fs::write(template.path().join("cgroup.procs"), "7\n8\n").unwrap();
+        assert_eq!(template.processes().unwrap(), [7, 8]);
         assert_eq!(find_all(root).unwrap(), [("1".to_owned(), pod)]);
         assert_eq!(find_templates(root).unwrap(), [("2".to_owned(), template)]);
     }

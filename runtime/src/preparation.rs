@@ -25,6 +25,7 @@ use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The rehearsal's pod and container.
 const NAME: &str = "rehearsal";
@@ -32,9 +33,9 @@ const NAME: &str = "rehearsal";
 /// A command that every image has and none can run.
 const NO_COMMAND: &str = "/";
 
-/// Why a rehearsal broke off.
+/// Why the pod of a rehearsal could not be made.
 #[derive(Debug, thiserror::Error)]
-enum RehearsalError {
+enum RehearsedPodError {
     #[error(transparent)]
     Agent(#[from] AgentError),
     #[error(transparent)]
@@ -59,9 +60,14 @@ pub struct Agents {
 
 #[async_trait]
 impl Preparation for Agents {
-    async fn prepare(&self, id: &str, vm: VmHandle) -> Result<(), Box<dyn Error + Send + Sync>> {
+    async fn prepare(
+        &self,
+        id: &str,
+        vm: VmHandle,
+        patience: Duration,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
         // The client goes with this call, and its connection with it.
-        Ok(AgentClient::new(id, vm).prepare().await?)
+        Ok(AgentClient::new(id, vm).with_patience(patience).prepare().await?)
     }
 
     async fn rehearse(
@@ -69,14 +75,21 @@ impl Preparation for Agents {
         id: &str,
         vm: VmHandle,
         root_image: File,
+        patience: Duration,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
-        Ok(self.live(id, vm, root_image).await?)
+        Ok(self.live(id, vm, root_image, patience).await?)
     }
 }
 
 impl Agents {
-    async fn live(&self, id: &str, vm: VmHandle, root_image: File) -> Result<(), RehearsalError> {
-        let agent = AgentClient::new(id, VmHandle::clone(&vm));
+    async fn live(
+        &self,
+        id: &str,
+        vm: VmHandle,
+        root_image: File,
+        patience: Duration,
+    ) -> Result<(), RehearsedPodError> {
+        let agent = AgentClient::new(id, VmHandle::clone(&vm)).with_patience(patience);
         let mut entropy = [0; ENTROPY];
         fill_random(&mut entropy)?;
         agent.hello(entropy).await?;
@@ -129,7 +142,7 @@ fn identity(scratch: Extent) -> SetUpSandboxRequest {
     }
 }
 
-fn container(layer: Extent) -> Result<CreateContainerRequest, RehearsalError> {
+fn container(layer: Extent) -> Result<CreateContainerRequest, RehearsedPodError> {
     let config = ContainerConfig {
         command: vec![NO_COMMAND.to_owned()],
         linux: Some(LinuxContainerConfig::default()),

@@ -40,6 +40,9 @@ fn main() -> ExitCode {
             wall_clock_of_a_clone_is_right_to_10_ms,
             monotonic_clock_of_a_clone_goes_on_and_does_not_jump,
             template_knows_what_its_clones_will_write,
+            rehearsal_is_whole_in_the_end_though_eight_pods_start_at_once,
+            rehearsal_that_fails_is_told_and_tried_again,
+            daemon_may_die_in_a_rehearsal,
             pods_are_clones_again_after_the_daemon_was_killed,
             holder_that_dies_is_replaced_and_pods_run_on,
             template_that_is_refused_leads_to_a_cold_boot,
@@ -203,22 +206,109 @@ fn monotonic_clock_of_a_clone_goes_on_and_does_not_jump() -> Result<()> {
     cri.clean()
 }
 
+/// The record of a template.
+fn record(name: &str) -> Result<serde_json::Value> {
+    let path = format!("{}/{name}.json", templates::DIRECTORY);
+    Ok(serde_json::from_slice(&fs::read(&path).context(path)?)?)
+}
+
+/// Pages of the working set that is recorded for the one template there is, when it is rehearsed.
+fn recorded_pages(cri: &Cri) -> Result<u64> {
+    let record = record(&templates::wait_for_one(cri)?)?;
+    let set: Vec<(u64, u64)> = serde_json::from_value(record["working_set"].clone())?;
+    let pages = set.iter().map(|(_, count)| count).sum();
+    // An agent that answers writes a hundred, a first container several times as many.
+    ensure!((400..2000).contains(&pages), "{pages} pages");
+    Ok(pages)
+}
+
 fn template_knows_what_its_clones_will_write() -> Result<()> {
     let cri = cri()?;
-    let path = format!("{}/{}.json", templates::DIRECTORY, templates::wait_for_one(&cri)?);
-    let pages = || -> Result<u64> {
-        let record: serde_json::Value = serde_json::from_slice(&fs::read(&path)?)?;
-        let set: Vec<(u64, u64)> = serde_json::from_value(record["working_set"].clone())?;
-        Ok(set.iter().map(|(_, count)| count).sum())
-    };
-    // An agent that answers writes a hundred, a first container several times as many.
-    let found = pages()?;
-    ensure!((400..2000).contains(&found), "{found} pages");
+    let found = recorded_pages(&cri)?;
     daemon::restart()?;
-    ensure!(pages()? == found, "the next daemon knows of {} pages, not of {found}", pages()?);
+    let later = recorded_pages(&cri)?;
+    ensure!(later == found, "the next daemon knows of {later} pages, not of {found}");
     let (_, container) = cri.run_sleeper("populated")?;
     ensure!(cri.shell(&container, "echo fine")? == "fine", "the pod does not run");
     cri.clean()
+}
+
+/// The node's boot in small: no template, and kubelet asks for many pods before there is one.
+fn rehearsal_is_whole_in_the_end_though_eight_pods_start_at_once() -> Result<()> {
+    const PODS: usize = 8;
+    cri()?;
+    templates::lose_all()?;
+    daemon::start()?;
+    let cri = Cri::connect()?;
+    let start = |number: usize| {
+        move || -> Result<(Pod, String)> { Ok(Cri::connect()?.run_sleeper(&format!("eager-{number}"))?) }
+    };
+    let pods: Vec<_> = (0..PODS).map(|number| std::thread::spawn(start(number))).collect();
+    for pod in pods {
+        let (_, container) = pod.join().expect("no thread panics")?;
+        ensure!(cri.shell(&container, "echo fine")? == "fine", "a pod does not run");
+    }
+    let found = recorded_pages(&cri)?;
+    println!("a rehearsal beside {PODS} pods found {found} pages");
+    daemon::restart()?;
+    let later = recorded_pages(&cri)?;
+    ensure!(later == found, "the next daemon knows of {later} pages, not of {found}");
+    cri.clean()
+}
+
+/// The template as Status shows it once its rehearsal has failed.
+fn wait_for_failed_rehearsal(cri: &Cri) -> Result<templates::Shown> {
+    wait_for("a rehearsal that fails", || {
+        let all = templates::shown(cri)?;
+        Ok(all.into_iter().find(|one| one.rehearsal.as_deref() == Some("failed")))
+    })
+}
+
+fn rehearsal_that_fails_is_told_and_tried_again() -> Result<()> {
+    cri()?;
+    templates::lose_all()?;
+    daemon::order_fault(Some("Rehearsal 1"))?;
+    daemon::start()?;
+    let cri = Cri::connect()?;
+    let shown = wait_for_failed_rehearsal(&cri)?;
+    let reason = shown.rehearsal_reason.unwrap_or_default();
+    ensure!(shown.state == "ready" && reason.contains("on purpose"), "{}: {reason}", shown.state);
+    let name = shown.name.context("a template that is ready has a name")?;
+    ensure!(record(&name)?.get("working_set").is_none(), "an empty working set is recorded");
+    ensure!(templates::of(&cri.run_pod("meanwhile")?)?.as_ref() == Some(&name), "it is not cloned meanwhile");
+    // The next daemon knows no better, and rehearses by itself.
+    daemon::restart()?;
+    wait_for_failed_rehearsal(&cri)?;
+    daemon::order_fault(None)?;
+    recorded_pages(&cri)?;
+    cri.clean()?;
+    templates::only_held(&name, "after its rehearsal failed")
+}
+
+fn daemon_may_die_in_a_rehearsal() -> Result<()> {
+    let cri = cri()?;
+    for step in 1..MOST_STEPS {
+        templates::lose_all()?;
+        daemon::order_fault(Some(&format!("Rehearsal {step} abort")))?;
+        let mut daemon = daemon::begin()?;
+        let died = wait_for("a rehearsal, or the daemon's end", || {
+            let died = daemon.try_wait()?.is_some();
+            let whole = templates::shown(&cri).is_ok_and(|all| all.iter().any(templates::Shown::is_whole));
+            Ok((died || whole).then_some(died))
+        })?;
+        daemon::order_fault(None)?;
+        daemon.kill()?;
+        daemon.wait()?;
+        daemon::start()?;
+        let name = templates::wait_for_one(&cri)?;
+        // The VM in which the dead one rehearsed is gone as well.
+        templates::only_held(&name, &format!("after the daemon died at step {step} of a rehearsal"))?;
+        if !died {
+            ensure!(step > 1, "a rehearsal has no steps");
+            return Ok(());
+        }
+    }
+    anyhow::bail!("a rehearsal has {MOST_STEPS} steps or more")
 }
 
 fn pods_are_clones_again_after_the_daemon_was_killed() -> Result<()> {
@@ -250,6 +340,7 @@ fn holder_that_dies_is_replaced_and_pods_run_on() -> Result<()> {
     })?;
     ensure!(templates::of(&cri.run_pod("new")?)?.as_ref() == Some(&new), "no clone of the new template");
     cri.clean()?;
+    templates::wait_for_one(&cri)?;
     templates::only_held(&new, "after its holder died")
 }
 

@@ -66,7 +66,7 @@ fn clones_write_what_the_rehearsal_wrote() -> Result<()> {
     vmm.done(&Request::Populate { pages: set }, &[])?;
     let hello = Agent::connect(&vmm)?.hello(entropy()?)?;
     ensure!(!hello.boot_id.is_empty(), "{hello:?}");
-    let Response::WorkingSet { pages } = vmm.call(&Request::Rehearsed {}, &[&template.memory])? else {
+    let Response::WorkingSet { pages, .. } = vmm.call(&Request::Rehearsed {}, &[&template.memory])? else {
         bail!("no working set");
     };
     let common = pages_of(&pages).intersection(&expected).count();

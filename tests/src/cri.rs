@@ -344,12 +344,21 @@ impl Cri {
 }
 
 /// Looks again and again, for up to 60 s, until `look` finds something.
-pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    for _ in 0..600 {
+pub fn wait_for<T>(what: &str, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    wait_within(Duration::from_secs(60), what, look)
+}
+
+/// Looks again and again, ten times a second and for about as long as `limit`, until `look` finds something.
+pub fn wait_within<T>(
+    limit: Duration,
+    what: &str,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    for _ in 0..limit.as_secs() * 10 {
         if let Some(found) = look()? {
             return Ok(found);
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    anyhow::bail!("waited 60 s for {what}")
+    anyhow::bail!("waited {} s for {what}", limit.as_secs())
 }

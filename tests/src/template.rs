@@ -46,7 +46,7 @@ impl Template {
         let vmm = self.clone_vm()?;
         Agent::connect(&vmm)?.hello(entropy()?)?;
         match vmm.call(&Request::Rehearsed {}, &[&self.memory])? {
-            Response::WorkingSet { pages } => Ok(pages),
+            Response::WorkingSet { pages, .. } => Ok(pages),
             other => bail!("{other:?}"),
         }
     }

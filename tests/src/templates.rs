@@ -1,7 +1,7 @@
 //! The templates that the node's daemon keeps: as Status shows them, as pods' records name them, and what they hold on the
 //! node. `template` makes one by hand, without a daemon.
 
-use crate::cri::{Cri, Pod, wait_for};
+use crate::cri::{Cri, Pod, wait_for, wait_within};
 use crate::node;
 use crate::{daemon, held};
 use anyhow::{Context, Result, bail};
@@ -28,11 +28,30 @@ pub struct Shown {
     pub reason: Option<String>,
     /// Its name, where it is ready.
     pub name: Option<String>,
+    /// `waiting`, `running`, `failed` or `done`, where it is ready.
+    pub rehearsal: Option<String>,
+    /// Why the last rehearsal failed.
+    pub rehearsal_reason: Option<String>,
+    /// Pages that every clone is given in advance.
+    pub working_set_pages: Option<u64>,
     /// Clones that live.
     pub clones_alive: u64,
     /// Clones that this daemon made or found again.
     pub clones_made: u64,
+    /// Of these, clones that were not given all of those pages.
+    pub clones_unpopulated: u64,
 }
+
+impl Shown {
+    /// Whether it may be cloned, and it is known what its clones write.
+    pub fn is_whole(&self) -> bool {
+        self.state == "ready" && self.rehearsal.as_deref() == Some("done")
+    }
+}
+
+/// How long a template may take with its rehearsal: it comes last on a node that has much to do, and a
+/// rehearsal that failed is tried again after a pause.
+const LIMIT: Duration = Duration::from_secs(400);
 
 /// All that Status shows.
 pub fn shown(cri: &Cri) -> Result<Vec<Shown>> {
@@ -41,12 +60,12 @@ pub fn shown(cri: &Cri) -> Result<Vec<Shown>> {
     serde_json::from_str(templates).with_context(|| templates.clone())
 }
 
-/// Waits until that many are ready, and none is being made; answers them.
+/// Waits until that many are ready and rehearsed, and none is being made; answers them.
 pub fn wait_ready(cri: &Cri, count: usize) -> Result<Vec<Shown>> {
     let what = format!("{count} templates");
-    let ready = wait_for(&what, || {
+    let ready = wait_within(LIMIT, &what, || {
         let all = shown(cri)?;
-        Ok((all.len() == count && all.iter().all(|one| one.state == "ready")).then_some(all))
+        Ok((all.len() == count && all.iter().all(Shown::is_whole)).then_some(all))
     });
     ready.with_context(|| format!("there are {:#?}", shown(cri)))
 }

@@ -18,7 +18,7 @@ use crate::{
     vcpu::Vcpu,
     virtio::{GuestMemory, block::ExtentError},
     vm::{Vm, VmError},
-    working_set::{self, WorkingSetError},
+    working_set::{self, Rehearsed, WorkingSetError},
 };
 
 /// A running VM.
@@ -90,9 +90,9 @@ impl Machine {
             }
             Request::Save { built_from } => self.save(&built_from, one(fds)?.into()).map_err(save_refused)?,
             Request::Rehearsed {} => {
-                let pages =
+                let Rehearsed { pages, large_pages, refused_large_pages } =
                     working_set::rehearsed(&self.ram, &one(fds)?.into()).map_err(working_set_failed)?;
-                return Ok(Response::WorkingSet { pages });
+                return Ok(Response::WorkingSet { pages, large_pages, refused_large_pages });
             }
             Request::Populate { pages } => {
                 working_set::populate(&self.ram, &pages).map_err(working_set_failed)?;

@@ -244,12 +244,28 @@ pub fn is_full(file: &File, block: Range) -> Result<bool, MemoryError> {
 }
 
 /// Has the host make one large page of a block of the file behind guest memory, in which a fault shows all of it (Linux 6.1
-/// can). It is for all who map the file; where the host cannot do it, nothing changes.
-pub fn collapse(memory: &GuestMemory, block: Range) {
-    let Ok(pages) = memory.get_slice(GuestAddress(block.start), block.len as usize) else { return };
+/// can). It is for all who map the file.
+///
+/// # Errors
+/// Where the host makes none, also after some tries; nothing has changed then.
+pub fn collapse(memory: &GuestMemory, block: Range) -> io::Result<()> {
+    /// EAGAIN says that a page was in use just then, as on a node with much to do (madvise(2)).
+    const TRIES: u32 = 4;
+    let outside =
+        |e: vm_memory::GuestMemoryError| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
+    let pages = memory.get_slice(GuestAddress(block.start), block.len as usize).map_err(outside)?;
     let address = pages.ptr_guard_mut().as_ptr();
-    // SAFETY: advice about the mapping of `map_aligned`, which covers the slice; it changes no byte.
-    unsafe { libc::madvise(address.cast(), block.len as usize, MADV_COLLAPSE) };
+    let mut tries = 1;
+    loop {
+        // SAFETY: advice about the mapping of `map_aligned`, which covers the slice; it changes no byte.
+        match unsafe { libc::madvise(address.cast(), block.len as usize, MADV_COLLAPSE) } {
+            0 => return Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::WouldBlock && tries < TRIES => tries += 1,
+                error => return Err(error),
+            },
+        }
+    }
 }
 
 fn region(

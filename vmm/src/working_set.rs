@@ -19,6 +19,7 @@ use isopod_protocols::vmm::{MAX_PAGE_RANGES, PAGE_SIZE, PageRange};
 
 use crate::{
     layout::{self, Range},
+    log,
     memory::{self, MemoryError},
     virtio::GuestMemory,
 };
@@ -43,21 +44,44 @@ pub enum WorkingSetError {
     Scattered,
 }
 
+/// What a rehearsal found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Rehearsed {
+    /// What the clone has written, in rising order.
+    pub pages: Vec<PageRange>,
+    /// Blocks of the template that are large pages now.
+    pub large_pages: u32,
+    /// Blocks that could be, and of which the host makes none.
+    pub refused_large_pages: u32,
+}
+
 /// What this clone has written: the pages in which its memory differs from `template`, the file that it is a clone of. The
 /// blocks of 2 MiB that it has left alone become large pages of the file.
-pub fn rehearsed(memory: &GuestMemory, template: &File) -> Result<Vec<PageRange>, WorkingSetError> {
+pub fn rehearsed(memory: &GuestMemory, template: &File) -> Result<Rehearsed, WorkingSetError> {
     let stretches = memory::stretches(template)?;
-    let written = written(memory, template, &stretches)?;
+    let pages = written(memory, template, &stretches)?;
+    let mut found = Rehearsed { pages, ..Rehearsed::default() };
+    let mut told = false;
     let blocks =
         stretches.iter().flat_map(|stretch| (stretch.start..stretch.end()).step_by(memory::LARGE_PAGE));
     // Up to the hole in the machine's memory a place in the file is an address. Behind it is no kernel.
     for start in blocks.take_while(|start| *start < layout::HOLE) {
         let block = Range { start, len: memory::LARGE_PAGE as u64 };
-        if !written.iter().any(|range| overlaps(*range, block)) && memory::is_full(template, block)? {
-            memory::collapse(memory, block);
+        if found.pages.iter().any(|range| overlaps(*range, block)) || !memory::is_full(template, block)? {
+            continue;
+        }
+        match memory::collapse(memory, block) {
+            Ok(()) => found.large_pages += 1,
+            Err(error) => {
+                found.refused_large_pages += 1;
+                // One line for all of them: the reason is the same.
+                if !std::mem::replace(&mut told, true) {
+                    log::line(format_args!("no large page at {start:#x}: {error}"));
+                }
+            }
         }
     }
-    Ok(written)
+    Ok(found)
 }
 
 /// Gives the guest pages of its own.
@@ -138,7 +162,17 @@ mod tests {
     #[test]
     fn clone_that_wrote_nothing_has_an_empty_working_set() {
         let file = file_of(64);
-        assert_eq!(rehearsed(&clone_of(&file), &file).unwrap(), []);
+        assert_eq!(rehearsed(&clone_of(&file), &file).unwrap().pages, []);
+    }
+
+    #[test]
+    fn every_block_that_was_left_alone_is_counted_as_large_or_refused() {
+        let file = file_of(64);
+        let clone = clone_of(&file);
+        // The file has four blocks, one of which is written.
+        clone.write_obj(7_u8, GuestAddress(4 * MIB)).unwrap();
+        let found = rehearsed(&clone, &file).unwrap();
+        assert_eq!(found.large_pages + found.refused_large_pages, 3, "{found:?}");
     }
 
     #[test]
@@ -149,7 +183,7 @@ mod tests {
             clone.write_obj(7_u8, GuestAddress(address)).unwrap();
         }
         let pages = |mib: u64, count| PageRange(mib * MIB / PAGE_SIZE, count);
-        assert_eq!(rehearsed(&clone, &file).unwrap(), [pages(2, 1), pages(3, 2), pages(32, 1)]);
+        assert_eq!(rehearsed(&clone, &file).unwrap().pages, [pages(2, 1), pages(3, 2), pages(32, 1)]);
     }
 
     #[test]
@@ -160,7 +194,7 @@ mod tests {
         for address in [end - 1, end] {
             clone.write_obj(7_u8, GuestAddress(address)).unwrap();
         }
-        assert_eq!(rehearsed(&clone, &file).unwrap(), [PageRange(end / PAGE_SIZE - 1, 1)]);
+        assert_eq!(rehearsed(&clone, &file).unwrap().pages, [PageRange(end / PAGE_SIZE - 1, 1)]);
     }
 
     #[test]

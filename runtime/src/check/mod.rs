@@ -231,7 +231,15 @@ fn templates(config: &Config) -> Finding {
     if !records.is_empty() {
         let ages = records.iter().map(|record| format!("{} s", template::age_seconds(record.built_at_ns)));
         let ages: Vec<String> = ages.collect();
-        return Finding::good(subject, format!("{}, made {} ago", records.len(), ages.join(", ")));
+        let found = format!("{}, made {} ago", records.len(), ages.join(", "));
+        return match records.iter().filter(|record| record.working_set.is_empty()).count() {
+            0 => Finding::good(subject, found),
+            unknown => Finding::bad(
+                subject,
+                format!("{found}; {unknown} without a rehearsal yet"),
+                "until it succeeds its clones start slower: crictl info has rehearsal_reason, the daemon's log more",
+            ),
+        };
     }
     match UnixStream::connect(&config.daemon.socket) {
         Err(_) => Finding::good(subject, "none: the daemon, which makes them, does not run"),

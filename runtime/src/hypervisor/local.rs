@@ -17,6 +17,7 @@ use super::{Hypervisor, HypervisorError, Vm, VmConfig, VmHandle, VmRecord};
 use crate::undo::Undo;
 use async_trait::async_trait;
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::{Instrument, info_span};
 
 /// Starts VMMs.
@@ -75,11 +76,20 @@ impl LocalHypervisor {
     }
 }
 
-/// Gives a clone what it will write, while its pod waits for its network. A guest that gets nothing asks page by page.
+/// Gives a clone what it will write, while its pod waits for its network. A guest that gets nothing asks page
+/// by page, which is counted.
 fn populate(vm: Arc<LocalVm>, template: Arc<Template>) {
     let work = async move {
-        if let Err(error) = vm.populate(template.working_set()).await {
-            tracing::debug!(%error, "clone is not populated");
+        let pages = template.working_set();
+        let populated = tokio::select! {
+            // A VM that is gone needs no pages.
+            biased;
+            () = vm.ended() => return,
+            populated = vm.populate(&pages) => populated,
+        };
+        if let Err(error) = populated {
+            template.clones().not_populated();
+            tracing::warn!(template = template.name, %error, "clone is not populated: it faults page by page");
         }
     };
     tokio::spawn(work.instrument(info_span!("populate")));
@@ -92,12 +102,14 @@ fn place(config: &VmConfig) -> Place<'_> {
         cgroup: config.cgroup.as_deref(),
         uid: config.uid,
         vmm: &config.vmm,
+        patience: Duration::ZERO,
     }
 }
 
 #[async_trait]
 impl Hypervisor for LocalHypervisor {
     async fn boot(&self, config: &VmConfig, undo: &mut Undo) -> Result<VmHandle, HypervisorError> {
+        let _starting = self.templates.pod_starts();
         let files = Files::open(&config.kernel, &config.root_image)?;
         let Some(key) = Key::of(config, &files) else { return self.boot_cold(config, &files, undo).await };
         if let Some(vm) = self.clone_template(config, &key, &files, undo).await? {

@@ -70,14 +70,19 @@ impl Process {
 
     /// The process of that number and start; `None` where it has ended.
     pub fn find(pid: i32, started_at_ticks: u64) -> io::Result<Option<Self>> {
+        Ok(Self::open(pid)?.filter(|process| process.started_at_ticks == started_at_ticks))
+    }
+
+    /// The process that has that number now; `None` where there is none. Signals reach it and never a later
+    /// one of that number, so a caller can look once more whether it is the one that is meant.
+    pub fn open(pid: i32) -> io::Result<Option<Self>> {
         let pidfd = match sys::pidfd_open(pid) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
             other => other?,
         };
         // Looked at after the descriptor was taken: whatever has this number now is what the descriptor names.
         match Self::new(pid, pidfd) {
-            Ok(process) if process.started_at_ticks == started_at_ticks => Ok(Some(process)),
-            Ok(_) => Ok(None),
+            Ok(process) => Ok(Some(process)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }

@@ -58,6 +58,9 @@ pub struct Place<'a> {
     pub uid: u32,
     /// Its program.
     pub vmm: &'a Path,
+    /// Every request to it and every connection to its guest has at least this long: what gives way to all
+    /// others on the node answers late there. Zero for pods.
+    pub patience: Duration,
 }
 
 /// A VM.
@@ -66,6 +69,7 @@ pub struct LocalVm {
     directory: PathBuf,
     control: Control,
     process: Process,
+    patience: Duration,
     /// A clone's, as long as it lives.
     lease: Mutex<Option<Lease>>,
     /// The connection by which a clone's agent was found to serve, for the first who asks for one.
@@ -85,7 +89,8 @@ impl LocalVm {
             cgroup: place.cgroup,
         };
         let process = info_span!("spawn").in_scope(|| Process::start(&start))?;
-        let vm = Arc::new(Self::new(place.id, place.directory, process));
+        let vm = Self { patience: place.patience, ..Self::new(place.id, place.directory, process) };
+        let vm = Arc::new(vm);
         let killed = Arc::clone(&vm);
         undo.push("vmm", move || async move {
             killed.kill().await;
@@ -102,6 +107,7 @@ impl LocalVm {
             directory: directory.to_owned(),
             control: Control::new(id, directory.join(CONTROL)),
             process,
+            patience: Duration::ZERO,
             lease: Mutex::default(),
             agent: Mutex::default(),
         }
@@ -188,11 +194,24 @@ impl LocalVm {
         Ok(())
     }
 
-    /// What this clone of `template` has written until now. What the template has not is made large pages.
+    /// What this clone of `template` has written until now. What it has not becomes large pages of the
+    /// template, as far as the host has some.
     pub async fn rehearsed(&self, template: &Template) -> Result<Vec<PageRange>, HypervisorError> {
         match self.ask("rehearsed", &Request::Rehearsed {}, &[template.memory.as_fd()], REQUEST_LIMIT).await?
         {
-            Response::WorkingSet { pages } if pages.len() <= MAX_PAGE_RANGES => Ok(pages),
+            Response::WorkingSet { pages, large_pages, refused_large_pages }
+                if pages.len() <= MAX_PAGE_RANGES =>
+            {
+                if refused_large_pages > 0 {
+                    tracing::warn!(
+                        template = template.name,
+                        large_pages,
+                        refused_large_pages,
+                        "host makes no large pages of a template: clones fault its guest kernel in page by page"
+                    );
+                }
+                Ok(pages)
+            }
             _ => Err(self.control.unexpected("rehearsed")),
         }
     }
@@ -223,7 +242,7 @@ impl LocalVm {
         descriptors: &[BorrowedFd<'_>],
         limit: Duration,
     ) -> Result<Response, HypervisorError> {
-        self.control.ask(name, request, descriptors, limit).await
+        self.control.ask(name, request, descriptors, limit.max(self.patience)).await
     }
 
     async fn done(
@@ -323,7 +342,7 @@ impl Vm for LocalVm {
             return Ok(agent);
         }
         let path = self.directory.join(VSOCK);
-        let connected = timeout(VSOCK_LIMIT, connect_guest(&path, port)).await;
+        let connected = timeout(VSOCK_LIMIT.max(self.patience), connect_guest(&path, port)).await;
         let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         connected.map_err(|source| HypervisorError::Vsock { id: self.id.clone(), port, source })
     }

@@ -2,12 +2,11 @@
 //!
 //! ```text
 //!   directory, cgroup -> memory and state, empty -> isopod-vmm: BootTemplate -> the agent knocks, and prepares
-//!     -> nobody talks to the guest any more -> Save; the VMM ends -> both files are sealed -> holder
-//!     -> a clone rehearses a pod's life: what it writes, every pod will -> record
+//!     -> nobody talks to the guest any more -> Save; the VMM ends -> both files are sealed -> holder -> record
 //! ```
 //!
 //! Called by [`super::Templates`] in the background. Every step pushes its undo; a failure leaves nothing behind, and no pod
-//! waits for any of it.
+//! waits for any of it. Its rehearsal follows when it may be cloned already: see [`super::rehearsal`].
 
 use super::super::files::{self, Files};
 use super::super::vm::{LocalVm, Place};
@@ -15,6 +14,7 @@ use super::super::{HypervisorError, Vm, VmHandle};
 use super::holder::{self, Template};
 use super::key::Key;
 use super::places::Places;
+use super::rehearse::RehearsalError;
 use super::sealed::{Sealed, new_file};
 use crate::cgroup::CgroupError;
 use crate::hostile_text::Tail;
@@ -34,15 +34,15 @@ use tokio::time::{sleep, timeout};
 /// Limit of a boot that gives way to all pods.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 
+/// Limit of each request to the VM, which gives way to all pods.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Limit and pause of waiting until nobody talks to the guest any more.
-const QUIET_LIMIT: Duration = Duration::from_secs(10);
+const QUIET_LIMIT: Duration = PATIENCE;
 const QUIET_PAUSE: Duration = Duration::from_millis(10);
 
 /// Limit of saving, which copies what little is not in the memory file.
 const SAVE_LIMIT: Duration = Duration::from_secs(60);
-
-/// Limit of a rehearsal.
-const REHEARSAL_LIMIT: Duration = Duration::from_secs(120);
 
 /// Limit of the VMM's end after it saved.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -100,13 +100,20 @@ pub enum BuildError {
 /// to it.
 #[async_trait]
 pub trait Preparation: Send + Sync {
-    /// Asks the agent of `vm`; when it answers, it has let go of its connection.
+    /// Asks the agent of `vm`; when it answers, it has let go of its connection. Every call has at least
+    /// `patience`.
     ///
     /// # Errors
     /// The guest cannot become a template then.
-    async fn prepare(&self, id: &str, vm: VmHandle) -> Result<(), Box<dyn Error + Send + Sync>>;
+    async fn prepare(
+        &self,
+        id: &str,
+        vm: VmHandle,
+        patience: Duration,
+    ) -> Result<(), Box<dyn Error + Send + Sync>>;
 
     /// Has a clone do what every pod's guest does, up to a first container. `root_image` serves as its image.
+    /// Every call has at least `patience`.
     ///
     /// # Errors
     /// Whatever broke the rehearsal off.
@@ -115,6 +122,7 @@ pub trait Preparation: Send + Sync {
         id: &str,
         vm: VmHandle,
         root_image: File,
+        patience: Duration,
     ) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
@@ -123,6 +131,10 @@ pub trait Preparation: Send + Sync {
 pub trait Make: Send + Sync {
     /// Makes the template of `key`, and calls it `name`.
     async fn make(&self, name: &str, key: &Key) -> Result<Arc<Template>, BuildError>;
+
+    /// Finds what every clone of `template` writes, which is never nothing. `weight` is the share of
+    /// processors of whoever does it (`cpu.weight`).
+    async fn rehearse(&self, template: &Template, weight: u32) -> Result<Vec<PageRange>, RehearsalError>;
 }
 
 /// Makes templates for real.
@@ -146,6 +158,10 @@ impl Make for Builder {
             Err(_) => drop(undo.run().await),
         }
         made
+    }
+
+    async fn rehearse(&self, template: &Template, weight: u32) -> Result<Vec<PageRange>, RehearsalError> {
+        self.find_working_set(template, weight).await
     }
 }
 
@@ -171,6 +187,7 @@ impl Builder {
             cgroup: cgroup.as_deref(),
             uid: self.uid,
             vmm: &recipe.vmm,
+            patience: PATIENCE,
         };
         self.boot_and_save(&place, key, &files, (&memory, &state), undo).await?;
 
@@ -186,48 +203,8 @@ impl Builder {
             killed.kill().await;
             Ok::<_, io::Error>(())
         })?;
-        self.rehearse(&place, &template, files, undo).await?;
         self.places.record(&template, undo)?;
         Ok(template)
-    }
-
-    /// Finds what clones will write. A template is good without that, so only a test's failure is one.
-    async fn rehearse(
-        &self,
-        place: &Place<'_>,
-        template: &Template,
-        files: Files,
-        undo: &mut Undo,
-    ) -> Result<(), BuildError> {
-        let mut of_clone = Undo::new("BuildTemplate.rehearsal");
-        let working_set = timeout(REHEARSAL_LIMIT, self.working_set(place, template, files, &mut of_clone));
-        match working_set.await {
-            Ok(Ok(pages)) => template.expect_writes(pages),
-            Ok(Err(error)) => {
-                tracing::warn!(
-                    template = template.name,
-                    error,
-                    "rehearsal failed: its clones fault page by page"
-                );
-            }
-            Err(_) => tracing::warn!(template = template.name, "rehearsal took too long, and is given up"),
-        }
-        // The clone was for this only. What of it stays is in the log, and in the template's cgroup.
-        drop(of_clone.run().await);
-        Ok(undo.done("rehearse")?)
-    }
-
-    async fn working_set(
-        &self,
-        place: &Place<'_>,
-        template: &Template,
-        files: Files,
-        undo: &mut Undo,
-    ) -> Result<Vec<PageRange>, Box<dyn Error + Send + Sync>> {
-        let (vm, vsock) = LocalVm::start(place, undo)?;
-        vm.bring_up(REHEARSAL_LIMIT, vm.restore(template, &files, vsock, REHEARSAL_LIMIT)).await?;
-        self.preparation.rehearse(place.id, Arc::clone(&vm) as VmHandle, files.root_image).await?;
-        Ok(vm.rehearsed(template).await?)
     }
 
     /// From the start of a VMM to its end, which leaves a guest in the two files.
@@ -243,7 +220,8 @@ impl Builder {
         let boot = vm.boot(&key.recipe.boot, files, vsock, Some(memory.as_fd()), BOOT_LIMIT);
         vm.bring_up(BOOT_LIMIT, boot).await?;
         undo.done("boot")?;
-        if let Err(error) = self.preparation.prepare(place.id, Arc::clone(&vm) as VmHandle).await {
+        let prepared = self.preparation.prepare(place.id, Arc::clone(&vm) as VmHandle, PATIENCE).await;
+        if let Err(error) = prepared {
             return Err(useless(place.id, &vm, format!("did not prepare: {error}")).await);
         }
         quiet(place.id, &vm).await?;
@@ -278,7 +256,7 @@ async fn useless(id: &str, vm: &LocalVm, what: String) -> BuildError {
 }
 
 /// The files are what they were when the template was asked for.
-fn unchanged(key: &Key) -> Result<(), BuildError> {
+pub(super) fn unchanged(key: &Key) -> Result<(), BuildError> {
     let recipe = &key.recipe;
     match recipe.key() {
         Ok(now) if now == *key => Ok(()),

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Clones {
     alive: AtomicU64,
     made: AtomicU64,
+    unpopulated: AtomicU64,
 }
 
 impl Clones {
@@ -21,6 +22,16 @@ impl Clones {
     /// Clones that were made, or found again, by this daemon.
     pub fn made(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
+    }
+
+    /// Clones that were not given all of the working set, though it was known.
+    pub fn unpopulated(&self) -> u64 {
+        self.unpopulated.load(Ordering::Relaxed)
+    }
+
+    /// Counts one of those.
+    pub fn not_populated(&self) {
+        self.unpopulated.fetch_add(1, Ordering::Relaxed);
     }
 }
 

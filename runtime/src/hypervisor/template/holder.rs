@@ -7,6 +7,7 @@ use super::super::HypervisorError;
 use super::super::process::{Process, Start};
 use super::clones::{Clones, Lease};
 use super::key::Key;
+use super::rehearsal::Rehearsal;
 use super::sealed::Sealed;
 use crate::wall_clock::now_ns;
 use isopod_protocols::vmm::PageRange;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Descriptors of a holder.
 const MEMORY: i32 = 3;
@@ -34,8 +35,8 @@ pub struct Template {
     pub memory: Sealed,
     /// Processors and devices.
     pub state: Sealed,
-    /// What every clone writes, as its rehearsal found it.
-    working_set: OnceLock<Vec<PageRange>>,
+    /// What every clone writes, as far as that is known.
+    rehearsal: Mutex<Rehearsal>,
     holder: Process,
     clones: Arc<Clones>,
 }
@@ -55,8 +56,8 @@ pub struct Record {
     pub built_at_ns: i64,
     /// Memory it took when it was made, bytes.
     pub memory_bytes: u64,
-    /// What every clone writes; nothing where that was not found.
-    #[serde(default)]
+    /// What every clone writes; left out as long as no rehearsal has found it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub working_set: Vec<PageRange>,
 }
 
@@ -89,7 +90,7 @@ impl Template {
             built_at_ns: now_ns(),
             memory,
             state,
-            working_set: OnceLock::new(),
+            rehearsal: Mutex::new(Rehearsal::Waiting),
             holder,
             clones: Arc::default(),
         }
@@ -107,8 +108,9 @@ impl Template {
         let same =
             look()?.is_some() && memory.len()? == wanted && record.built_from == record.key.built_from();
         let Record { key, built_from, built_at_ns, working_set, .. } = record;
-        let (name, clones, working_set) = (name.to_owned(), Arc::default(), working_set.into());
-        let found = Self { name, key, built_from, built_at_ns, memory, state, working_set, holder, clones };
+        let (name, clones) = (name.to_owned(), Arc::default());
+        let rehearsal = Mutex::new(Rehearsal::recorded(working_set));
+        let found = Self { name, key, built_from, built_at_ns, memory, state, rehearsal, holder, clones };
         Ok(same.then_some(found))
     }
 
@@ -125,15 +127,27 @@ impl Template {
         })
     }
 
-    /// Notes, once, what every clone writes.
-    pub fn expect_writes(&self, pages: Vec<PageRange>) {
-        // A second rehearsal would tell nothing new.
-        let _ = self.working_set.set(pages);
+    /// Notes what a rehearsal has come to.
+    pub fn set_rehearsal(&self, rehearsal: Rehearsal) {
+        *self.rehearsal.lock().unwrap_or_else(PoisonError::into_inner) = rehearsal;
+    }
+
+    /// What its rehearsals have come to until now.
+    pub fn rehearsal(&self) -> Rehearsal {
+        self.rehearsal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What every clone writes, in rising order; empty where that is not known.
-    pub fn working_set(&self) -> &[PageRange] {
-        self.working_set.get().map_or(&[], Vec::as_slice)
+    pub fn working_set(&self) -> Arc<[PageRange]> {
+        match self.rehearsal() {
+            Rehearsal::Done(pages) => pages,
+            _ => Arc::default(),
+        }
+    }
+
+    /// Process of its holder.
+    pub fn holder_pid(&self) -> i32 {
+        self.holder.pid
     }
 
     /// Memory that it takes, bytes: memory and state.

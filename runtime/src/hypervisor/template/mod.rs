@@ -15,16 +15,20 @@
 //!                                 its holder ended, or a clone of it would not run
 //! ```
 //!
-//! A pause is a minute after the first failure and doubles up to an hour. A template that was lost after it had served is made
-//! anew at once.
+//! A pause is a minute after the first failure and doubles up to an hour; at its end the template is asked
+//! for again, whether a pod wants it or not. A template that was lost after it had served is made anew at
+//! once. One that is Ready is [`rehearsal`]'s until it is known what its clones write.
 
 mod build;
 mod clones;
 mod holder;
 mod key;
 mod places;
+mod rehearsal;
+mod rehearse;
 mod sealed;
 mod shown;
+mod starts;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -35,26 +39,32 @@ pub use holder::{Record, Template};
 pub use key::{Key, Recipe};
 pub use places::recorded;
 pub use shown::{Shown, age_seconds};
+pub use starts::Starting;
 
 use super::HypervisorError;
 use crate::id::new_id;
 use crate::store::StoreError;
 use build::{Builder, Make};
 use places::Places;
+use rehearsal::Pauses;
+use starts::Starts;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use table::Table;
+use tokio::time::sleep_until;
 
 /// All templates of the node.
 pub struct Templates {
     maker: Box<dyn Make>,
     places: Arc<Places>,
     table: Mutex<Table>,
-    /// Held by what makes one: pods come first, so at most one processor is taken.
+    /// Held by what makes or rehearses one: pods come first, so at most one processor is taken.
     turn: tokio::sync::Mutex<()>,
     misses: AtomicU64,
+    starts: Starts,
+    pauses: Pauses,
 }
 
 impl Templates {
@@ -71,14 +81,14 @@ impl Templates {
     ) -> Result<Arc<Self>, StoreError> {
         let places = Arc::new(Places::open(state_dir, Some(cgroup_root))?);
         let maker = Builder { places: Arc::clone(&places), uid, preparation };
-        let templates = Self::new(Box::new(maker), places);
+        let templates = Self::new(Box::new(maker), places, Table::default(), Pauses::default());
         templates.take_back().await?;
         Ok(templates)
     }
 
-    fn new(maker: Box<dyn Make>, places: Arc<Places>) -> Arc<Self> {
-        let (table, turn, misses) = (Mutex::default(), tokio::sync::Mutex::default(), AtomicU64::new(0));
-        Arc::new(Self { maker, places, table, turn, misses })
+    fn new(maker: Box<dyn Make>, places: Arc<Places>, table: Table, pauses: Pauses) -> Arc<Self> {
+        let (table, turn, misses) = (Mutex::new(table), tokio::sync::Mutex::default(), AtomicU64::new(0));
+        Arc::new(Self { maker, places, table, turn, misses, starts: Starts::default(), pauses })
     }
 
     async fn take_back(self: &Arc<Self>) -> Result<(), StoreError> {
@@ -89,7 +99,8 @@ impl Templates {
                 "template is taken back"
             );
             let replaced = self.table().adopt(Arc::clone(&template), Instant::now());
-            self.watch(template);
+            self.watch(Arc::clone(&template));
+            self.rehearse(template);
             self.discard(replaced);
         }
         Ok(())
@@ -137,13 +148,35 @@ impl Templates {
         let ready = made.as_ref().ok().cloned();
         let gone = self.table().settle(&key.hash(), made, Instant::now());
         self.discard(gone);
-        // Only now: an end that is seen before the template is in the table would be lost.
-        ready.into_iter().for_each(|template| self.watch(template));
+        match ready {
+            // Only now: an end that is seen before the template is in the table would be lost.
+            Some(template) => {
+                self.watch(Arc::clone(&template));
+                self.rehearse(template);
+            }
+            None => self.ask_later(key),
+        }
+    }
+
+    /// Asks once more for what failed when its pause is over: on a node that starts no more pods nobody else
+    /// would.
+    fn ask_later(self: &Arc<Self>, key: &Key) {
+        let Some(until) = self.table().paused_until(&key.hash(), Instant::now()) else { return };
+        let (templates, recipe) = (Arc::clone(self), key.recipe.clone());
+        tokio::spawn(async move {
+            sleep_until(until.into()).await;
+            templates.ask_for(&recipe);
+        });
     }
 
     /// The template of that key, if it is there.
     pub fn ready(&self, key: &Key) -> Option<Arc<Template>> {
         self.table().ready(&key.hash(), Instant::now())
+    }
+
+    /// A pod's VM is being started until the answer is dropped: work that can wait does.
+    pub fn pod_starts(&self) -> Starting {
+        self.starts.begin()
     }
 
     /// A VM that could have been a clone had to boot.
@@ -165,6 +198,7 @@ impl Templates {
     /// A clone of that template would not run: it goes.
     pub fn refused(self: &Arc<Self>, template: &Template, error: &HypervisorError) {
         self.lose(&template.name, format!("a clone failed: {error}"));
+        self.ask_later(&template.key);
     }
 
     /// All templates, those that are being made or failed too.
@@ -185,6 +219,7 @@ impl Templates {
             if templates.lose(&template.name, "its holder ended".to_owned()) {
                 tracing::warn!(template = template.name, "its holder ended: the template is made anew");
                 templates.ask_for(&template.key.recipe);
+                templates.ask_later(&template.key);
             }
         });
     }

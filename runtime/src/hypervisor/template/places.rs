@@ -7,6 +7,7 @@
 //! Used by `build`, which makes them, and [`super::Templates`], which has them cleared. The directory is made first and removed
 //! last: whose directory is there, and no record that holds good, was left by a daemon that was killed, and goes.
 
+use super::super::process::Process;
 use super::build::BuildError;
 use super::holder::{Record, Template};
 use crate::cgroup::{self, CgroupError, PodCgroup};
@@ -19,6 +20,9 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The share of processors of what comes after all others (`cpu.weight`).
+const LAST: u32 = 1;
 
 /// The places of one node's templates.
 pub struct Places {
@@ -50,18 +54,45 @@ impl Places {
         let Some(cgroup) = self.cgroup(name) else { return Ok(None) };
         cgroup.create()?;
         let path = cgroup.path().to_owned();
-        cgroup.give_way();
+        cgroup.weigh(LAST);
         undo.push("cgroup", || async move { cgroup.remove().await })?;
         Ok(Some(path))
     }
 
+    /// Gives what runs for a template, beside its holder that sleeps, another share of processors.
+    pub fn weigh(&self, name: &str, weight: u32) {
+        if let Some(cgroup) = self.cgroup(name) {
+            cgroup.weigh(weight);
+        }
+    }
+
+    /// Has it come last again.
+    pub fn give_way(&self, name: &str) {
+        self.weigh(name, LAST);
+    }
+
+    /// Where the sockets and the log of its VMs are.
+    pub fn directory(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Its cgroup; `None` in tests only.
+    pub fn cgroup(&self, name: &str) -> Option<PodCgroup> {
+        self.cgroup_root.as_deref().map(|root| PodCgroup::of_template(root, name))
+    }
+
     /// Writes the record.
     pub fn record(&self, template: &Template, undo: &mut Undo) -> Result<(), BuildError> {
-        let failed =
-            |source| BuildError::File { what: "memory", path: self.directory.join(&template.name), source };
-        self.records.put(&template.name, &template.record().map_err(failed)?)?;
+        self.update(template)?;
         let (records, name) = (self.records.clone(), template.name.clone());
         Ok(undo.push("record", || async move { records.remove(&name) })?)
+    }
+
+    /// Writes the record as the template is now.
+    pub fn update(&self, template: &Template) -> Result<(), BuildError> {
+        let failed =
+            |source| BuildError::File { what: "memory", path: self.directory.join(&template.name), source };
+        Ok(self.records.put(&template.name, &template.record().map_err(failed)?)?)
     }
 
     /// Removes all that is left of one. What cannot be removed is told, and tried again by the next daemon.
@@ -100,7 +131,36 @@ impl Places {
             self.clear(name).await;
         }
         self.remove_empty_cgroups(&whole);
+        let holders: HashSet<i32> = templates.iter().map(|template| template.holder_pid()).collect();
+        for template in &templates {
+            self.end_rehearsal(&template.name, &holders).await;
+        }
         Ok(templates)
+    }
+
+    /// Ends the VM in which a template was being rehearsed when the earlier daemon ended: nobody asks it for
+    /// what it found.
+    async fn end_rehearsal(&self, name: &str, holders: &HashSet<i32>) {
+        let Some(cgroup) = self.cgroup(name) else { return };
+        let processes = || {
+            cgroup.processes().unwrap_or_else(|error| {
+                tracing::error!(template = name, %error, "a vm that rehearsed may be left");
+                Vec::new()
+            })
+        };
+        for pid in processes().into_iter().filter(|pid| !holders.contains(pid)) {
+            match Process::open(pid) {
+                // Looked at once more: the number may have become another process's before it was opened.
+                Ok(Some(process)) if processes().contains(&pid) => {
+                    tracing::info!(template = name, pid, "vm that rehearsed for an earlier daemon is ended");
+                    process.kill().await;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(template = name, pid, %error, "vm that rehearsed is left");
+                }
+            }
+        }
     }
 
     /// Cgroups whose directory is gone. One that is in use is another daemon's, and stays.
@@ -114,10 +174,6 @@ impl Places {
             let removed = fs::remove_dir(cgroup.path()).is_ok();
             tracing::info!(cgroup = %cgroup.path().display(), removed, "cgroup of no template");
         }
-    }
-
-    fn cgroup(&self, name: &str) -> Option<PodCgroup> {
-        self.cgroup_root.as_deref().map(|root| PodCgroup::of_template(root, name))
     }
 }
 

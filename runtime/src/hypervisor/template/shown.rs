@@ -1,5 +1,6 @@
 //! What people are shown of templates: by Status.
 
+use super::rehearsal::Rehearsal;
 use super::table::{Entry, State};
 use crate::wall_clock::now_ns;
 use serde::Serialize;
@@ -21,10 +22,18 @@ pub struct Shown {
     pub age_seconds: Option<u64>,
     /// Memory that it takes, bytes.
     pub memory_bytes: Option<u64>,
+    /// `waiting`, `running`, `failed` or `done`: whether it is known what every clone writes.
+    pub rehearsal: Option<&'static str>,
+    /// Why the last rehearsal failed, until the next one begins.
+    pub rehearsal_reason: Option<String>,
+    /// Pages that every clone is given before it asks for them.
+    pub working_set_pages: Option<u64>,
     /// Clones that live.
     pub clones_alive: u64,
     /// Clones that were made since the daemon started.
     pub clones_made: u64,
+    /// Of these, clones that were not given all of those pages.
+    pub clones_unpopulated: u64,
 }
 
 impl Shown {
@@ -38,8 +47,12 @@ impl Shown {
             name: None,
             age_seconds: None,
             memory_bytes: None,
+            rehearsal: None,
+            rehearsal_reason: None,
+            working_set_pages: None,
             clones_alive: 0,
             clones_made: 0,
+            clones_unpopulated: 0,
         };
         match &entry.state {
             State::Building => shown,
@@ -51,8 +64,24 @@ impl Shown {
                 memory_bytes: template.memory_bytes().ok(),
                 clones_alive: template.clones().alive(),
                 clones_made: template.clones().made(),
-                ..shown
+                clones_unpopulated: template.clones().unpopulated(),
+                ..shown.with(&template.rehearsal())
             },
+        }
+    }
+
+    fn with(self, rehearsal: &Rehearsal) -> Self {
+        let (mut reason, mut pages) = (None, None);
+        match rehearsal {
+            Rehearsal::Waiting | Rehearsal::Running => {}
+            Rehearsal::Failed { reason: why } => reason = Some(why.clone()),
+            Rehearsal::Done(set) => pages = Some(set.iter().map(|range| range.1).sum()),
+        }
+        Self {
+            rehearsal: Some(rehearsal.name()),
+            rehearsal_reason: reason,
+            working_set_pages: pages,
+            ..self
         }
     }
 }

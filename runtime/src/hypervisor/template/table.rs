@@ -47,12 +47,23 @@ pub struct Entry {
 }
 
 /// All templates by the hash of their keys.
-#[derive(Default)]
 pub struct Table {
     entries: BTreeMap<String, Entry>,
+    first_pause: Duration,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::new(FIRST_PAUSE)
+    }
 }
 
 impl Table {
+    /// An empty table; after a first failure there is a pause of `first_pause`.
+    pub fn new(first_pause: Duration) -> Self {
+        Self { entries: BTreeMap::new(), first_pause }
+    }
+
     /// The template of that key, if it is there.
     pub fn ready(&mut self, hash: &str, now: Instant) -> Option<Arc<Template>> {
         let entry = self.entries.get_mut(hash)?;
@@ -96,11 +107,12 @@ impl Table {
         made: Result<Arc<Template>, String>,
         now: Instant,
     ) -> Vec<Arc<Template>> {
+        let first_pause = self.first_pause;
         let Some(entry) = self.entries.get_mut(hash) else { return made.into_iter().collect() };
         match made {
             Err(reason) => {
                 entry.failures += 1;
-                entry.state = State::Failed { reason, until: now + pause(entry.failures) };
+                entry.state = State::Failed { reason, until: now + pause(first_pause, entry.failures) };
                 Vec::new()
             }
             Ok(template) => {
@@ -113,11 +125,20 @@ impl Table {
 
     /// The template of that name is of no use any more. The first time it is made anew at once, when it is asked for.
     pub fn lose(&mut self, name: &str, reason: String, now: Instant) -> Option<Arc<Template>> {
+        let first_pause = self.first_pause;
         let entry = self.entries.values_mut().find(|entry| entry.is(name))?;
         entry.failures += 1;
-        let failed = State::Failed { reason, until: now + pause(entry.failures - 1) };
+        let failed = State::Failed { reason, until: now + pause(first_pause, entry.failures - 1) };
         match std::mem::replace(&mut entry.state, failed) {
             State::Ready(template) => Some(template),
+            _ => None,
+        }
+    }
+
+    /// The end of the pause of one that failed, where it is still to come.
+    pub fn paused_until(&self, hash: &str, now: Instant) -> Option<Instant> {
+        match self.entries.get(hash)?.state {
+            State::Failed { until, .. } if until > now => Some(until),
             _ => None,
         }
     }
@@ -181,11 +202,11 @@ impl Entry {
     }
 }
 
-fn pause(failures: u32) -> Duration {
+fn pause(first: Duration, failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,
         // 2^6 minutes are more than the longest pause already.
-        more => (FIRST_PAUSE * (1 << (more - 1).min(6))).min(LONGEST_PAUSE),
+        more => (first * (1 << (more - 1).min(6))).min(LONGEST_PAUSE),
     }
 }
 
@@ -210,6 +231,7 @@ mod tests {
 
     #[test]
     fn failures_pause_for_longer_each_time() {
+        let pause = |failures| pause(FIRST_PAUSE, failures);
         assert_eq!([0, 1, 2, 3].map(|n| pause(n) / 60).map(|p| p.as_secs()), [0, 1, 2, 4]);
         assert_eq!([7, 8, 1000].map(pause), [LONGEST_PAUSE; 3]);
         let (mut table, now) = (Table::default(), Instant::now());

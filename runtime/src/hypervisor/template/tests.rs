@@ -4,13 +4,19 @@ use super::build::{BuildError, Make};
 use super::holder::Template;
 use super::key::{Key, Recipe};
 use super::places::Places;
+use super::rehearsal::{Pauses, Rehearsal};
+use super::rehearse::RehearsalError;
 use super::sealed::{Sealed, new_file};
+use super::table::Table;
 use super::{Templates, recorded};
+use crate::cgroup::PodCgroup;
 use crate::config::VmConfig;
 use crate::hypervisor::process::{Process, Start};
 use crate::id::new_id;
 use crate::undo::Undo;
 use async_trait::async_trait;
+use isopod_protocols::vmm::PageRange;
+use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -58,6 +64,26 @@ struct Maker {
     fails: AtomicBool,
     made: AtomicU32,
     last: Mutex<Vec<Arc<Template>>>,
+    /// How the next rehearsals fail; those after them find [`SET`].
+    rehearsals_fail: Mutex<VecDeque<RehearsalError>>,
+    /// The share of processors of each rehearsal until now.
+    weights: Mutex<Vec<u32>>,
+}
+
+/// What rehearsals find.
+const SET: [PageRange; 2] = [PageRange(1, 2), PageRange(7, 1)];
+
+/// Pauses that a test can wait for.
+const SHORT: Pauses = Pauses {
+    first: Duration::from_millis(10),
+    longest: Duration::from_millis(20),
+    quiet: Duration::from_millis(10),
+    longest_quiet: Duration::from_secs(20),
+};
+
+/// As of a clone that starves.
+fn too_slow() -> RehearsalError {
+    RehearsalError::Timeout { id: "clone".into(), seconds: 120, tail: Default::default() }
 }
 
 impl Maker {
@@ -94,13 +120,44 @@ impl Make for Shared {
         self.0.last.lock().unwrap().push(Arc::clone(&template));
         Ok(template)
     }
+
+    async fn rehearse(&self, _: &Template, weight: u32) -> Result<Vec<PageRange>, RehearsalError> {
+        self.0.weights.lock().unwrap().push(weight);
+        match self.0.rehearsals_fail.lock().unwrap().pop_front() {
+            Some(error) => Err(error),
+            None => Ok(SET.to_vec()),
+        }
+    }
 }
 
 fn templates(directory: &Path, fails: bool) -> (Arc<Templates>, Arc<Maker>) {
-    let maker = Arc::new(Maker { fails: AtomicBool::new(fails), ..Maker::default() });
+    let maker = Maker { fails: AtomicBool::new(fails), ..Maker::default() };
+    templates_of(directory, maker, Table::default())
+}
+
+fn templates_of(directory: &Path, maker: Maker, table: Table) -> (Arc<Templates>, Arc<Maker>) {
+    let maker = Arc::new(maker);
     let places = Arc::new(Places::open(directory, None).unwrap());
     let shared = Shared(Arc::clone(&maker), Arc::clone(&places));
-    (Templates::new(Box::new(shared), places), maker)
+    (Templates::new(Box::new(shared), places, table, SHORT), maker)
+}
+
+/// One whose first rehearsals fail so.
+fn templates_that_rehearse(directory: &Path, failures: Vec<RehearsalError>) -> (Arc<Templates>, Arc<Maker>) {
+    let maker = Maker { rehearsals_fail: Mutex::new(failures.into()), ..Maker::default() };
+    templates_of(directory, maker, Table::default())
+}
+
+/// Waits for the template of that size and its working set.
+async fn rehearsed(templates: &Templates, size: u8) -> Arc<Template> {
+    until(|| templates.ready(&key(size)).is_some_and(|one| one.working_set()[..] == SET)).await;
+    templates.ready(&key(size)).unwrap()
+}
+
+/// The record on disk, as it is written.
+fn document(directory: &Path, template: &Template) -> serde_json::Value {
+    let path = directory.join("templates").join(format!("{}.json", template.name));
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
 /// Waits until something in the background has happened.
@@ -171,9 +228,9 @@ async fn later_daemon_takes_back_what_is_whole_and_removes_the_rest() {
     let (earlier, maker) = templates(directory.path(), false);
     for size in [1, 2] {
         earlier.ask(&key(size));
-        until(|| earlier.ready(&key(size)).is_some()).await;
     }
-    let (lives, died) = (earlier.ready(&key(1)).unwrap(), earlier.ready(&key(2)).unwrap());
+    let (lives, died) = (rehearsed(&earlier, 1).await, rehearsed(&earlier, 2).await);
+    until(|| document(directory.path(), &lives).get("working_set").is_some()).await;
     let half_made = directory.path().join("templates").join(new_id().unwrap());
     fs::create_dir(&half_made).unwrap();
     // The earlier daemon does not see it: the record that it removes is put back.
@@ -216,4 +273,103 @@ async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
     let unsealed = super::Record { pid: holder.pid, started_at_ticks: holder.started_at_ticks, ..record };
     assert!(Template::find("x", unsealed).is_err());
     holder.kill().await;
+}
+
+#[tokio::test]
+async fn rehearsal_that_fails_is_told_and_tried_again_with_a_larger_share_of_processors() {
+    let directory = tempfile::tempdir().unwrap();
+    let failures = vec![too_slow(), RehearsalError::Empty("t".into()), too_slow()];
+    let (templates, maker) = templates_that_rehearse(directory.path(), failures);
+    // The second attempt waits for this pod.
+    let starting = templates.pod_starts();
+    templates.ask(&key(1));
+    until(|| templates.list().first().is_some_and(|one| one.rehearsal == Some("failed"))).await;
+    let shown = &templates.list()[0];
+    assert_eq!(shown.state, "ready", "it may be cloned all the while");
+    assert!(shown.rehearsal_reason.as_ref().unwrap().contains("did not rehearse within 120 s"), "{shown:?}");
+    assert_eq!(shown.working_set_pages, None);
+    let template = templates.ready(&key(1)).unwrap();
+    assert!(template.working_set().is_empty());
+    assert!(document(directory.path(), &template).get("working_set").is_none(), "an empty set is recorded");
+    sleep(SHORT.first * 5).await;
+    assert_eq!(*maker.weights.lock().unwrap(), [1], "it did not wait until no pod starts");
+
+    drop(starting);
+    let template = rehearsed(&templates, 1).await;
+    assert_eq!(*maker.weights.lock().unwrap(), [1, 10, 100, 100]);
+    let shown = &templates.list()[0];
+    assert_eq!((shown.rehearsal, shown.working_set_pages), (Some("done"), Some(3)));
+    assert_eq!(shown.rehearsal_reason, None);
+    until(|| document(directory.path(), &template)["working_set"] == serde_json::json!([[1, 2], [7, 1]])).await;
+    maker.end().await;
+}
+
+#[tokio::test]
+async fn template_without_a_working_set_is_rehearsed_by_the_next_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let outdated = RehearsalError::Outdated("t".into());
+    let (earlier, maker) = templates_that_rehearse(directory.path(), vec![outdated]);
+    earlier.ask(&key(1));
+    until(|| earlier.list().first().is_some_and(|one| one.rehearsal == Some("failed"))).await;
+    sleep(SHORT.first * 5).await;
+    assert_eq!(maker.weights.lock().unwrap().len(), 1, "what is of no use is not tried again");
+    // As a daemon wrote it that did not know better.
+    let template = earlier.ready(&key(1)).unwrap();
+    let mut document = document(directory.path(), &template);
+    document["working_set"] = serde_json::json!([]);
+    let path = directory.path().join("templates").join(format!("{}.json", template.name));
+    fs::write(&path, document.to_string()).unwrap();
+
+    let (later, _) = templates(directory.path(), false);
+    later.take_back().await.unwrap();
+    let back = rehearsed(&later, 1).await;
+    assert_eq!(back.name, template.name);
+    until(|| recorded(directory.path())[0].working_set == SET).await;
+    let (last, idle) = templates(directory.path(), false);
+    last.take_back().await.unwrap();
+    assert!(matches!(last.ready(&key(1)).unwrap().rehearsal(), Rehearsal::Done(_)));
+    sleep(SHORT.first * 2).await;
+    assert!(idle.weights.lock().unwrap().is_empty(), "what is known is not looked for again");
+    maker.end().await;
+}
+
+#[tokio::test]
+async fn template_that_cannot_be_made_is_tried_again_after_the_pause_though_nobody_asks() {
+    let directory = tempfile::tempdir().unwrap();
+    let maker = Maker { fails: AtomicBool::new(true), ..Maker::default() };
+    let (templates, maker) = templates_of(directory.path(), maker, Table::new(Duration::from_millis(20)));
+    templates.ask(&key(1));
+    until(|| maker.made.load(Ordering::Relaxed) >= 2).await;
+    maker.fails.store(false, Ordering::Relaxed);
+    rehearsed(&templates, 1).await;
+    maker.end().await;
+}
+
+#[tokio::test]
+async fn vm_that_rehearsed_for_an_earlier_daemon_is_ended_and_the_holder_is_not() {
+    let (directory, cgroups) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (earlier, maker) = templates(directory.path(), false);
+    earlier.ask(&key(1));
+    let template = rehearsed(&earlier, 1).await;
+    let null = OpenOptions::new().write(true).open("/dev/null").unwrap();
+    let left = Process::start(&Start {
+        program: Path::new("/usr/bin/sleep"),
+        words: &["sleep", "60"],
+        log: null.as_fd(),
+        descriptors: &[],
+        cgroup: None,
+    });
+    let left = left.unwrap();
+    let cgroup = PodCgroup::of_template(cgroups.path(), &template.name);
+    cgroup.create().unwrap();
+    let listed = format!("{}\n{}\n", template.holder_pid(), left.pid);
+    fs::write(cgroup.path().join("cgroup.procs"), listed).unwrap();
+
+    let places = Places::open(directory.path(), Some(cgroups.path().to_owned())).unwrap();
+    let back = places.take_back().await.unwrap();
+    assert_eq!(back.len(), 1);
+    timeout(Duration::from_secs(20), left.ended()).await.unwrap();
+    let record = template.record().unwrap();
+    assert!(Process::find(record.pid, record.started_at_ticks).unwrap().is_some(), "the holder was killed");
+    maker.end().await;
 }
