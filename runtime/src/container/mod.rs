@@ -303,7 +303,10 @@ impl Container {
     async fn drain(&self, limit: Duration) {
         let tasks = std::mem::take(&mut *self.output.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {
-            task.finish(limit).await;
+            if !task.finish(limit).await {
+                let seconds = limit.as_secs();
+                tracing::warn!(container = self.id, seconds, "output did not end in time: its rest is not in the log");
+            }
         }
     }
 }

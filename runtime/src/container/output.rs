@@ -32,14 +32,17 @@ pub struct Carried {
 }
 
 impl Carried {
-    /// Waits for the stream's end. At `limit` the stream counts as ended: what has no line end yet is a last line.
-    pub async fn finish(mut self, limit: Duration) {
-        if tokio::time::timeout(limit, &mut self.task).await.is_err() {
-            let _ = self.give_up.send(());
-            if tokio::time::timeout(LAST_WRITE, &mut self.task).await.is_err() {
-                self.task.abort();
-            }
+    /// Waits for the stream's end. At `limit` the stream counts as ended: what has no line end yet is a last
+    /// line. Answers whether the stream ended by itself.
+    pub async fn finish(mut self, limit: Duration) -> bool {
+        if tokio::time::timeout(limit, &mut self.task).await.is_ok() {
+            return true;
         }
+        let _ = self.give_up.send(());
+        if tokio::time::timeout(LAST_WRITE, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+        false
     }
 }
 
@@ -204,7 +207,7 @@ mod tests {
             let _ = given_up.await;
             sink.finish();
         });
-        Carried { task, give_up }.finish(Duration::ZERO).await;
+        assert!(!Carried { task, give_up }.finish(Duration::ZERO).await);
         let log = std::fs::read_to_string(directory.path().join("0.log")).unwrap();
         assert!(log.ends_with(" stdout F no end\n"), "{log}");
     }

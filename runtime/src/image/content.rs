@@ -17,12 +17,15 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The store of content.
 #[derive(Debug)]
 pub struct Content {
     root: PathBuf,
     next: AtomicU64,
+    /// Files in `incoming` that are out of sight and still to be removed.
+    condemned: Mutex<Vec<PathBuf>>,
 }
 
 /// A file that is being written.
@@ -54,7 +57,7 @@ impl Content {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(|error| ImageError::io(&path, error))?;
         }
-        let content = Self { root: root.to_owned(), next: AtomicU64::new(0) };
+        let content = Self { root: root.to_owned(), next: AtomicU64::new(0), condemned: Mutex::default() };
         let incoming = root.join("incoming");
         for path in files(&incoming)? {
             remove(&path)?;
@@ -146,13 +149,14 @@ impl Content {
         place(incoming, &self.layer_path(chain_id))
     }
 
-    /// Takes away everything that is not `live`. The files are out of sight when this returns; the paths given back are
-    /// to be removed by the caller, who may hold a lock now and not then.
+    /// Takes away everything that is not `live`: the files are out of sight when this returns. Their space is
+    /// freed by [`Self::remove_condemned`], for callers who hold a lock now and not then.
     ///
     /// # Errors
-    /// A directory that cannot be read or a file that cannot be moved.
-    pub fn condemn(&self, live: impl Fn(&Digest) -> bool) -> Result<Vec<PathBuf>, ImageError> {
-        let mut condemned = Vec::new();
+    /// A directory that cannot be read or a file that cannot be moved; the others are out of sight all the
+    /// same.
+    pub fn condemn(&self, live: impl Fn(&Digest) -> bool) -> Result<(), ImageError> {
+        let mut outcome = Ok(());
         for name in ["blobs", "layers"] {
             for path in files(&self.root.join(name))? {
                 let digest = path.file_stem().and_then(|stem| Digest::from_hex(stem.to_str()?));
@@ -161,11 +165,34 @@ impl Content {
                 }
                 let number = self.next.fetch_add(1, Ordering::Relaxed);
                 let away = self.root.join("incoming").join(number.to_string());
-                fs::rename(&path, &away).map_err(|error| ImageError::io(&path, error))?;
-                condemned.push(away);
+                match fs::rename(&path, &away) {
+                    Ok(()) => self.condemned().push(away),
+                    Err(error) => outcome = outcome.and(Err(ImageError::io(&path, error))),
+                }
             }
         }
-        Ok(condemned)
+        outcome
+    }
+
+    /// Removes what was condemned, also by earlier calls that could not.
+    ///
+    /// # Errors
+    /// The first file that stays; the next call tries it again.
+    pub fn remove_condemned(&self) -> Result<(), ImageError> {
+        let condemned = std::mem::take(&mut *self.condemned());
+        let mut outcome = Ok(());
+        for path in condemned {
+            if let Err(error) = remove(&path) {
+                self.condemned().push(path);
+                outcome = outcome.and(Err(error));
+            }
+        }
+        outcome
+    }
+
+    fn condemned(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        // No change of it can panic half-way.
+        self.condemned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is taken of the file system.
@@ -267,11 +294,31 @@ mod tests {
         let (_directory, content) = store();
         let (dead, alive) = (layer(&content, b"dead"), layer(&content, b"alive"));
         let open = File::open(content.layer_path(&dead)).unwrap();
-        let condemned = content.condemn(|digest| *digest == alive).unwrap();
-        assert_eq!((condemned.len(), content.layer_size(&dead).unwrap()), (1, None));
-        condemned.iter().for_each(|path| remove(path).unwrap());
+        content.condemn(|digest| *digest == alive).unwrap();
+        assert_eq!((content.condemned().len(), content.layer_size(&dead).unwrap()), (1, None));
+        content.remove_condemned().unwrap();
         assert_eq!(open.metadata().unwrap().len(), 4);
         assert_eq!(content.layer_size(&alive).unwrap(), Some(5));
+        assert_eq!(files(&content.root().join("incoming")).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn file_that_cannot_be_removed_keeps_no_other_and_is_tried_again() {
+        let (_directory, content) = store();
+        for name in ["first", "second", "third"] {
+            layer(&content, name.as_bytes());
+        }
+        content.condemn(|_| false).unwrap();
+        // A directory cannot be removed as a file.
+        let stuck = content.condemned()[0].clone();
+        fs::remove_file(&stuck).unwrap();
+        fs::create_dir(&stuck).unwrap();
+        assert!(content.remove_condemned().is_err());
+        assert_eq!(files(&content.root().join("incoming")).unwrap(), [stuck.clone()]);
+        fs::remove_dir(&stuck).unwrap();
+        fs::write(&stuck, "").unwrap();
+        content.remove_condemned().unwrap();
+        assert!(!stuck.exists());
     }
 
     #[test]

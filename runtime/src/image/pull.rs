@@ -4,7 +4,6 @@
 
 use super::auth::SentCredentials;
 use super::configuration::ImageConfiguration;
-use super::content::remove;
 use super::describe::{Described, describe};
 use super::digest::Digest;
 use super::error::ImageError;
@@ -165,9 +164,10 @@ impl Images {
         let condemned = {
             let state = self.state();
             let live: BTreeSet<_> = state.live().collect();
-            self.0.content.condemn(|digest| live.contains(digest))?
+            self.0.content.condemn(|digest| live.contains(digest))
         };
-        condemned.iter().try_for_each(|path| remove(path))
+        // What is out of sight goes, whatever could not be taken away.
+        self.0.content.remove_condemned().and(condemned)
     }
 }
 

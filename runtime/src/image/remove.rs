@@ -20,16 +20,20 @@ impl Images {
     }
 
     async fn remove_steps(&self, query: &Query) -> Result<(), ImageError> {
-        {
-            let _writing = self.0.writing.lock().await;
-            let Some(id) = self.find_id(query)? else { return Ok(()) };
-            self.0.documents.remove(&id.hex())?;
-            let mut state = self.state();
-            state.records.remove(&id);
-            state.configurations.remove(&id);
-            tracing::info!(image = %id, "removed");
-        }
+        self.forget(query).await?;
+        // Also where the image is gone: an earlier call may have failed here.
         self.collect_in_background().await
+    }
+
+    async fn forget(&self, query: &Query) -> Result<(), ImageError> {
+        let _writing = self.0.writing.lock().await;
+        let Some(id) = self.find_id(query)? else { return Ok(()) };
+        self.0.documents.remove(&id.hex())?;
+        let mut state = self.state();
+        state.records.remove(&id);
+        state.configurations.remove(&id);
+        tracing::info!(image = %id, "removed");
+        Ok(())
     }
 
     fn find_id(&self, query: &Query) -> Result<Option<Digest>, ImageError> {
