@@ -1,11 +1,16 @@
 //! Cases about the pod network.
 
+#[path = "network/backends.rs"]
+mod backends;
 #[path = "network/routes.rs"]
 mod routes;
 
 use anyhow::{Context, Result, ensure};
+use backends::{
+    host_ports_and_masquerading_are_in_nftables, pods_of_an_iptables_network_have_their_host_ports,
+};
 use isopod_tests::cases;
-use isopod_tests::cri::{Cri, container_config, pod_config, wait_for};
+use isopod_tests::cri::{Cri, Pod, container_config, pod_config, wait_for};
 use isopod_tests::held;
 use isopod_tests::node::{Isopod, Settings};
 use k8s_cri::v1;
@@ -28,6 +33,8 @@ fn main() -> ExitCode {
             pod_that_starts_does_not_wake_the_others,
             large_transfer_arrives_whole,
             host_port_leads_to_the_pod,
+            host_ports_and_masquerading_are_in_nftables,
+            pods_of_an_iptables_network_have_their_host_ports,
             names_come_from_the_pods_dns_config,
             pods_of_a_ptp_network_reach_each_other_with_the_namespaces_routes,
             routes_and_rules_of_every_form_are_the_guests_too,
@@ -127,19 +134,30 @@ fn large_transfer_arrives_whole() -> Result<()> {
     cri.clean()
 }
 
-fn host_port_leads_to_the_pod() -> Result<()> {
-    let cri = cri()?;
-    let mut config = pod_config("port");
-    config.port_mappings =
-        vec![v1::PortMapping { host_port: 12080, container_port: 80, ..Default::default() }];
+/// A pod that serves a page at its port 80 and at this port of the node.
+fn run_web(cri: &Cri, name: &str, host_port: i32) -> Result<Pod> {
+    let mut config = pod_config(name);
+    config.port_mappings = vec![v1::PortMapping { host_port, container_port: 80, ..Default::default() }];
     let pod = cri.run_pod_with(config)?;
     cri.run_container(&pod, container_config("web", "web", &[]))?;
-    let gateway = "wget -q -T 5 -O - http://10.88.0.1:12080/";
+    Ok(pod)
+}
+
+/// Waits until the node has the page of a pod by one of its own addresses.
+fn wait_for_page(at: &str) -> Result<()> {
+    let fetch = format!("wget -q -T 5 -O - http://{at}/");
     let page = wait_for("the page by the host's port", || {
-        let ran = Command::new("sh").args(["-c", gateway]).output()?;
+        let ran = Command::new("sh").args(["-c", &fetch]).output()?;
         Ok(ran.status.success().then(|| String::from_utf8_lossy(&ran.stdout).into_owned()))
     })?;
     ensure!(page.contains("Hello from a pod"), "{page}");
+    Ok(())
+}
+
+fn host_port_leads_to_the_pod() -> Result<()> {
+    let cri = cri()?;
+    run_web(&cri, "port", 12080)?;
+    wait_for_page("10.88.0.1:12080")?;
     cri.clean()
 }
 

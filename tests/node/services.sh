@@ -26,15 +26,25 @@ install_isopod() {
   cp /node/crictl.yaml /etc/crictl.yaml
 }
 
-# What the bridge plugin runs ten times per pod, into the node's memory. Each opening of one of the machine's files asks its file
-# server and waits: milliseconds that no node with a disk of its own has, and under counted time a jump to the next timer
+# What the bridge plugin runs several times per pod (nft at its start, iptables too at its end), into the node's memory. Each
+# opening of one of the machine's files asks its file server and waits: milliseconds that no node with a disk of its own has, and
+# under counted time a jump to the next timer
 bring_near() {
   local file
-  for file in /usr/sbin/iptables $(ldd /usr/sbin/iptables | sed -n 's|.*[[:space:]]\(/[^ ]*\) (.*|\1|p') /etc/ld.so.cache \
+  for file in /usr/sbin/nft /usr/sbin/iptables $(libraries /usr/sbin/nft /usr/sbin/iptables) /etc/ld.so.cache \
+    /etc/iproute2/group /etc/iproute2/rt_realms \
     /usr/lib/x86_64-linux-gnu/xtables/libxt_comment.so /usr/lib/x86_64-linux-gnu/xtables/lib*_MASQUERADE.so; do
+    [ -e "$file" ] || continue
     cp -L "$file" "$file.near"
     mv "$file.near" "$file"
   done
+  # nft looks for these as well, which most machines do not have
+  touch /etc/connlabel.conf /etc/iproute2/rt_marks
+}
+
+# libraries PROGRAM...: the files that they load, each once
+libraries() {
+  ldd "$@" | sed -n 's|.*[[:space:]]\(/[^ ]*\) (.*|\1|p' | sort -u
 }
 
 start_daemon() {

@@ -43,7 +43,7 @@ use terminal::Terminal;
 
 /// What a pod's network needs, loaded before the daemon starts, so that no figure holds the loading of a module. Without the daemon they
 /// come when something asks for them.
-const NETWORK_MODULES: [&str; 18] = [
+const NETWORK_MODULES: [&str; 20] = [
     "veth",
     "bridge",
     "br_netfilter",
@@ -52,9 +52,12 @@ const NETWORK_MODULES: [&str; 18] = [
     "cls_matchall",
     "sch_ingress",
     "nf_tables",
-    "nft_compat",
     "nft_chain_nat",
     "nft_masq",
+    "nft_nat",
+    "nft_fib_ipv4",
+    // what follows is for iptables, which the plugins ask for a pod's rules at its end, whoever made them
+    "nft_compat",
     "xt_MASQUERADE",
     "xt_comment",
     "xt_conntrack",
