@@ -37,7 +37,7 @@ multi_image() {
 programs() {
   local name
   mkdir programs
-  for name in clocks effective-uid kernel-features pause read-file; do
+  for name in clocks effective-uid kernel-features net-peer pause read-file; do
     gcc -static -Os -s -o "programs/$name" "$here/$name.c"
   done
   # its text moves, which it tells of
@@ -48,13 +48,14 @@ programs() {
 }
 
 trees() {
-  mkdir busybox features changes web user large probe pause kernel
+  mkdir busybox features changes web user large net probe pause kernel
   busybox_tree busybox "$busybox"
   features_tree features programs
   changes_tree changes
   web_tree web
   user_tree user
   large_tree large programs
+  net_tree net programs
   probe_tree probe programs
   kernel_tree kernel programs
   local number
@@ -81,6 +82,7 @@ build() {
   image zstd "$shell" zstd busybox web
   image uncompressed "$shell" tar busybox web
   image large "$shell" gzip busybox large
+  image net "$shell" gzip busybox net
   image probe "$shell" gzip busybox probe
   image kernel "$shell" gzip busybox kernel
   image many "$shell" gzip busybox many-{1..45}
@@ -89,4 +91,4 @@ build() {
 }
 
 busybox=$("$here/../tools/busybox.sh")/busybox
-cached images "$(key_of "$busybox" "$here"/{build,oci-layout,trees}.sh "${MACHINE_PROGRAMS[@]}" "$here"/{clocks,effective-uid,kernel-features,pause,random-state,read-file,thirty-two-bit}.c)" build
+cached images "$(key_of "$busybox" "$here"/{build,oci-layout,trees}.sh "${MACHINE_PROGRAMS[@]}" "$here"/{clocks,effective-uid,kernel-features,net-peer,pause,random-state,read-file,thirty-two-bit}.c)" build

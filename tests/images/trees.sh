@@ -86,6 +86,13 @@ large_tree() {
   head -c 64M /dev/zero | openssl enc -aes-128-ctr -K 00000000000000000000000000000000 -iv 00000000000000000000000000000000 >"$root/data/large"
 }
 
+# The pod's end of connections that are measured.
+net_tree() {
+  local root=$1 programs=$2
+  install -d -m 755 "$root"/{usr,usr/bin}
+  install -m 755 "$programs/net-peer" "$root/usr/bin/net-peer"
+}
+
 # Programs that tell what two guests must not have in common, and what they must.
 probe_tree() {
   local root=$1 programs=$2

@@ -39,9 +39,9 @@ pub fn of(metric: &str, clock: Clock) -> Option<Goal> {
         // milliseconds of another machine's clock say nothing, counted ones do
         ("vm_clone_to_agent", Clock::Icount) => &[RatioAtMost(0.05), OursAtMost(10.0)],
         ("vm_clone_to_agent", Clock::Wall) => &[RatioAtMost(0.05)],
-        ("pod_start", Clock::Icount) => &[RatioAtMost(0.35)],
+        ("pod_start" | "pod_start_without_cni", Clock::Icount) => &[RatioAtMost(0.35)],
         // under emulation a guest's code is translated anew each time
-        ("pod_start", Clock::Wall) => &[RatioAtMost(0.5)],
+        ("pod_start" | "pod_start_without_cni", Clock::Wall) => &[RatioAtMost(0.5)],
         ("exec", _) => &[RatioAtMost(0.3)],
         ("pod_stop", _) => &[RatioAtMost(0.7)],
         ("pod_start_50", _) => &[RatioAtMost(0.5)],
@@ -54,6 +54,8 @@ pub fn of(metric: &str, clock: Clock) -> Option<Goal> {
         ("pull_layers_per_second", _) => &[RatioAtLeast(0.8)],
         ("pull_peak_memory", _) => &[RatioAtMost(1.0)],
         ("layer_read", _) => &[RatioAtLeast(0.5)],
+        ("net_throughput", _) => &[RatioAtLeast(0.5)],
+        ("net_latency", _) => &[RatioAtMost(3.0)],
         _ => return None,
     }))
 }

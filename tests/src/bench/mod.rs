@@ -19,6 +19,8 @@ pub mod layers;
 pub mod many;
 pub mod memory;
 pub mod memory_return;
+pub mod network;
+pub mod plugins;
 pub mod pods;
 pub mod processes;
 pub mod pull;
@@ -43,12 +45,14 @@ pub enum Part {
     Boot,
     /// `vm_clone_to_agent`.
     Clones,
-    /// `pod_start`, `exec`, `pod_stop`.
+    /// `pod_start`, `pod_start_without_cni`, `exec`, `pod_stop`.
     Pods,
     /// `layer_read`: by the wall's clock only. Counted instructions say nothing of copied memory.
     Layers,
     /// `memory_return`: by the wall's clock only, as bytes have none.
     Return,
+    /// `net_throughput`, `net_latency`.
+    Net,
     /// `pull_largest`, `pull_layers_per_second`, `pull_peak_memory`.
     Pull,
     /// `pod_start_50`; by the wall's clock also `idle_pod_memory`, `daemon_memory`, `idle_cpu`.
@@ -59,12 +63,13 @@ pub enum Part {
 
 impl Part {
     /// In the order in which they are run; the last leaves its pods to the node's end.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Boot,
         Self::Clones,
         Self::Pods,
         Self::Layers,
         Self::Return,
+        Self::Net,
         Self::Pull,
         Self::Crowd,
         Self::Many,
@@ -73,7 +78,7 @@ impl Part {
     /// Whether this clock can measure it.
     fn is_for(self, clock: Clock) -> bool {
         clock == Clock::Wall
-            || matches!(self, Self::Boot | Self::Clones | Self::Pods | Self::Pull | Self::Crowd)
+            || matches!(self, Self::Boot | Self::Clones | Self::Pods | Self::Net | Self::Pull | Self::Crowd)
     }
 
     /// Its rows without figures.
@@ -81,11 +86,12 @@ impl Part {
         let (peer, metrics): (_, &[(&str, &str)]) = match (self, clock) {
             (Self::Boot, _) => (qemu_guest::NAME, &[("vm_boot_to_agent", "ms")]),
             (Self::Clones, _) => (clones::PEER, &[("vm_clone_to_agent", "ms")]),
-            (Self::Pods, _) => (containerd::NAME, &[("pod_start", "ms"), ("exec", "ms"), ("pod_stop", "ms")]),
+            (Self::Pods, _) => (containerd::NAME, &pods::METRICS),
             (Self::Layers, _) => {
                 (containerd::NAME, &[("layer_read", layers::SEQUENTIAL), ("layer_read", layers::RANDOM)])
             }
             (Self::Return, _) => (containerd::NAME, &[memory_return::METRIC]),
+            (Self::Net, _) => (containerd::NAME, &network::METRICS),
             (Self::Pull, _) => (containerd::WITH_EROFS, &pull::METRICS),
             (Self::Crowd, Clock::Icount) => (containerd::NAME, &crowd::STARTED),
             (Self::Crowd, Clock::Wall) => (containerd::NAME, &crowd::STARTED_AND_IDLE),
@@ -111,12 +117,16 @@ pub struct Counts {
     pub boots: usize,
     /// Pods started and stopped.
     pub pods: usize,
+    /// Pods started once more, to take the time of their network's plugins.
+    pub metered: usize,
     /// Commands run.
     pub execs: usize,
     /// Pods that read a layer, for each way of reading.
     pub reads: usize,
     /// Pods that take memory and give it back.
     pub returns: usize,
+    /// Pods that a stream goes to and comes from.
+    pub streams: usize,
     /// Pulls of each image.
     pub pulls: usize,
     /// Pods that are asked for at once, and then are idle.
@@ -132,19 +142,33 @@ impl Counts {
     pub const WALL: Self = Self {
         boots: 10,
         pods: 20,
+        metered: 10,
         execs: 50,
         reads: 3,
         returns: 2,
+        streams: 5,
         pulls: 3,
         crowd: 50,
         many: 200,
         beside: 7,
     };
     /// The same by counted instructions, which repeat to a percent and take several times as long to run.
-    pub const ICOUNT: Self = Self { boots: 3, pods: 7, execs: 20, pulls: 1, ..Self::WALL };
+    pub const ICOUNT: Self =
+        Self { boots: 3, pods: 7, metered: 5, execs: 20, streams: 2, pulls: 1, ..Self::WALL };
     /// Enough to see that everything works.
-    pub const QUICK: Self =
-        Self { boots: 2, pods: 3, execs: 5, reads: 1, returns: 1, pulls: 1, crowd: 3, many: 5, beside: 2 };
+    pub const QUICK: Self = Self {
+        boots: 2,
+        pods: 3,
+        metered: 2,
+        execs: 5,
+        reads: 1,
+        returns: 1,
+        streams: 1,
+        pulls: 1,
+        crowd: 3,
+        many: 5,
+        beside: 2,
+    };
 }
 
 /// In the node: measures, and writes `rows.json` and `phases.txt` into `out`.
@@ -178,6 +202,7 @@ pub fn measure(clock: Clock, parts: &[Part], counts: &Counts, out: &Path) -> Res
             }
             Part::Layers => layers::measure(&mut sides, counts),
             Part::Return => memory_return::measure(&mut sides, counts),
+            Part::Net => network::measure(&mut sides, counts, clock),
             Part::Pull => pull::measure(&isopod, counts, clock).unwrap_or_else(|error| {
                 eprintln!("error: pulls: {error:#}");
                 Vec::new()
@@ -214,14 +239,14 @@ mod tests {
         let rows = Part::Boot.blank(Clock::Icount);
         let missing = missing(&rows, &[Part::Boot, Part::Pods, Part::Crowd, Part::Many], Clock::Icount);
         let names: Vec<&str> = missing.iter().map(|row| row.name.as_str()).collect();
-        assert_eq!(names, ["pod_start", "exec", "pod_stop", "pod_start_50"]);
+        assert_eq!(names, ["pod_start", "pod_start_without_cni", "exec", "pod_stop", "pod_start_50"]);
         assert!(missing.iter().all(|row| row.ours.is_none() && row.peer.is_none() && row.n == 0));
     }
 
     #[test]
     fn every_metric_has_a_goal() {
         let rows = missing(&[], &Part::ALL, Clock::Wall);
-        assert_eq!(rows.len(), 16);
+        assert_eq!(rows.len(), 20);
         assert!(rows.iter().all(|row| goals::of(&row.name, row.clock).is_some()));
     }
 }

@@ -1,8 +1,9 @@
-//! A pod's life by its CRI: `pod_start`, `exec`, `pod_stop`.
+//! A pod's life by its CRI: `pod_start`, `pod_start_without_cni`, `exec`, `pod_stop`.
 //!
 //! The sides take turns, so that whatever else the machine does meets both. A side that fails is out of the race, with its
 //! reason; the other runs on.
 
+use super::plugins::Meter;
 use super::report::{Clock, Row};
 use super::side::{Side, settle};
 use super::statistics::Samples;
@@ -12,6 +13,10 @@ use anyhow::{Result, ensure};
 use k8s_cri::v1::PodSandboxConfig;
 use std::fs;
 
+/// The metrics and their units.
+pub const METRICS: [(&str, &str); 4] =
+    [("pod_start", "ms"), ("pod_start_without_cni", "ms"), ("exec", "ms"), ("pod_stop", "ms")];
+
 /// Pods of each side before any figure counts.
 const WARM_UP: usize = 2;
 
@@ -19,6 +24,7 @@ const WARM_UP: usize = 2;
 #[derive(Default)]
 struct Times {
     start: Samples,
+    without_cni: Samples,
     exec: Samples,
     stop: Samples,
 }
@@ -33,22 +39,43 @@ pub fn measure(sides: &mut [Side<'_>; 2], counts: &Counts, clock: Clock) -> Vec<
             side.run("a pod's life", |side| live(side, &format!("round-{round}"), times));
         }
     }
+    if let Err(error) = without_cni(sides, counts.metered, &mut times) {
+        eprintln!("error: meters of CNI plugins: {error:#}");
+    }
     for (side, times) in sides.iter_mut().zip(&mut times) {
         side.run("exec", |side| exec(side, counts.execs, times));
-        println!("  {}: start {}; exec {}; stop {} ms", side.name, times.start, times.exec, times.stop);
+        println!(
+            "  {}: start {}, without CNI {}; exec {}; stop {} ms",
+            side.name, times.start, times.without_cni, times.exec, times.stop
+        );
     }
-    let [ours, peer] = times;
-    [
-        ("pod_start", ours.start, peer.start),
-        ("exec", ours.exec, peer.exec),
-        ("pod_stop", ours.stop, peer.stop),
-    ]
-    .into_iter()
-    .map(|(name, ours, peer)| {
+    let [ours, peer] = times.map(|times| [times.start, times.without_cni, times.exec, times.stop]);
+    let rows = METRICS.into_iter().zip(ours.iter().zip(&peer)).map(|(metric, (ours, peer))| {
         let n = ours.count().max(peer.count());
-        Row::new((name, "ms"), (ours.median(), peer.median()), containerd::NAME, n, clock)
-    })
-    .collect()
+        Row::new(metric, (ours.median(), peer.median()), containerd::NAME, n, clock)
+    });
+    rows.collect()
+}
+
+/// Starts once more, with meters in the plugins' places, which the other figures must not hold.
+fn without_cni(sides: &mut [Side<'_>; 2], count: usize, times: &mut [Times; 2]) -> Result<()> {
+    let meter = Meter::install()?;
+    for round in 0..WARM_UP + count {
+        for (side, times) in sides.iter_mut().zip(&mut *times) {
+            let took = side.run("a start with metered plugins", |side| {
+                meter.reset()?;
+                let (took, (pod, _)) = timed(|| start(side, &format!("metered-{round}")))?;
+                let plugins = meter.milliseconds()?;
+                side.cri.remove_pod(&pod.id)?;
+                settle();
+                Ok(took - plugins)
+            });
+            if let Some(took) = took.filter(|_| round >= WARM_UP) {
+                times.without_cni.push(took);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A pod with a container that sleeps, started and stopped as kubelet would if it were in a hurry.

@@ -22,7 +22,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "wall,icount")]
     clock: Vec<Clock>,
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_value = "boot,clones,pods,layers,return,pull,crowd,many")]
+    #[arg(long, value_delimiter = ',', default_value = "boot,clones,pods,layers,return,net,pull,crowd,many")]
     only: Vec<Part>,
     /// Few samples: to see that it works, not for figures.
     #[arg(long)]
