@@ -349,11 +349,7 @@ pub fn wait_for<T>(what: &str, look: impl FnMut() -> Result<Option<T>>) -> Resul
 }
 
 /// Looks again and again, ten times a second and for about as long as `limit`, until `look` finds something.
-pub fn wait_within<T>(
-    limit: Duration,
-    what: &str,
-    mut look: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn wait_within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     for _ in 0..limit.as_secs() * 10 {
         if let Some(found) = look()? {
             return Ok(found);

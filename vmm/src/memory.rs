@@ -251,8 +251,7 @@ pub fn is_full(file: &File, block: Range) -> Result<bool, MemoryError> {
 pub fn collapse(memory: &GuestMemory, block: Range) -> io::Result<()> {
     /// EAGAIN says that a page was in use just then, as on a node with much to do (madvise(2)).
     const TRIES: u32 = 4;
-    let outside =
-        |e: vm_memory::GuestMemoryError| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
+    let outside = |e: vm_memory::GuestMemoryError| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
     let pages = memory.get_slice(GuestAddress(block.start), block.len as usize).map_err(outside)?;
     let address = pages.ptr_guard_mut().as_ptr();
     let mut tries = 1;

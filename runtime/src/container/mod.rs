@@ -305,7 +305,11 @@ impl Container {
         for task in tasks {
             if !task.finish(limit).await {
                 let seconds = limit.as_secs();
-                tracing::warn!(container = self.id, seconds, "output did not end in time: its rest is not in the log");
+                tracing::warn!(
+                    container = self.id,
+                    seconds,
+                    "output did not end in time: its rest is not in the log"
+                );
             }
         }
     }

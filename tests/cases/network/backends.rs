@@ -33,7 +33,9 @@ pub fn host_ports_and_masquerading_are_in_nftables() -> Result<()> {
     let pod = run_web(&cri, "nft", 12081)?;
     wait_for_page("10.88.0.1:12081")?;
     let (rules, legacy) = (nftables()?, iptables()?);
-    for words in ["table inet cni_plugins_masquerade", "table ip cni_hostport", "tcp dport 12081 dnat to", &pod.id] {
+    for words in
+        ["table inet cni_plugins_masquerade", "table ip cni_hostport", "tcp dport 12081 dnat to", &pod.id]
+    {
         ensure!(rules.contains(words), "no {words:?} in {rules}");
     }
     ensure!(!legacy.contains(&pod.id), "iptables has rules of the pod: {legacy}");

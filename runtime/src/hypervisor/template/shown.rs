@@ -77,12 +77,7 @@ impl Shown {
             Rehearsal::Failed { reason: why } => reason = Some(why.clone()),
             Rehearsal::Done(set) => pages = Some(set.iter().map(|range| range.1).sum()),
         }
-        Self {
-            rehearsal: Some(rehearsal.name()),
-            rehearsal_reason: reason,
-            working_set_pages: pages,
-            ..self
-        }
+        Self { rehearsal: Some(rehearsal.name()), rehearsal_reason: reason, working_set_pages: pages, ..self }
     }
 }
 

@@ -300,7 +300,8 @@ async fn rehearsal_that_fails_is_told_and_tried_again_with_a_larger_share_of_pro
     let shown = &templates.list()[0];
     assert_eq!((shown.rehearsal, shown.working_set_pages), (Some("done"), Some(3)));
     assert_eq!(shown.rehearsal_reason, None);
-    until(|| document(directory.path(), &template)["working_set"] == serde_json::json!([[1, 2], [7, 1]])).await;
+    until(|| document(directory.path(), &template)["working_set"] == serde_json::json!([[1, 2], [7, 1]]))
+        .await;
     maker.end().await;
 }
 
