@@ -216,7 +216,7 @@ fn record(name: &str) -> Result<serde_json::Value> {
 fn recorded_pages(cri: &Cri) -> Result<u64> {
     let record = record(&templates::wait_for_one(cri)?)?;
     let set: Vec<(u64, u64)> = serde_json::from_value(record["working_set"].clone())?;
-    let pages = set.iter().map(|(_, count)| count).sum();
+    let pages: u64 = set.iter().map(|(_, count)| count).sum();
     // An agent that answers writes a hundred, a first container several times as many.
     ensure!((400..2000).contains(&pages), "{pages} pages");
     Ok(pages)

@@ -99,8 +99,8 @@ impl Templates {
                 "template is taken back"
             );
             let replaced = self.table().adopt(Arc::clone(&template), Instant::now());
-            self.watch(Arc::clone(&template));
-            self.rehearse(template);
+            self.rehearse(&template);
+            self.watch(template);
             self.discard(replaced);
         }
         Ok(())
@@ -151,8 +151,8 @@ impl Templates {
         match ready {
             // Only now: an end that is seen before the template is in the table would be lost.
             Some(template) => {
-                self.watch(Arc::clone(&template));
-                self.rehearse(template);
+                self.rehearse(&template);
+                self.watch(template);
             }
             None => self.ask_later(key),
         }

@@ -98,17 +98,19 @@ fn weight(failures: u32) -> u32 {
 
 impl Templates {
     /// Has a template rehearsed in the background, unless its working set is known.
-    pub(super) fn rehearse(self: &Arc<Self>, template: Arc<Template>) {
+    pub(super) fn rehearse(self: &Arc<Self>, template: &Arc<Template>) {
         if matches!(template.rehearsal(), Rehearsal::Done(_)) {
             return;
         }
-        let templates = Arc::clone(self);
+        // One that goes during a pause is not kept by that: its memory is the template's.
+        let (templates, template) = (Arc::clone(self), Arc::downgrade(template));
         tokio::spawn(async move {
             for failures in 0.. {
                 if failures > 0 {
                     sleep(templates.pauses.after(failures)).await;
                     templates.starts.quiet(templates.pauses.quiet, templates.pauses.longest_quiet).await;
                 }
+                let Some(template) = template.upgrade() else { return };
                 if !templates.rehearse_once(&template, failures).await {
                     return;
                 }

@@ -132,20 +132,29 @@ impl Make for Shared {
 
 fn templates(directory: &Path, fails: bool) -> (Arc<Templates>, Arc<Maker>) {
     let maker = Maker { fails: AtomicBool::new(fails), ..Maker::default() };
-    templates_of(directory, maker, Table::default())
+    templates_of(directory, maker, Table::default(), SHORT)
 }
 
-fn templates_of(directory: &Path, maker: Maker, table: Table) -> (Arc<Templates>, Arc<Maker>) {
+fn templates_of(
+    directory: &Path,
+    maker: Maker,
+    table: Table,
+    pauses: Pauses,
+) -> (Arc<Templates>, Arc<Maker>) {
     let maker = Arc::new(maker);
     let places = Arc::new(Places::open(directory, None).unwrap());
     let shared = Shared(Arc::clone(&maker), Arc::clone(&places));
-    (Templates::new(Box::new(shared), places, table, SHORT), maker)
+    (Templates::new(Box::new(shared), places, table, pauses), maker)
 }
 
 /// One whose first rehearsals fail so.
-fn templates_that_rehearse(directory: &Path, failures: Vec<RehearsalError>) -> (Arc<Templates>, Arc<Maker>) {
+fn rehearsing(
+    directory: &Path,
+    failures: Vec<RehearsalError>,
+    pauses: Pauses,
+) -> (Arc<Templates>, Arc<Maker>) {
     let maker = Maker { rehearsals_fail: Mutex::new(failures.into()), ..Maker::default() };
-    templates_of(directory, maker, Table::default())
+    templates_of(directory, maker, Table::default(), pauses)
 }
 
 /// Waits for the template of that size and its working set.
@@ -279,7 +288,7 @@ async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
 async fn rehearsal_that_fails_is_told_and_tried_again_with_a_larger_share_of_processors() {
     let directory = tempfile::tempdir().unwrap();
     let failures = vec![too_slow(), RehearsalError::Empty("t".into()), too_slow()];
-    let (templates, maker) = templates_that_rehearse(directory.path(), failures);
+    let (templates, maker) = rehearsing(directory.path(), failures, SHORT);
     // The second attempt waits for this pod.
     let starting = templates.pod_starts();
     templates.ask(&key(1));
@@ -309,7 +318,7 @@ async fn rehearsal_that_fails_is_told_and_tried_again_with_a_larger_share_of_pro
 async fn template_without_a_working_set_is_rehearsed_by_the_next_daemon() {
     let directory = tempfile::tempdir().unwrap();
     let outdated = RehearsalError::Outdated("t".into());
-    let (earlier, maker) = templates_that_rehearse(directory.path(), vec![outdated]);
+    let (earlier, maker) = rehearsing(directory.path(), vec![outdated], SHORT);
     earlier.ask(&key(1));
     until(|| earlier.list().first().is_some_and(|one| one.rehearsal == Some("failed"))).await;
     sleep(SHORT.first * 5).await;
@@ -335,10 +344,24 @@ async fn template_without_a_working_set_is_rehearsed_by_the_next_daemon() {
 }
 
 #[tokio::test]
+async fn template_that_goes_between_two_rehearsals_is_let_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let minute = Duration::from_secs(60);
+    let pauses = Pauses { first: minute, longest: minute, ..SHORT };
+    let (templates, maker) = rehearsing(directory.path(), vec![too_slow()], pauses);
+    templates.ask(&key(1));
+    until(|| templates.list().first().is_some_and(|one| one.rehearsal == Some("failed"))).await;
+    let template = Arc::downgrade(&templates.ready(&key(1)).unwrap());
+    maker.end().await;
+    until(|| template.upgrade().is_none()).await;
+}
+
+#[tokio::test]
 async fn template_that_cannot_be_made_is_tried_again_after_the_pause_though_nobody_asks() {
     let directory = tempfile::tempdir().unwrap();
     let maker = Maker { fails: AtomicBool::new(true), ..Maker::default() };
-    let (templates, maker) = templates_of(directory.path(), maker, Table::new(Duration::from_millis(20)));
+    let table = Table::new(Duration::from_millis(20));
+    let (templates, maker) = templates_of(directory.path(), maker, table, SHORT);
     templates.ask(&key(1));
     until(|| maker.made.load(Ordering::Relaxed) >= 2).await;
     maker.fails.store(false, Ordering::Relaxed);
