@@ -6,12 +6,14 @@
 
 use super::stdio::{self, Address, Sink, StdioError};
 use super::{Container, ContainerError, Containers};
+use crate::agent_client::AgentError;
 use crate::id::new_id;
 use crate::sandbox::{Machine, Sandbox};
 use isopod_protocols::agent::{
     RemoveExecRequest, SignalProcessRequest, StartExecRequest, Stream, WaitProcessRequest,
 };
 use isopod_protocols::vsock::STDIO_PORT;
+use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +28,11 @@ const DRAIN: Duration = Duration::from_secs(8);
 
 /// Limit of an exec without one: longer than any pod lives, short enough to add to a clock.
 const UNLIMITED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Pauses before an exec that its agent did not end in time is ended once more: a guest may have too much to
+/// do to answer.
+const PAUSES: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(25), Duration::from_secs(60)];
 
 /// What an exec came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,7 +109,17 @@ impl Drop for Exec {
         if !self.ended {
             let (machine, container, process) =
                 (self.machine.clone(), self.container_id.clone(), self.process_id.clone());
-            tokio::spawn(async move { end(&machine, &container, &process).await });
+            tokio::spawn(async move {
+                let attempt = || end(&machine, &container, &process);
+                let ended = tokio::select! {
+                    // Its processes end with their guest.
+                    () = machine.vm.ended() => return,
+                    ended = until_ended(&PAUSES, attempt) => ended,
+                };
+                if let Err(error) = ended {
+                    tracing::error!(container, %error, "exec is not ended: it lives until its container ends");
+                }
+            });
         }
     }
 }
@@ -179,19 +196,37 @@ impl Exec {
         }
     }
 
-    /// Lets the agent forget it; the agent kills the process if it still runs.
+    /// Lets the agent forget it; the agent kills the process if it still runs. What fails here is tried again
+    /// when this is dropped.
     async fn end(&mut self) {
-        self.ended = true;
-        end(&self.machine, &self.container_id, &self.process_id).await;
+        match end(&self.machine, &self.container_id, &self.process_id).await {
+            // It is not there, or its container is not.
+            Ok(()) | Err(AgentError::Refused { .. }) => self.ended = true,
+            Err(error) => tracing::debug!(container = self.container_id, %error, "exec is not ended yet"),
+        }
     }
 }
 
-async fn end(machine: &Machine, container_id: &str, process_id: &str) {
+async fn end(machine: &Machine, container_id: &str, process_id: &str) -> Result<(), AgentError> {
     let request =
         RemoveExecRequest { container_id: container_id.to_owned(), process_id: process_id.to_owned() };
-    if let Err(error) = machine.agent.remove_exec(request).await {
-        tracing::debug!(container = container_id, %error, "exec not forgotten by the agent");
+    machine.agent.remove_exec(request).await
+}
+
+/// Tries again while the agent does not answer; what it refuses it will refuse the next time.
+async fn until_ended<F: Future<Output = Result<(), AgentError>>>(
+    pauses: &[Duration],
+    attempt: impl Fn() -> F,
+) -> Result<(), AgentError> {
+    for pause in pauses {
+        match attempt().await {
+            Err(AgentError::Timeout { .. } | AgentError::Unreachable { .. }) => {
+                tokio::time::sleep(*pause).await;
+            }
+            done => return done,
+        }
     }
+    attempt().await
 }
 
 /// Keeps the first bytes of a stream and drops the rest.
@@ -213,6 +248,41 @@ impl Sink for Collected {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How often an exec is ended whose agent answers so, each time one of these, and what comes of it.
+    async fn attempts(answers: &[fn() -> Result<(), AgentError>]) -> (usize, Result<(), AgentError>) {
+        let asked = std::cell::Cell::new(0);
+        let attempt = || {
+            let answer = answers[asked.get().min(answers.len() - 1)]();
+            asked.set(asked.get() + 1);
+            async move { answer }
+        };
+        let ended = until_ended(&[Duration::ZERO; 4], attempt).await;
+        (asked.get(), ended)
+    }
+
+    #[tokio::test]
+    async fn exec_is_ended_though_its_agent_is_late_and_not_again_when_it_refuses() {
+        fn late() -> Result<(), AgentError> {
+            Err(AgentError::Timeout { id: String::new(), method: "RemoveExec", seconds: 60 })
+        }
+        fn away() -> Result<(), AgentError> {
+            Err(AgentError::Unreachable { id: String::new(), method: "RemoveExec", message: String::new() })
+        }
+        fn refused() -> Result<(), AgentError> {
+            let (id, message, code) = (String::new(), String::new(), tonic::Code::NotFound);
+            Err(AgentError::Refused { id, method: "RemoveExec", code, message })
+        }
+        fn done() -> Result<(), AgentError> {
+            Ok(())
+        }
+        let (asked, ended) = attempts(&[late, away, done]).await;
+        assert!(asked == 3 && ended.is_ok(), "{asked} {ended:?}");
+        let (asked, ended) = attempts(&[refused]).await;
+        assert!(asked == 1 && ended.is_err(), "{asked} {ended:?}");
+        let (asked, ended) = attempts(&[late]).await;
+        assert!(asked == 5 && ended.is_err(), "{asked} {ended:?}");
+    }
 
     #[test]
     fn endless_output_is_acknowledged_and_cut() {
