@@ -120,6 +120,10 @@ pub struct BootConfig {
     pub max_memory_mib: u32,
     /// Ask the host for 2 MiB pages for guest memory.
     pub huge_pages: bool,
+    /// Shows the guest the processor's virtualization (VMX, SVM), so that it can run VMs of its own. Off, KVM refuses it to the
+    /// guest: what such VMs reach of the host's KVM is closed.
+    #[serde(default)]
+    pub nested_virtualization: bool,
     /// Words added to the kernel's command line after the VMM's own.
     pub kernel_args: Vec<String>,
 }

@@ -38,6 +38,7 @@ pub fn small(kernel_args: &[&str]) -> BootConfig {
         memory_mib: 128,
         max_memory_mib: 128,
         huge_pages: false,
+        nested_virtualization: false,
         kernel_args,
     }
 }

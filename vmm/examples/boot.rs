@@ -1,7 +1,7 @@
 //! Boots one virtual machine by hand, waits for its agent, and shows what it said: for playing with the VMM and for
 //! measuring it.
 //!
-//!     boot VMM KERNEL ROOT [vcpus=N] [memory=MIB] [seconds=N] [huge] [kernel arguments...]
+//!     boot VMM KERNEL ROOT [vcpus=N] [memory=MIB] [seconds=N] [huge] [nested] [kernel arguments...]
 //!
 //! Needs root and a real `/dev/kvm`.
 #![allow(unsafe_code)]
@@ -44,6 +44,7 @@ fn main() -> anyhow::Result<()> {
         memory_mib: 128,
         max_memory_mib: 128,
         huge_pages: false,
+        nested_virtualization: false,
         kernel_args: vec![],
     };
     let mut seconds = 20;
@@ -53,6 +54,7 @@ fn main() -> anyhow::Result<()> {
             Some(("memory", n)) => (config.memory_mib, config.max_memory_mib) = (n.parse()?, n.parse()?),
             Some(("seconds", n)) => seconds = n.parse()?,
             _ if word == "huge" => config.huge_pages = true,
+            _ if word == "nested" => config.nested_virtualization = true,
             _ => config.kernel_args.push(word),
         }
     }

@@ -29,7 +29,7 @@ use crate::{
     memory::{self, Backing, MemoryError},
     pluggable::{self, MemorySize},
     power::{self, Power},
-    processors::{Fresh, Processors, ProcessorsError, Surroundings},
+    processors::{Claims, Fresh, Processors, ProcessorsError, Surroundings},
     vcpu::Buses,
     virtio::{EventLoop, GuestMemory},
     vm::{self, Vm, VmError},
@@ -193,12 +193,14 @@ fn build(
     let fds = processors(&vm, config, &memory, entry)?;
     let around = Surroundings { vm: vm.clone(), buses, ending: ending.clone() };
     // A template gets no more: its clones do.
-    let most = if template.is_some() { config.vcpus } else { config.max_vcpus };
-    let processors = Processors::begin(&around, fds, most)?;
+    let places = if template.is_some() { config.vcpus } else { config.max_vcpus };
+    let nested = config.nested_virtualization;
+    let processors = Processors::begin(&around, fds, Claims { places, nested })?;
     let (memory_mib, max_memory_mib) = (config.memory_mib, config.max_memory_mib);
     let size = MemorySize::new(memory_mib, max_memory_mib, devices.mem.clone());
+    let max_vcpus = config.max_vcpus;
     let template =
-        template.map(|memory| Template { memory, memory_mib, max_memory_mib, max_vcpus: config.max_vcpus });
+        template.map(|memory| Template { memory, memory_mib, max_memory_mib, max_vcpus, nested });
     Ok(Machine { vm, generation, devices, ram: memory, memory: size, console, processors, ending, template })
 }
 
@@ -236,7 +238,8 @@ fn processors(
     memory: &GuestMemory,
     entry: u64,
 ) -> Result<Vec<VcpuFd>, BootError> {
-    let fresh = Fresh::new(vm, config.max_vcpus)?;
+    let claims = Claims { places: config.max_vcpus, nested: config.nested_virtualization };
+    let fresh = Fresh::new(vm, claims)?;
     vm::check_address_bits(fresh.supported(), memory_end(memory))?;
     registers::write_tables(memory)?;
     let fds = (0..config.vcpus).map(|id| fresh.processor(id)).collect::<Result<Vec<_>, _>>()?;

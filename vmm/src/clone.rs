@@ -25,7 +25,7 @@ use crate::{
     machine::Machine,
     memory::{self, Backing, MemoryError},
     pluggable::{self, MemorySize},
-    processors::{Processors, ProcessorsError, Surroundings},
+    processors::{Claims, Processors, ProcessorsError, Surroundings},
     saved::{self, SavedError},
     vcpu::Buses,
     virtio::EventLoop,
@@ -141,7 +141,8 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
     generation.signal();
     devices.resume();
     let around = Surroundings { vm: vm.clone(), buses, ending: ending.clone() };
-    let processors = Processors::begin(&around, fds, state.max_vcpus)?;
+    let claims = Claims { places: state.max_vcpus, nested: state.nested };
+    let processors = Processors::begin(&around, fds, claims)?;
     let size = MemorySize::new(state.memory_mib, state.max_memory_mib, devices.mem.clone());
     Ok(Machine {
         vm,
@@ -157,6 +158,10 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
 }
 
 /// All processors are there before any has its state: their clocks are set against each other's.
-fn created(vm: &Vm, states: &[VcpuState]) -> Result<Vec<kvm_ioctls::VcpuFd>, VmError> {
-    (0..).zip(states).map(|(id, _)| vm.create_vcpu(id)).collect()
+fn created(vm: &Vm, states: &[VcpuState]) -> Result<Vec<kvm_ioctls::VcpuFd>, CloneError> {
+    let create = |(id, state): (u8, &VcpuState)| {
+        let features = state.features().map_err(|source| CloneError::Vcpu { id, source })?;
+        Ok(vm.create_vcpu(id, &features)?)
+    };
+    (0..).zip(states).map(create).collect()
 }

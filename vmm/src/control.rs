@@ -433,13 +433,14 @@ mod tests {
 
         /// Packets that are nearly requests reach further into the parser than random bytes.
         #[test]
-        fn damaged_request_is_a_request_or_malformed(place in 0_usize..175, byte in any::<u8>()) {
+        fn damaged_request_is_a_request_or_malformed(place in 0_usize..210, byte in any::<u8>()) {
             let config = BootConfig {
                 vcpus: 2,
                 max_vcpus: 2,
                 memory_mib: 128,
                 max_memory_mib: 256,
                 huge_pages: true,
+                nested_virtualization: false,
                 kernel_args: vec!["a".into()],
             };
             let mut bytes = serde_json::to_vec(&Request::Boot(config)).unwrap();

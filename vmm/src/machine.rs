@@ -53,6 +53,8 @@ pub struct Template {
     pub max_memory_mib: u32,
     /// Most processors of a clone.
     pub max_vcpus: u8,
+    /// Its guests may run VMs of their own.
+    pub nested: bool,
 }
 
 /// Why a machine cannot be saved.
@@ -162,6 +164,7 @@ impl Machine {
             memory_mib: template.memory_mib,
             max_memory_mib: template.max_memory_mib,
             max_vcpus: template.max_vcpus,
+            nested: template.nested,
             stretches: memory::stretches(&template.memory)?,
             vm: self.vm.save()?,
             vcpus: vcpus.into_iter().map(take).collect::<Result<_, _>>()?,

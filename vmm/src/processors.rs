@@ -92,14 +92,22 @@ pub struct Fresh<'a> {
     vm: &'a Vm,
     supported: CpuId,
     registers: Msrs,
-    /// Places of the machine.
-    places: u8,
+    claims: Claims,
+}
+
+/// What all processors of one machine say of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claims {
+    /// Places for processors.
+    pub places: u8,
+    /// The guest may run VMs of its own.
+    pub nested: bool,
 }
 
 impl<'a> Fresh<'a> {
-    /// For a machine that has `places` for processors.
-    pub fn new(vm: &'a Vm, places: u8) -> Result<Self, ProcessorsError> {
-        Ok(Self { vm, supported: vm.supported_cpuid()?, registers: registers::model_specific()?, places })
+    /// For a machine of which its processors make these claims.
+    pub fn new(vm: &'a Vm, claims: Claims) -> Result<Self, ProcessorsError> {
+        Ok(Self { vm, supported: vm.supported_cpuid()?, registers: registers::model_specific()?, claims })
     }
 
     /// What KVM lets this host's guests have.
@@ -109,10 +117,10 @@ impl<'a> Fresh<'a> {
 
     /// Makes processor number `id`. But for the first, it waits for its start-up interrupt.
     pub fn processor(&self, id: u8) -> Result<VcpuFd, ProcessorsError> {
-        let fd = self.vm.create_vcpu(id)?;
         let refused = |what| move |source| ProcessorsError::Refused { what, id, source };
-        let cpuid = cpuid::for_vcpu(&self.supported, Place { id, vcpus: self.places })?;
-        fd.set_cpuid2(&cpuid).map_err(refused("the features"))?;
+        let Claims { places: vcpus, nested } = self.claims;
+        let features = cpuid::for_vcpu(&self.supported, Place { id, vcpus }, nested)?;
+        let fd = self.vm.create_vcpu(id, &features)?;
         fd.set_msrs(&self.registers).map_err(refused("the model-specific registers"))?;
         fd.set_fpu(&registers::floating_point()).map_err(refused("the floating point unit"))?;
         Ok(fd)
@@ -151,13 +159,14 @@ struct Order {
 }
 
 impl Processors {
-    /// Lets the first processors run; there may be up to `most` of them later.
-    pub fn begin(around: &Surroundings, fds: Vec<VcpuFd>, most: u8) -> Result<Self, ProcessorsError> {
+    /// Lets the first processors run; there may be as many later as `claims` has places.
+    pub fn begin(around: &Surroundings, fds: Vec<VcpuFd>, claims: Claims) -> Result<Self, ProcessorsError> {
+        let most = claims.places;
         let growable = fds.len() < most.into();
         let vcpus = (0..).zip(fds).map(|(id, fd)| around.vcpu(id, fd)).collect();
         let threads = VcpuThreads::spawn(vcpus, &Filter::new(Stage::Vcpu)?)?;
         let threads = Arc::new(Mutex::new(threads));
-        let maker = || Maker { around: around.clone(), places: most, threads: threads.clone() }.start();
+        let maker = || Maker { around: around.clone(), claims, threads: threads.clone() }.start();
         let orders = growable.then(maker).transpose()?;
         Ok(Self { threads, most, orders })
     }
@@ -189,7 +198,7 @@ fn lock(threads: &Mutex<VcpuThreads>) -> MutexGuard<'_, VcpuThreads> {
 /// What the thread that makes processors works with.
 struct Maker {
     around: Surroundings,
-    places: u8,
+    claims: Claims,
     threads: Arc<Mutex<VcpuThreads>>,
 }
 
@@ -217,7 +226,7 @@ impl Maker {
         if threads.count() >= vcpus {
             return Ok(());
         }
-        let fresh = Fresh::new(&self.around.vm, self.places)?;
+        let fresh = Fresh::new(&self.around.vm, self.claims)?;
         let filter = Filter::new(Stage::Vcpu)?;
         for id in threads.count()..vcpus {
             let fd = fresh.processor(id)?;

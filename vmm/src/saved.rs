@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{cpu::state::VcpuState, devices::DevicesState, layout::Range, vm::VmState};
 
 /// Changes with the form of anything below.
-const MAGIC: [u8; 8] = *b"isopodT2";
+const MAGIC: [u8; 8] = *b"isopodT3";
 const HEADER: usize = 16;
 
 /// Longest content in bytes: 64 processors take less than half of it.
@@ -35,6 +35,8 @@ pub struct MachineState {
     pub max_memory_mib: u32,
     /// Most processors that it may have.
     pub max_vcpus: u8,
+    /// Its guest may run VMs of its own: processors that are made later say so too.
+    pub nested: bool,
     /// Stretches of the memory file, in bytes from its start, outside of which it is all zeroes.
     pub stretches: Vec<Range>,
     /// KVM's state of the machine as a whole.
@@ -121,6 +123,7 @@ mod tests {
             memory_mib: 128,
             max_memory_mib: 256,
             max_vcpus: 2,
+            nested: false,
             stretches: vec![Range { start: 0, len: 4096 }],
             vm: VmState::default(),
             vcpus: Vec::new(),
@@ -149,7 +152,7 @@ mod tests {
 
     #[test]
     fn foreign_file_is_refused() {
-        for bytes in [&b""[..], b"isopodT2", &[0; 100], b"\x7fELF............................"] {
+        for bytes in [&b""[..], b"isopodT3", &[0; 100], b"\x7fELF............................"] {
             assert!(matches!(read_from(bytes, "a b"), Err(SavedError::Foreign)));
         }
         assert!(matches!(read_from(&written(), "a c"), Err(SavedError::BuiltFrom { .. })));

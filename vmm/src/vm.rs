@@ -162,9 +162,12 @@ impl Vm {
         Ok(())
     }
 
-    /// Makes processor number `id`.
-    pub fn create_vcpu(&self, id: u8) -> Result<VcpuFd, VmError> {
-        self.fd.create_vcpu(u64::from(id)).map_err(failed("create a vcpu"))
+    /// Makes processor number `id` with these features. There is none without them: since Linux 6.13 model-specific registers
+    /// that depend on a feature read as zero, and take no other value, until KVM has been told of it.
+    pub fn create_vcpu(&self, id: u8, features: &CpuId) -> Result<VcpuFd, VmError> {
+        let vcpu = self.fd.create_vcpu(u64::from(id)).map_err(failed("create a vcpu"))?;
+        vcpu.set_cpuid2(features).map_err(failed("set the features of a vcpu"))?;
+        Ok(vcpu)
     }
 
     /// Wires a device: writes of its queues' notify register signal `kicks`, and `interrupt` raises its line.

@@ -197,6 +197,14 @@ mod tests {
     }
 
     #[test]
+    fn only_the_handler_that_asks_for_it_nests() {
+        let config =
+            load(&[("config.toml", "[handlers.isopod-kvm]\nnested_virtualization = true\n")]).unwrap();
+        assert!(config.vm_of("isopod-kvm").unwrap().nested_virtualization);
+        assert!(!config.vm_of("").unwrap().nested_virtualization);
+    }
+
+    #[test]
     fn scope_of_templates_is_named_by_who_shares_them() {
         use TemplateScope::{Namespace, Node, Off};
         let name = |scope: TemplateScope| scope.scope(Some("shop"));

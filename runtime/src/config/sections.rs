@@ -116,6 +116,9 @@ pub struct VmConfig {
     pub boot_timeout_s: u32,
     /// Ask the host for 2 MiB pages also where an idle guest lives: faster to boot, and takes more memory.
     pub huge_pages: bool,
+    /// Show guests the processor's virtualization, so that pods can run VMs of their own, where the host's KVM lets them. Off,
+    /// they cannot reach the part of the host's KVM that such VMs need.
+    pub nested_virtualization: bool,
     /// Words added to the guest kernel's command line.
     pub kernel_args: Vec<String>,
     /// Size of a pod's scratch disk in MiB, which holds what its containers write; sparse on the host.
@@ -140,6 +143,7 @@ impl Default for VmConfig {
             memory_mib: 256,
             boot_timeout_s: 30,
             huge_pages: false,
+            nested_virtualization: false,
             kernel_args: Vec::new(),
             scratch_mib: 10240,
             template: TemplateScope::Node,
@@ -208,6 +212,8 @@ pub struct HandlerConfig {
     pub boot_timeout_s: Option<u32>,
     /// See [`VmConfig::huge_pages`].
     pub huge_pages: Option<bool>,
+    /// See [`VmConfig::nested_virtualization`].
+    pub nested_virtualization: Option<bool>,
     /// See [`VmConfig::kernel_args`].
     pub kernel_args: Option<Vec<String>>,
     /// See [`VmConfig::scratch_mib`].
@@ -229,6 +235,7 @@ impl HandlerConfig {
             memory_mib: self.memory_mib.unwrap_or(base.memory_mib),
             boot_timeout_s: self.boot_timeout_s.unwrap_or(base.boot_timeout_s),
             huge_pages: self.huge_pages.unwrap_or(base.huge_pages),
+            nested_virtualization: self.nested_virtualization.unwrap_or(base.nested_virtualization),
             kernel_args: self.kernel_args.clone().unwrap_or(base.kernel_args),
             scratch_mib: self.scratch_mib.unwrap_or(base.scratch_mib),
             template: self.template.unwrap_or(base.template),

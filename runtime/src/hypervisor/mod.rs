@@ -62,6 +62,8 @@ pub struct VmConfig {
     pub boot_memory_mib: u32,
     /// Ask for 2 MiB pages.
     pub huge_pages: bool,
+    /// Let the guest run VMs of its own.
+    pub nested_virtualization: bool,
     /// Words added to the kernel's command line.
     pub kernel_args: Vec<String>,
     /// Time until the agent must be there.
@@ -88,6 +90,7 @@ impl VmConfig {
             memory_mib: settings.memory_mib,
             boot_memory_mib: settings.memory_mib,
             huge_pages: settings.huge_pages,
+            nested_virtualization: settings.nested_virtualization,
             kernel_args: settings.kernel_args,
             boot_timeout: Duration::from_secs(settings.boot_timeout_s.into()),
             template: None,
@@ -102,6 +105,7 @@ impl VmConfig {
             memory_mib: self.boot_memory_mib,
             max_memory_mib: self.memory_mib.max(most_memory_mib()).max(self.boot_memory_mib),
             huge_pages: self.huge_pages,
+            nested_virtualization: self.nested_virtualization,
             kernel_args: self.kernel_args.clone(),
         }
     }

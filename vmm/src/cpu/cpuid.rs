@@ -1,11 +1,19 @@
-//! What the guest's processors say about themselves: all that KVM supports, with the processor's own id and a topology
-//! of one package of plain cores.
+//! What the guest's processors say about themselves: all that KVM supports but virtualization, with the processor's own id
+//! and a topology of one package of plain cores.
+//!
+//! KVM takes these features for what the guest may use: without VMX or SVM it refuses the control registers and
+//! model-specific registers that belong to them. So the largest and most often broken part of KVM, running the VMs of a guest,
+//! is closed unless the pod's handler asks for it.
 //!
 //! Without its id in every topology leaf, the second processor of a guest reports a broken firmware; without the
 //! deadline timer bit the kernel spends a tenth of a second on calibrating another one.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
+/// Leaf 1, ECX: virtualization of Intel.
+const VMX: u32 = 1 << 5;
+/// Leaf 0x8000_0001, ECX: virtualization of AMD, and its secure start.
+const SVM: u32 = 1 << 2 | 1 << 12;
 /// Leaf 1, ECX.
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -30,13 +38,18 @@ impl Place {
     }
 }
 
-/// The processor at `place` on a host where KVM supports `supported`.
-pub fn for_vcpu(supported: &CpuId, place: Place) -> Result<CpuId, vmm_sys_util::fam::Error> {
+/// The processor at `place` on a host where KVM supports `supported`. With `nested`, the guest may run VMs of its own.
+pub fn for_vcpu(
+    supported: &CpuId,
+    place: Place,
+    nested: bool,
+) -> Result<CpuId, vmm_sys_util::fam::Error> {
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
         .filter(|e| !matches!(e.function, 0xb | 0x1f))
         .map(|entry| adapt(*entry, place))
+        .map(|entry| if nested { entry } else { without_virtualization(entry) })
         .collect();
     let last_basic_leaf = entries.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
     if last_basic_leaf >= 0xb {
@@ -75,6 +88,18 @@ fn adapt(mut entry: kvm_cpuid_entry2, place: Place) -> kvm_cpuid_entry2 {
         }
         // AMD: extended APIC id; core number, one thread per core; one node.
         0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (id, id, 0),
+        _ => {}
+    }
+    entry
+}
+
+/// The leaf without VMX and SVM. What depends on them is in model-specific registers, which KVM refuses then, and in the leaf
+/// of SVM's own features.
+fn without_virtualization(mut entry: kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
+    match entry.function {
+        1 => entry.ecx &= !VMX,
+        0x8000_0001 => entry.ecx &= !SVM,
+        0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         _ => {}
     }
     entry
@@ -121,16 +146,39 @@ mod tests {
 
     #[test]
     fn leaf_1_has_id_count_and_the_deadline_timer() {
-        let cpuid = for_vcpu(&host(&[0, 1]), Place { id: 2, vcpus: 3 }).unwrap();
+        let cpuid = for_vcpu(&host(&[0, 1]), Place { id: 2, vcpus: 3 }, false).unwrap();
         let leaf = leaf(&cpuid, 1, 0);
         assert_eq!(leaf.ebx, 2 << 24 | 4 << 16 | 0xffff);
         assert_eq!(leaf.ecx, HYPERVISOR | TSC_DEADLINE);
         assert_eq!(leaf.edx, HYPER_THREADING);
     }
 
+    /// A host whose KVM would let guests run VMs, of both makers at once.
+    fn virtualizing() -> CpuId {
+        let all = |function| kvm_cpuid_entry2 { function, eax: !0, ebx: !0, ecx: !0, edx: !0, ..Default::default() };
+        CpuId::from_entries(&[1, 0x8000_0001, 0x8000_000a].map(all)).unwrap()
+    }
+
+    #[test]
+    fn guest_sees_no_virtualization() {
+        let cpuid = for_vcpu(&virtualizing(), Place { id: 0, vcpus: 1 }, false).unwrap();
+        assert_eq!(leaf(&cpuid, 1, 0).ecx, !VMX);
+        assert_eq!(leaf(&cpuid, 0x8000_0001, 0).ecx & (1 << 2 | 1 << 12), 0);
+        let svm = leaf(&cpuid, 0x8000_000a, 0);
+        assert_eq!((svm.eax, svm.ebx, svm.ecx, svm.edx), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn guest_that_may_nest_sees_what_kvm_supports() {
+        let cpuid = for_vcpu(&virtualizing(), Place { id: 0, vcpus: 1 }, true).unwrap();
+        assert_eq!(leaf(&cpuid, 1, 0).ecx & VMX, VMX);
+        assert_eq!(leaf(&cpuid, 0x8000_0001, 0).ecx & SVM, SVM);
+        assert_eq!(leaf(&cpuid, 0x8000_000a, 0).ebx, !0);
+    }
+
     #[test]
     fn topology_counts_cores_and_replaces_the_hosts() {
-        let cpuid = for_vcpu(&host(&[0, 1, 0xb, 0x1f]), Place { id: 3, vcpus: 4 }).unwrap();
+        let cpuid = for_vcpu(&host(&[0, 1, 0xb, 0x1f]), Place { id: 3, vcpus: 4 }, false).unwrap();
         assert_eq!(leaf(&cpuid, 0xb, 0).ebx, 1);
         let cores = leaf(&cpuid, 0xb, 1);
         assert_eq!((cores.eax, cores.ebx, cores.edx), (2, 4, 3));
@@ -149,7 +197,7 @@ mod tests {
 
     #[test]
     fn amd_leaves_carry_the_core_count_and_id() {
-        let cpuid = for_vcpu(&host(&[0x8000_0008, 0x8000_001e]), Place { id: 1, vcpus: 2 }).unwrap();
+        let cpuid = for_vcpu(&host(&[0x8000_0008, 0x8000_001e]), Place { id: 1, vcpus: 2 }, false).unwrap();
         assert_eq!(leaf(&cpuid, 0x8000_0008, 0).ecx, 1 << 12 | 1);
         let ids = leaf(&cpuid, 0x8000_001e, 0);
         assert_eq!((ids.eax, ids.ebx, ids.ecx), (1, 1, 0));

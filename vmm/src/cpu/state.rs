@@ -72,10 +72,13 @@ impl VcpuState {
         })
     }
 
-    /// Gives a new processor this state.
+    /// The features that a new processor must have been made with before it can be given this state.
+    pub fn features(&self) -> Result<CpuId, VcpuStateError> {
+        Ok(CpuId::from_entries(&self.features)?)
+    }
+
+    /// Gives a new processor this state; it was made with the same [`Self::features`].
     pub fn give(&self, vcpu: &VcpuFd) -> Result<(), VcpuStateError> {
-        let features = CpuId::from_entries(&self.features)?;
-        vcpu.set_cpuid2(&features).map_err(failed("set the features"))?;
         vcpu.set_mp_state(self.run_state).map_err(failed("set the run state"))?;
         vcpu.set_sregs(&self.special).map_err(failed("set the special registers"))?;
         vcpu.set_regs(&self.general).map_err(failed("set the registers"))?;

@@ -56,6 +56,7 @@ impl Recipe {
                 == (&self.vmm, &self.kernel, &self.root_image)
             && most_vcpus(settings, self.boot.vcpus) == self.boot.max_vcpus
             && settings.huge_pages == self.boot.huge_pages
+            && settings.nested_virtualization == self.boot.nested_virtualization
             && settings.kernel_args == self.boot.kernel_args
     }
 
@@ -154,6 +155,10 @@ mod tests {
         let others = [
             Recipe { scope: "ns:a".into(), ..recipe.clone() },
             Recipe { boot: BootConfig { vcpus: 2, ..recipe.boot.clone() }, ..recipe.clone() },
+            Recipe {
+                boot: BootConfig { nested_virtualization: true, ..recipe.boot.clone() },
+                ..recipe.clone()
+            },
             Recipe { boot: BootConfig { memory_mib: 300, ..recipe.boot.clone() }, ..recipe.clone() },
             Recipe {
                 boot: BootConfig { kernel_args: vec!["x".into()], ..recipe.boot.clone() },
@@ -207,5 +212,6 @@ mod tests {
         assert!(namespace.serves(&settings(Namespace)));
         assert!(!namespace.serves(&settings(Node)));
         assert!(!node.serves(&config::VmConfig { huge_pages: true, ..settings(Node) }));
+        assert!(!node.serves(&config::VmConfig { nested_virtualization: true, ..settings(Node) }));
     }
 }
