@@ -2,19 +2,21 @@
 //! [`crate::layout`], wired to KVM and to the event loop. Called by the builder and by `clone`; afterwards the machine reaches
 //! into them for clients' requests.
 
-use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
+use std::{fs::File, io, os::fd::OwnedFd, sync::Arc, thread};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     bus::{Bus, BusError},
+    confined::{self, ThreadError},
     console_log::ConsoleLog,
     end::{Ending, VmExit},
     layout::{DeviceSlot, Range},
+    seccomp::{Filter, SeccompError, Stage},
     virtio::{
         Counter, EventLoop, GuestMemory, Poller, VirtioDevice,
         balloon::{Balloon, BalloonState},
-        block::{Disk, DiskState, ExtentError, ExtentState, Extents},
+        block::{Disk, DiskState, ExtentError, ExtentState, Extents, Worker},
         console::{Console, ConsoleState},
         mem::{Mem, MemState},
         mmio::{MMIO_LENGTH, MmioTransport, OnFailure, RestoreError, SavedDevice, Surroundings},
@@ -40,6 +42,12 @@ pub enum DevicesError {
     /// The system refused a descriptor.
     #[error("cannot make a device's events")]
     Events(#[from] io::Error),
+    /// The filter of the disk's worker.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
+    /// The disk's worker did not start.
+    #[error("cannot start the disk's worker")]
+    Worker(#[from] ThreadError),
     /// A device cannot be built from its state.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -71,6 +79,8 @@ pub struct Devices {
     balloon: Arc<MmioTransport<Balloon>>,
     /// The pod's disk.
     pub extents: Arc<Extents>,
+    /// Does what takes long on the disk's files.
+    pub disk_worker: Arc<Worker>,
     /// Bytes the guest read from it.
     pub disk_read: Counter,
     /// Bytes the guest wrote to it.
@@ -153,9 +163,12 @@ impl Machinery<'_> {
             Some(saved) => root.saved_extents(&saved.block.device)?,
             None => root.first_extent().map_err(DevicesError::Root)?,
         });
-        let disk = Disk::new(extents.clone());
-        let (disk_read, disk_written) = (disk.read_bytes(), disk.written_bytes());
-        let block = self.place(&mut bus, DeviceSlot::Block, saved.map(|s| &s.block), |_| Ok(disk))?;
+        let disk_worker = start_worker(&extents)?;
+        let block = saved.map(|s| &s.block);
+        let block = self.place(&mut bus, DeviceSlot::Block, block, |poller| {
+            Disk::new(extents.clone(), disk_worker.clone(), poller)
+        })?;
+        let (disk_read, disk_written) = block.with(|disk| (disk.read_bytes(), disk.written_bytes()));
 
         let vsock = saved.map(|s| &s.vsock);
         let vsock = self.place(&mut bus, DeviceSlot::Vsock, vsock, |poller| match vsock {
@@ -195,6 +208,7 @@ impl Machinery<'_> {
             rng,
             balloon,
             extents,
+            disk_worker,
             disk_read,
             disk_written,
             vsock,
@@ -234,6 +248,18 @@ impl Machinery<'_> {
         let ending = self.ending.clone();
         Arc::new(move |error| ending.end(VmExit::Device(error)))
     }
+}
+
+/// Starts the thread of the disk's worker, confined. It ends with the process.
+fn start_worker(extents: &Arc<Extents>) -> Result<Arc<Worker>, DevicesError> {
+    /// Bytes: no call here goes deep.
+    const STACK: usize = 64 << 10;
+    let worker = Arc::new(Worker::new()?);
+    let filter = Filter::new(Stage::Disk)?;
+    let thread = thread::Builder::new().name("disk".into()).stack_size(STACK);
+    let (serving, extents) = (worker.clone(), extents.clone());
+    confined::spawn(thread, filter, move || serving.serve(&extents))?;
+    Ok(worker)
 }
 
 impl Devices {

@@ -113,7 +113,10 @@ impl Machine {
                     "the extent at offset 0 is the guest's own root and stays",
                 ));
             }
-            Request::DetachExtent { offset } => devices.extents.detach(offset).map_err(extent_refused)?,
+            Request::DetachExtent { offset } => {
+                let extent = devices.extents.detach(offset).map_err(extent_refused)?;
+                devices.disk_worker.close(extent);
+            }
             Request::ListExtents {} => return Ok(Response::Extents { extents: self.extents() }),
             Request::AttachTap {} => {
                 let tap = one(fds)?;
@@ -156,6 +159,8 @@ impl Machine {
 
         let vcpus = self.processors.threads().stop();
         self.ending.end(VmExit::Saved);
+        // First, as it lets flushes end that are under way, which writes to the guest's memory.
+        let devices = self.devices.save();
         let take = |vcpu: Vcpu| {
             let id = vcpu.id;
             VcpuState::take(&vcpu.fd, &msrs).map_err(|source| SaveError::Vcpu { id, source })
@@ -168,7 +173,7 @@ impl Machine {
             stretches: memory::stretches(&template.memory)?,
             vm: self.vm.save()?,
             vcpus: vcpus.into_iter().map(take).collect::<Result<_, _>>()?,
-            devices: self.devices.save(),
+            devices,
         };
         Ok(saved::write(&file, built_from, &state)?)
     }

@@ -8,11 +8,16 @@
 //! vCPU threads      +--- Vcpu ---- runs the guest
 //!                   |      |
 //! a thread for more +--- MoreVcpus ---- where there may be more processors, makes them, with their threads
+//!                   |
+//! the disk's worker +--- Disk ---- flushes files and makes holes in them
 //!
 //! a template's holder   Hold ---- sleeps
 //! ```
 //!
-//! `Boot` allows what the two others do and what building a VM takes, so it can be in place before the first byte is
+//! A thread that starts others may make threads of this process and nothing else: not a process, not a namespace. `clone3` has
+//! its flags in memory, where no filter sees them, so it does not exist (`ENOSYS`), and the C library makes its threads by `clone`.
+//!
+//! `Boot` allows what all the others do and what building a VM takes, so it can be in place before the first byte is
 //! read. Lists are kept as short as what the code really does; the tests run the real filters against it.
 
 use std::collections::BTreeMap;
@@ -21,7 +26,7 @@ use kvm_bindings as kvm;
 use libc::c_long;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
+    TargetArch, sock_filter,
 };
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr};
 
@@ -38,6 +43,8 @@ pub enum Stage {
     Vcpu,
     /// The thread that makes processors while the VM runs. Those that it starts are bound by its filter, too.
     MoreVcpus,
+    /// The worker of the disk.
+    Disk,
     /// The process that only keeps a template's files open.
     Hold,
 }
@@ -66,7 +73,11 @@ impl Filter {
             SeccompAction::Allow,
             TargetArch::x86_64,
         )?;
-        Ok(Self(filter.try_into()?))
+        let mut program: BpfProgram = filter.try_into()?;
+        if matches!(stage, Stage::Boot | Stage::MoreVcpus) {
+            drop(program.splice(..0, NO_CLONE3));
+        }
+        Ok(Self(program))
     }
 
     /// Binds the calling thread, and those that it starts, for good.
@@ -90,11 +101,12 @@ use Allow::{Call, With, Without};
 fn rules(stage: Stage) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, SeccompError> {
     let lists: &[&[Allow]] = match stage {
         // What it installs later can only take away.
-        Stage::Boot => &[EVERY_THREAD, EVENT_LOOP, SAVE, VCPU, THREAD, PROCESSOR, JOIN, BOOT, RESTORE],
+        Stage::Boot => &[EVERY_THREAD, EVENT_LOOP, SAVE, VCPU, THREAD, PROCESSOR, JOIN, DISK, BOOT, RESTORE],
         Stage::EventLoop => &[EVERY_THREAD, EVENT_LOOP],
         Stage::Template => &[EVERY_THREAD, EVENT_LOOP, SAVE],
         Stage::Vcpu => &[EVERY_THREAD, VCPU],
         Stage::MoreVcpus => &[EVERY_THREAD, VCPU, THREAD, PROCESSOR, JOIN],
+        Stage::Disk => &[EVERY_THREAD, DISK],
         Stage::Hold => &[HOLD],
     };
     let mut rules = BTreeMap::<c_long, Vec<SeccompRule>>::new();
@@ -162,9 +174,6 @@ const EVENT_LOOP: &[Allow] = &[
     Call(libc::SYS_pwrite64),
     Call(libc::SYS_preadv),
     Call(libc::SYS_pwritev),
-    Call(libc::SYS_fallocate),
-    Call(libc::SYS_fdatasync),
-    Call(libc::SYS_fsync),
     // Of open files only: the C library makes `fstat` of these.
     Call(libc::SYS_fstat),
     With(libc::SYS_newfstatat, 3, &[libc::AT_EMPTY_PATH as u64]),
@@ -204,14 +213,45 @@ const VCPU: &[Allow] = &[With(libc::SYS_ioctl, 1, &[KVM_RUN])];
 
 /// What starting a thread and confining it needs.
 const THREAD: &[Allow] = &[
-    Call(libc::SYS_clone3),
-    Call(libc::SYS_clone),
+    With(libc::SYS_clone, 0, &[THREAD_FLAGS]),
     Call(libc::SYS_rseq),
     Call(libc::SYS_set_robust_list),
     Call(libc::SYS_sched_getaffinity),
     Call(libc::SYS_prlimit64),
     With(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64]),
     With(libc::SYS_seccomp, 0, &[libc::SECCOMP_SET_MODE_FILTER as u64]),
+];
+
+/// What the C library makes a thread with: one that shares all there is to share with its process.
+const THREAD_FLAGS: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID) as u64;
+
+/// Goes before a filter: answers `clone3` as a kernel does that does not have it, and leaves all else to the filter.
+const NO_CLONE3: [sock_filter; 3] = [
+    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, NUMBER_OF_CALL),
+    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, libc::SYS_clone3 as u32),
+    instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+];
+
+/// Where the number of the system call lies in `struct seccomp_data`.
+const NUMBER_OF_CALL: u32 = 0;
+
+/// An instruction that, if it is a jump, goes on with the next where its condition holds and skips `skipped` where not.
+const fn instruction(code: u32, skipped: u8, operand: u32) -> sock_filter {
+    sock_filter { code: code as u16, jt: 0, jf: skipped, k: operand }
+}
+
+/// What may take long on a file of the disk. No file is made longer.
+const DISK: &[Allow] = &[
+    Call(libc::SYS_fdatasync),
+    With(libc::SYS_fallocate, 1, &[(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64]),
 ];
 
 /// What making a processor of a guest that boots needs.

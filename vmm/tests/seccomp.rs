@@ -26,6 +26,33 @@ fn ending_of(stage: Stage, number: c_long, arguments: [c_long; 4]) -> c_int {
     status
 }
 
+/// Makes the call in a child bound by the filter of `stage`, and returns its error number.
+fn errno_of(stage: Stage, number: c_long) -> c_int {
+    let filter = Filter::new(stage).expect("the lists make a program");
+    in_child(|| {
+        let installed = filter.install().is_ok();
+        // SAFETY: a call that the filter answers, without arguments.
+        unsafe { libc::syscall(number, 0, 0, 0, 0) };
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        if installed { errno } else { 255 }
+    })
+}
+
+/// Runs `work` in a child; returns its exit code, or -1 where a signal ended it.
+fn in_child(work: impl FnOnce() -> c_int) -> c_int {
+    // SAFETY: the child does what is asked for and ends by `_exit`; the C library keeps its allocator usable over a fork.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let code = work();
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child made above.
+    unsafe { libc::waitpid(child, &mut status, 0) };
+    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -1 }
+}
+
 #[track_caller]
 fn kills(stage: Stage, number: c_long, arguments: [c_long; 4]) {
     let status = ending_of(stage, number, arguments);
@@ -38,8 +65,18 @@ fn allows(stage: Stage, number: c_long, arguments: [c_long; 4]) {
     assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{stage:?} {status:#x}");
 }
 
-const ALL: [Stage; 6] =
-    [Stage::Boot, Stage::EventLoop, Stage::Template, Stage::Vcpu, Stage::MoreVcpus, Stage::Hold];
+const ALL: [Stage; 7] = [
+    Stage::Boot,
+    Stage::EventLoop,
+    Stage::Template,
+    Stage::Vcpu,
+    Stage::MoreVcpus,
+    Stage::Disk,
+    Stage::Hold,
+];
+
+/// Flags with which the C library makes a thread.
+const THREAD: c_long = 0x3d_0f00;
 
 #[test]
 fn no_thread_opens_files_makes_sockets_or_runs_programs() {
@@ -64,6 +101,9 @@ fn no_thread_opens_files_makes_sockets_or_runs_programs() {
         libc::SYS_userfaultfd,
         libc::SYS_keyctl,
         libc::SYS_memfd_create,
+        libc::SYS_ftruncate,
+        libc::SYS_io_setup,
+        libc::SYS_vfork,
     ];
     for stage in ALL {
         for number in forbidden {
@@ -141,8 +181,47 @@ fn running_vm_makes_no_thread_and_no_other_vm() {
     kills(Stage::EventLoop, libc::SYS_clone3, [0; 4]);
     kills(Stage::EventLoop, libc::SYS_ioctl, [-1, KVM_CREATE_VM, 0, 0]);
     kills(Stage::EventLoop, libc::SYS_seccomp, [0; 4]);
-    allows(Stage::EventLoop, libc::SYS_fdatasync, [-1, 0, 0, 0]);
+    kills(Stage::Disk, libc::SYS_clone, [THREAD, 0, 0, 0]);
+    kills(Stage::Disk, libc::SYS_clone3, [0; 4]);
+    allows(Stage::EventLoop, libc::SYS_preadv, [-1, 0, 0, 0]);
     allows(Stage::Boot, libc::SYS_ioctl, [-1, KVM_CREATE_VM, 0, 0]);
+}
+
+#[test]
+fn what_starts_threads_starts_nothing_else() {
+    const NEW_USER: c_long = libc::CLONE_NEWUSER as c_long;
+    const NEW_NETWORK: c_long = libc::CLONE_NEWNET as c_long;
+    for stage in [Stage::Boot, Stage::MoreVcpus] {
+        for flags in [0, libc::SIGCHLD.into(), NEW_USER, THREAD | NEW_USER, THREAD | NEW_NETWORK] {
+            kills(stage, libc::SYS_clone, [flags, 0, 0, 0]);
+        }
+        // Its flags lie in memory, which no filter can look at.
+        assert_eq!(errno_of(stage, libc::SYS_clone3), libc::ENOSYS, "{stage:?}");
+        let filter = Filter::new(stage).expect("the lists make a program");
+        let answer = in_child(|| match filter.install() {
+            Ok(()) => std::thread::spawn(|| 7).join().unwrap_or(1),
+            Err(_) => 2,
+        });
+        assert_eq!(answer, 7, "{stage:?} starts threads");
+    }
+}
+
+#[test]
+fn only_the_disks_worker_waits_for_files_and_it_makes_none_longer() {
+    let punch = c_long::from(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
+    let longer = c_long::from(libc::FALLOC_FL_KEEP_SIZE);
+    allows(Stage::Disk, libc::SYS_fdatasync, [-1, 0, 0, 0]);
+    allows(Stage::Disk, libc::SYS_fallocate, [-1, punch, 0, 1]);
+    for stage in [Stage::Boot, Stage::Disk, Stage::EventLoop] {
+        kills(stage, libc::SYS_fallocate, [-1, 0, 0, 1]);
+        kills(stage, libc::SYS_fallocate, [-1, longer, 0, 1]);
+    }
+    for number in [libc::SYS_fdatasync, libc::SYS_fsync, libc::SYS_fallocate] {
+        kills(Stage::EventLoop, number, [-1, punch, 0, 1]);
+    }
+    for number in [libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_ioctl, libc::SYS_pwritev, libc::SYS_preadv] {
+        kills(Stage::Disk, number, [-1; 4]);
+    }
 }
 
 #[test]

@@ -188,9 +188,12 @@ impl<D: VirtioDevice> MmioTransport<D> {
         Ok(())
     }
 
-    /// All state, to save. The vCPUs must be paused.
+    /// All state, to save, once what the device has begun is finished. The vCPUs must be paused.
     pub fn save(&self) -> SavedDevice<D::State> {
-        let locked = self.lock();
+        let mut locked = self.lock();
+        if let Err(error) = locked.settle(&self.memory, &self.interrupt) {
+            self.fail(&mut locked, error);
+        }
         SavedDevice {
             registers: locked.registers.clone(),
             interrupt_causes: self.interrupt.causes(),
@@ -253,10 +256,7 @@ impl<D: VirtioDevice> Locked<D> {
     ) -> Result<(), DeviceError> {
         let kicked = (key & QUEUE_KEY != 0).then_some((key & !QUEUE_KEY) as usize);
         self.rings.iter_mut().for_each(Ring::start_turn);
-        if self.progress == Progress::ResetWanted {
-            self.device.reset();
-            self.progress = Progress::Idle;
-        }
+        self.follow_reset();
         let running = self.registers.status & DRIVER_OK != 0;
         let features = self.registers.driver_features;
         let mut driver = Driver { memory, rings: &mut self.rings, features, interrupt };
@@ -269,12 +269,39 @@ impl<D: VirtioDevice> Locked<D> {
             (Some(_), false) => {}
             (None, _) => self.device.event(key, events, running.then_some(&mut driver))?,
         }
-        if running {
-            for ring in &mut self.rings {
-                ring.signal(memory, interrupt)?;
-            }
+        if running { self.signal(memory, interrupt) } else { Ok(()) }
+    }
+
+    /// Has the device follow a reset of its driver.
+    fn follow_reset(&mut self) {
+        if self.progress == Progress::ResetWanted {
+            self.device.reset();
+            self.progress = Progress::Idle;
+        }
+    }
+
+    /// Interrupts the driver, once for all rings, if it waits for what was given back to any.
+    fn signal(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), DeviceError> {
+        let mut wanted = false;
+        for ring in &mut self.rings {
+            wanted |= ring.take_signal(memory)?;
+        }
+        if wanted {
+            interrupt.used_buffers();
         }
         Ok(())
+    }
+
+    /// Brings the device to rest, as [`VirtioDevice::settle`] has it.
+    fn settle(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), DeviceError> {
+        self.follow_reset();
+        if self.progress != Progress::Active || self.registers.status & NEEDS_RESET != 0 {
+            return Ok(());
+        }
+        let features = self.registers.driver_features;
+        let mut driver = Driver { memory, rings: &mut self.rings, features, interrupt };
+        self.device.settle(&mut driver)?;
+        self.signal(memory, interrupt)
     }
 
     fn ring(&self) -> Option<&Ring> {

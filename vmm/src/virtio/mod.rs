@@ -111,6 +111,11 @@ pub trait VirtioDevice: Send + 'static {
         Ok(())
     }
 
+    /// Finishes what other threads do for the device and gives it back: called before the state is taken, and allowed to wait.
+    fn settle(&mut self, _driver: &mut Driver<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// The driver reset the device: it goes back to how it was made. Comes before the next `activate`.
     fn reset(&mut self) {}
 

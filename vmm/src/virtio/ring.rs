@@ -17,7 +17,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::buffers::Buffers;
 use super::error::{DeviceError, Fault};
-use super::interrupt::Interrupt;
 use super::{GuestMemory, SavedStateError};
 
 /// Most buffers in a chain; also the most that one vectored system call takes (`IOV_MAX`).
@@ -41,6 +40,8 @@ pub struct Chain<'m> {
     pub readable: Buffers<'m>,
     /// Where the device may write.
     pub writable: Buffers<'m>,
+    /// Address of the last byte of `writable`, for a device that answers later; none where it is empty.
+    pub last_writable: Option<GuestAddress>,
 }
 
 /// What the driver told about a ring. Checked only when it is enabled.
@@ -198,17 +199,13 @@ impl Ring {
         Ok(())
     }
 
-    /// Interrupts the driver if it waits for what was given back since the last call.
-    pub(super) fn signal(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), DeviceError> {
+    /// Whether the driver waits to be interrupted for what was given back since the last call.
+    pub(super) fn take_signal(&mut self, memory: &GuestMemory) -> Result<bool, DeviceError> {
         if !std::mem::take(&mut self.gave_back) || !self.queue.ready() {
-            return Ok(());
+            return Ok(false);
         }
         let since = std::mem::replace(&mut self.signalled, self.queue.next_used());
-        let wanted = self.wants_interrupt(memory, since).map_err(|_| self.fault(Fault::BadRing))?;
-        if wanted {
-            interrupt.used_buffers();
-        }
-        Ok(())
+        self.wants_interrupt(memory, since).map_err(|_| self.fault(Fault::BadRing))
     }
 
     /// Whether the driver waits for one of the elements from `since` up to the next (virtio 1.3, 2.7.7.1 and 2.7.10).
@@ -263,7 +260,8 @@ impl Ring {
         if head >= self.queue.size() {
             return Err(self.fault(Fault::Head(head)));
         }
-        let mut chain = Chain { head, readable: Buffers::default(), writable: Buffers::default() };
+        let (readable, writable) = (Buffers::default(), Buffers::default());
+        let mut chain = Chain { head, readable, writable, last_writable: None };
         let mut complete = false;
         for descriptor in descriptors.by_ref() {
             let (part, access) = if descriptor.is_write_only() {
@@ -277,6 +275,9 @@ impl Ring {
             let outside = || self.fault(Fault::OutsideMemory { address: address.0, length: length as u64 });
             for slice in memory.get_slices(address, length, access).map_err(|_| outside())? {
                 part.push(slice.map_err(|_| outside())?);
+            }
+            if descriptor.is_write_only() && length > 0 {
+                chain.last_writable = Some(address.checked_add(length as u64 - 1).ok_or_else(outside)?);
             }
             if chain.readable.slices().len() + chain.writable.slices().len() > MAX_BUFFERS {
                 return Err(self.fault(Fault::LongChain(head)));

@@ -266,6 +266,18 @@ impl<D: VirtioDevice> Rig<D> {
         Some((element[0] as u16, element[1]))
     }
 
+    /// The next chain that the device gives back, for which another thread may have something to do first; `None` after five
+    /// seconds.
+    pub fn wait_used(&mut self, queue: usize) -> Option<(u16, u32)> {
+        for _ in 0..500 {
+            if let Some(used) = self.used(queue) {
+                return Some(used);
+            }
+            self.events.turn(10).expect("epoll works");
+        }
+        None
+    }
+
     /// Offers a chain, kicks, and returns what the device wrote to all of its `In` parts.
     ///
     /// # Panics
@@ -273,7 +285,7 @@ impl<D: VirtioDevice> Rig<D> {
     pub fn ask(&mut self, queue: usize, parts: &[Part<'_>]) -> Vec<u8> {
         let offer = self.offer(queue, parts);
         self.kick(queue);
-        let used = self.used(queue).expect("the device gave the chain back");
+        let used = self.wait_used(queue).expect("the device gave the chain back");
         assert_eq!(used.0, offer.head);
         let written = parts.iter().zip(&offer.buffers).filter(|(part, _)| matches!(part, Part::In(_)));
         written.flat_map(|(_, (address, length))| self.bytes(*address, *length)).collect()

@@ -2,7 +2,7 @@
 //!
 //! The control thread attaches and detaches while the event loop thread reads and writes. A request holds the extents
 //! that it works on, so a file that is detached under it stays open until the request is done, and a new extent that
-//! takes the same range cannot be touched by it. Freed ranges are taken again only after the whole space was used once.
+//! takes the same range cannot be touched by it. The worker flushes what is marked as written to. Freed ranges are taken again only after the whole space was used once.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -61,7 +61,7 @@ pub struct Extent {
     file: OwnedFd,
     length: u64,
     read_only: bool,
-    /// Written to since the last flush.
+    /// Written to since a flush began last.
     dirty: AtomicBool,
 }
 
@@ -94,8 +94,13 @@ impl Extent {
         if self.read_only {
             return None;
         }
-        self.dirty.store(true, Ordering::Relaxed);
         Some(self.file.as_fd())
+    }
+
+    /// Notes that the file was changed. Called after the change and before the guest is told of it: a flush that took the mark
+    /// away meanwhile might not have all of the change.
+    pub fn mark_dirty(&self) {
+        self.dirty.store(true, Ordering::Release);
     }
 }
 
@@ -181,10 +186,11 @@ impl Extents {
         Ok(offset)
     }
 
-    /// Takes the extent at `offset` off the disk. Its file is closed when the last request on it is done.
-    pub fn detach(&self, offset: u64) -> Result<(), ExtentError> {
+    /// Takes the extent at `offset` off the disk. Its file is closed when the last holder drops it: requests that are under way,
+    /// and the caller, who may not want to wait for that ([`super::Worker::close`]).
+    pub fn detach(&self, offset: u64) -> Result<Arc<Extent>, ExtentError> {
         let mut table = self.table.write().expect("nobody panics with this lock");
-        table.extents.remove(&offset).map(drop).ok_or(ExtentError::Unknown(offset))
+        table.extents.remove(&offset).ok_or(ExtentError::Unknown(offset))
     }
 
     /// The pieces that make up a range, or `None` if any byte of it has no extent.
@@ -205,8 +211,13 @@ impl Extents {
     /// The extents written to since the last call.
     pub fn take_dirty(&self) -> Vec<Arc<Extent>> {
         let table = self.read();
-        let dirty = |extent: &&Arc<Extent>| extent.dirty.swap(false, Ordering::Relaxed);
+        let dirty = |extent: &&Arc<Extent>| extent.dirty.swap(false, Ordering::AcqRel);
         table.extents.values().filter(dirty).cloned().collect()
+    }
+
+    /// Whether any extent was written to since it was flushed.
+    pub fn any_dirty(&self) -> bool {
+        self.read().extents.values().any(|extent| extent.dirty.load(Ordering::Acquire))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Table> {

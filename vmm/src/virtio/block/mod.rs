@@ -5,29 +5,42 @@
 //! the files. Requests that touch a byte without an extent, a read-only extent in the wrong way, or no whole sectors get
 //! an I/O error; requests that are not even requests end the VM.
 //!
-//! I/O is done at once, on the event loop thread: extents are images and scratch files that live in the host's page
-//! cache, where handing a request to another thread costs more than serving it. A read that misses the cache, and a flush,
-//! hold up the pod's other devices meanwhile. If that ever shows in a measurement, give this device an event loop of its
+//! Reads and writes are done at once, on the event loop thread: extents are images and scratch files that live in the host's
+//! page cache, where handing a request to another thread costs more than serving it. A guest has [`TURN_BYTES`] of them at a
+//! time before its other devices and the daemon are served. What waits for the host's disk by its nature, flushes and holes,
+//! is done by the [`Worker`]; requests behind them go on meanwhile. A read that misses the cache, and a write that the host
+//! slows down, hold up the pod's other devices. If that ever shows in a measurement, give this device an event loop of its
 //! own: nothing in here would change.
 
 mod extents;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vm_memory::Bytes;
 
 pub use extents::{ALIGNMENT, DISK_BYTES, ExtentError, ExtentState, Extents};
+pub use worker::Worker;
 
-use super::{Buffers, Chain, Counter, DeviceError, Driver, Fault, VirtioDevice, read_config_from, sys};
+use super::{
+    Buffers, Chain, Counter, DeviceError, Driver, EventSet, Fault, Poller, VirtioDevice, read_config_from, sys,
+};
 use extents::{Piece, SECTOR};
+use worker::{Ticket, Work};
+
+const QUEUE: usize = 0;
+/// Event key of the worker.
+const WORKER_KEY: u32 = 0;
+
+/// Bytes of requests that are served in one turn of the event loop, if the first has no more.
+const TURN_BYTES: usize = 4 << 20;
 
 /// Data buffers of a request. With header and status it fits into a ring.
 const MAX_SEGMENTS: u32 = 254;
@@ -43,6 +56,7 @@ const SERIAL: &[u8; 20] = b"isopod-extents\0\0\0\0\0\0";
 /// The extent disk.
 pub struct Disk {
     extents: Arc<Extents>,
+    worker: Arc<Worker>,
     read_bytes: Counter,
     written_bytes: Counter,
 }
@@ -56,15 +70,26 @@ pub struct DiskState {
 
 /// How a request that was well formed failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
+pub enum Refusal {
+    /// The host's file failed, or the request reaches where it may not.
     IoError,
+    /// The disk or the file behind it knows no such request.
     Unsupported,
 }
 
+/// How far a request is.
+enum Served {
+    /// Its status is set; so many bytes were written to its chain.
+    Done(usize),
+    /// Its status is set by [`Disk::give_back_finished`].
+    Begun(Work),
+}
+
 impl Disk {
-    /// A disk of these extents, which the control thread shares.
-    pub fn new(extents: Arc<Extents>) -> Self {
-        Self { extents, read_bytes: Counter::default(), written_bytes: Counter::default() }
+    /// A disk of these extents, which the control thread shares. The caller has `worker` serve them on a thread.
+    pub fn new(extents: Arc<Extents>, worker: Arc<Worker>, poller: &Poller) -> io::Result<Self> {
+        poller.add(worker.event(), WORKER_KEY, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
+        Ok(Self { extents, worker, read_bytes: Counter::default(), written_bytes: Counter::default() })
     }
 
     /// Bytes the guest read.
@@ -77,8 +102,8 @@ impl Disk {
         self.written_bytes.clone()
     }
 
-    /// Serves one request and sets its status. Returns the bytes written to the chain.
-    fn serve(&self, chain: Chain<'_>) -> Result<usize, Fault> {
+    /// Serves one request, or tells the work that it takes.
+    fn serve(&self, chain: Chain<'_>) -> Result<Served, Fault> {
         let Chain { mut readable, mut writable, .. } = chain;
         let status = writable.split_back(1);
         if status.is_empty() {
@@ -96,18 +121,29 @@ impl Disk {
         let outcome = match kind {
             VIRTIO_BLK_T_IN => self.read(offset, &writable),
             VIRTIO_BLK_T_OUT => self.write(offset, &readable),
-            VIRTIO_BLK_T_FLUSH => self.flush(),
+            VIRTIO_BLK_T_FLUSH if self.is_flushed() => Ok(0),
+            VIRTIO_BLK_T_FLUSH => return Ok(Served::Begun(Work::Flush)),
             VIRTIO_BLK_T_GET_ID => identify(&writable),
-            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => self.clear(kind, &readable),
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => match self.holes(kind, &readable) {
+                Ok(work) => return Ok(Served::Begun(work)),
+                Err(refusal) => Err(refusal),
+            },
             _ => Err(Refusal::Unsupported),
         };
-        let (code, written) = match outcome {
-            Ok(written) => (VIRTIO_BLK_S_OK, written),
-            Err(Refusal::IoError) => (VIRTIO_BLK_S_IOERR, 0),
-            Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-        };
-        status.copy_from(&[code as u8]);
-        Ok(written + 1)
+        status.copy_from(&[status_code(outcome)]);
+        Ok(Served::Done(outcome.unwrap_or(0) + 1))
+    }
+
+    /// Gives back the chains whose work is done.
+    fn give_back_finished(&self, driver: &mut Driver<'_>) -> Result<(), DeviceError> {
+        let ring = &mut driver.rings[QUEUE];
+        for finished in self.worker.take_finished() {
+            let Ticket { head, status } = finished.ticket;
+            let written = driver.memory.write_obj(status_code(finished.outcome), status);
+            written.map_err(|_| ring.fault(Fault::OutsideMemory { address: status.0, length: 1 }))?;
+            ring.give_back(driver.memory, head, 1)?;
+        }
+        Ok(())
     }
 
     fn read(&self, offset: Option<u64>, data: &Buffers<'_>) -> Result<usize, Refusal> {
@@ -124,22 +160,24 @@ impl Disk {
         let files = files_to_change(&pieces)?;
         let mut rest = data.clone();
         for (piece, file) in pieces.iter().zip(files) {
-            write_piece(file, piece.offset, rest.split_front(piece.length as usize)).map_err(refuse)?;
+            let written = write_piece(file, piece.offset, rest.split_front(piece.length as usize));
+            piece.extent.mark_dirty();
+            written.map_err(refuse)?;
         }
         self.written_bytes.add(data.len());
         Ok(0)
     }
 
-    /// Makes what was written survive a crash of the host.
-    fn flush(&self) -> Result<usize, Refusal> {
-        for extent in self.extents.take_dirty() {
-            nix::unistd::fdatasync(extent.file()).map_err(|_| Refusal::IoError)?;
-        }
-        Ok(0)
+    /// Whether all that was written survives a crash of the host already.
+    fn is_flushed(&self) -> bool {
+        self.worker.is_idle() && !self.extents.any_dirty()
     }
 
-    /// Discards or zeroes ranges: both become holes in the files, which read as zeroes.
-    fn clear(&self, kind: u32, ranges: &Buffers<'_>) -> Result<usize, Refusal> {
+    /// The work of discarding or zeroing ranges: both become holes in the files, which read as zeroes. Nothing is changed where
+    /// one of the ranges is refused.
+    fn holes(&self, kind: u32, ranges: &Buffers<'_>) -> Result<Work, Refusal> {
+        let discard = kind == VIRTIO_BLK_T_DISCARD;
+        let mut holes = Vec::new();
         let mut rest = ranges.clone();
         if rest.is_empty() || !rest.len().is_multiple_of(16) || rest.len() > 16 * MAX_RANGES {
             return Err(Refusal::IoError);
@@ -148,31 +186,18 @@ impl Disk {
             let [low, high, sectors, flags] = words(range);
             let unmap = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
             // Discard has no flags, write-zeroes only this one (5.2.6.2).
-            if flags & !unmap != 0 || (kind == VIRTIO_BLK_T_DISCARD && flags != 0) {
+            if flags & !unmap != 0 || (discard && flags != 0) {
                 return Err(Refusal::Unsupported);
             }
             if sectors > MAX_RANGE_SECTORS {
                 return Err(Refusal::IoError);
             }
             let offset = (u64::from(high) << 32 | u64::from(low)).checked_mul(SECTOR);
-            self.punch(kind, offset, u64::from(sectors) * SECTOR)?;
+            let pieces = self.find(offset, u64::from(sectors) * SECTOR)?;
+            files_to_change(&pieces)?;
+            holes.extend(pieces);
         }
-        Ok(0)
-    }
-
-    fn punch(&self, kind: u32, offset: Option<u64>, length: u64) -> Result<(), Refusal> {
-        let pieces = self.find(offset, length)?;
-        for (piece, file) in pieces.iter().zip(files_to_change(&pieces)?) {
-            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            match fallocate(file, hole, piece.offset as i64, piece.length as i64) {
-                Ok(()) => {}
-                // A discard is advice; zeroes are not, and the driver writes them itself when told.
-                Err(Errno::EOPNOTSUPP) if kind == VIRTIO_BLK_T_DISCARD => {}
-                Err(Errno::EOPNOTSUPP) => return Err(Refusal::Unsupported),
-                Err(_) => return Err(Refusal::IoError),
-            }
-        }
-        Ok(())
+        Ok(Work::Holes { pieces: holes, discard })
     }
 
     /// The extents below a read or write.
@@ -237,6 +262,15 @@ fn refuse(_: io::Error) -> Refusal {
     Refusal::IoError
 }
 
+fn status_code<T>(outcome: Result<T, Refusal>) -> u8 {
+    let code = match outcome {
+        Ok(_) => VIRTIO_BLK_S_OK,
+        Err(Refusal::IoError) => VIRTIO_BLK_S_IOERR,
+        Err(Refusal::Unsupported) => VIRTIO_BLK_S_UNSUPP,
+    };
+    code as u8
+}
+
 /// Four little-endian words.
 fn words(bytes: [u8; 16]) -> [u32; 4] {
     std::array::from_fn(|i| {
@@ -286,15 +320,49 @@ impl VirtioDevice for Disk {
 
     fn queue_event(&mut self, queue: usize, driver: &mut Driver<'_>) -> Result<(), DeviceError> {
         let ring = &mut driver.rings[queue];
+        let mut bytes = 0;
         while let Some(chain) = ring.pop(driver.memory)? {
-            let head = chain.head;
-            let written = self.serve(chain).map_err(|fault| ring.fault(fault))?;
-            ring.give_back(driver.memory, head, written)?;
+            let (head, status) = (chain.head, chain.last_writable);
+            bytes += chain.readable.len() + chain.writable.len();
+            match (self.serve(chain).map_err(|fault| ring.fault(fault))?, status) {
+                (Served::Done(written), _) => ring.give_back(driver.memory, head, written)?,
+                (Served::Begun(work), Some(status)) => self.worker.begin(Ticket { head, status }, work),
+                // `serve` has found the status where the chain ends.
+                (Served::Begun(_), None) => ring.give_back(driver.memory, head, 0)?,
+            }
+            if bytes >= TURN_BYTES {
+                ring.kick();
+                break;
+            }
         }
         Ok(())
     }
 
+    fn event(
+        &mut self,
+        _key: u32,
+        _events: EventSet,
+        driver: Option<&mut Driver<'_>>,
+    ) -> Result<(), DeviceError> {
+        driver.map_or(Ok(()), |driver| self.give_back_finished(driver))
+    }
+
+    fn settle(&mut self, driver: &mut Driver<'_>) -> Result<(), DeviceError> {
+        self.worker.settle();
+        self.give_back_finished(driver)
+    }
+
+    fn reset(&mut self) {
+        self.worker.forget();
+    }
+
     fn save(&self) -> DiskState {
         DiskState { extents: self.extents.save() }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.worker.end();
     }
 }
