@@ -9,6 +9,11 @@ use serde::{Deserialize, Serialize};
 /// Descriptor at which a new VMM finds its listening control socket.
 pub const CONTROL_FD: i32 = 3;
 
+/// Size in bytes of the file that a VMM is given as standard error, its log. It maps the file and lets go of the descriptor, so
+/// that the log can grow no further, whoever controls the process. Zeroes follow what was written. A VMM that is given
+/// anything else writes to it as usual.
+pub const LOG_BYTES: u64 = 128 * 1024;
+
 /// Longest message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 

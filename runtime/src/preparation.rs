@@ -60,6 +60,10 @@ pub struct Agents {
 
 #[async_trait]
 impl Preparation for Agents {
+    fn largest_file(&self) -> u64 {
+        u64::from(self.scratch_mib) << 20
+    }
+
     async fn prepare(
         &self,
         id: &str,

@@ -3,9 +3,10 @@
 //! That a forbidden system call kills is proven where the filters are: `vmm/tests/seccomp.rs`.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::vmm::LOG_BYTES;
 use isopod_tests::cases;
 use isopod_tests::node::{Isopod, Settings};
-use isopod_tests::vmm::{UID, Vmm, small};
+use isopod_tests::vmm::{LARGEST_FILE, UID, Vmm, small};
 use std::fs;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,6 +20,8 @@ fn main() -> ExitCode {
             vmm_has_its_own_namespaces,
             vmm_keeps_no_inherited_descriptor,
             vmm_writes_no_core_file,
+            vmm_makes_no_file_longer_than_its_disk,
+            log_of_a_vmm_cannot_grow,
             vmm_refuses_to_be_root,
         ],
     )
@@ -57,7 +60,7 @@ fn every_thread_is_unprivileged_and_filtered() -> Result<()> {
         ensure!(field(&status, "Seccomp_filters")? == "2", "{name}: {}", field(&status, "Seccomp_filters")?);
     }
     names.sort();
-    ensure!(names == ["isopod-vmm", "vcpu0"], "{names:?}");
+    ensure!(names == ["disk", "isopod-vmm", "vcpu0"], "{names:?}");
     Ok(())
 }
 
@@ -99,18 +102,47 @@ fn vmm_keeps_no_inherited_descriptor() -> Result<()> {
         let allowed = !target.starts_with("/")
             || target.starts_with("/dev/null")
             || target.starts_with("/dev/kvm")
-            || target.file_name() == Some("log".as_ref())
             || target.file_name() == root.file_name();
         ensure!(allowed, "{} is open", target.display());
     }
     Ok(())
 }
 
-fn vmm_writes_no_core_file() -> Result<()> {
-    let vmm = running()?;
+/// The soft and the hard value of a limit.
+fn limit(vmm: &Vmm, name: &str) -> Result<[String; 2]> {
     let limits = fs::read_to_string(format!("/proc/{}/limits", vmm.pid()))?;
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).context("no limit")?;
-    ensure!(core.split_whitespace().filter(|word| *word == "0").count() == 2, "{core}");
+    let values = limits.lines().find_map(|line| line.strip_prefix(name)).context("no limit")?;
+    let mut values = values.split_whitespace().map(str::to_owned);
+    Ok([values.next().context("no soft limit")?, values.next().context("no hard limit")?])
+}
+
+fn vmm_writes_no_core_file() -> Result<()> {
+    let core = limit(&running()?, "Max core file size")?;
+    ensure!(core == ["0", "0"], "{core:?}");
+    Ok(())
+}
+
+fn vmm_makes_no_file_longer_than_its_disk() -> Result<()> {
+    let size = limit(&running()?, "Max file size")?;
+    let expected = LARGEST_FILE.to_string();
+    ensure!(size == [expected.as_str(), expected.as_str()], "{size:?}");
+    Ok(())
+}
+
+/// The process has its log mapped and no descriptor of it, so that even its own code could not make it longer.
+fn log_of_a_vmm_cannot_grow() -> Result<()> {
+    let vmm = running()?;
+    for _ in 0..2000 {
+        // Each of these is a line.
+        vmm.call_raw(&[b'x'; 100], &[])?;
+    }
+    for fd in fs::read_dir(format!("/proc/{}/fd", vmm.pid()))? {
+        let Ok(target) = fs::read_link(fd?.path()) else { continue };
+        ensure!(target != vmm.log_path(), "the log is open");
+    }
+    let length = fs::metadata(vmm.log_path())?.len();
+    ensure!(length == LOG_BYTES, "the log has {length} bytes");
+    ensure!(vmm.log()?.contains("log budget spent"), "{}", vmm.log()?);
     Ok(())
 }
 

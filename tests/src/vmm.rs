@@ -1,7 +1,7 @@
 //! `isopod-vmm` without the daemon: started by hand, driven over its control socket.
 
 use anyhow::{Context, Result, bail, ensure};
-use isopod_protocols::vmm::{BootConfig, MAX_MESSAGE, Request, Response, Stats};
+use isopod_protocols::vmm::{BootConfig, LOG_BYTES, MAX_MESSAGE, Request, Response, Stats};
 use isopod_protocols::vsock::READY_PORT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -19,6 +19,9 @@ use tempfile::TempDir;
 
 /// The identity that cases give their VMMs.
 pub const UID: u32 = 70_123;
+
+/// Size of the largest file that these may change, bytes.
+pub const LARGEST_FILE: u64 = 64 << 20;
 
 /// A VMM process. It is killed when this is dropped.
 pub struct Vmm {
@@ -51,8 +54,8 @@ pub fn installed(variable: &str) -> Result<PathBuf> {
 impl Vmm {
     /// Starts a VMM in its jail and connects to it.
     pub fn start() -> Result<Self> {
-        let uid = UID.to_string();
-        Self::start_with(&["--uid", &uid, "--gid", &uid])
+        let (uid, largest_file) = (UID.to_string(), LARGEST_FILE.to_string());
+        Self::start_with(&["--uid", &uid, "--gid", &uid, "--largest-file", &largest_file])
     }
 
     /// Starts a VMM with these arguments and connects to it.
@@ -62,6 +65,9 @@ impl Vmm {
         let listener = seqpacket()?;
         bind(listener.as_raw_fd(), &address)?;
         listen(&listener, Backlog::new(4)?)?;
+        let mut how = File::options();
+        let log = how.read(true).write(true).create_new(true).open(directory.path().join("log"))?;
+        log.set_len(LOG_BYTES)?;
         let child = Command::new("sh")
             // The listener goes where the VMM looks for it; descriptor 9 is one that it must not keep.
             .args(["-c", "exec \"$0\" \"$@\" 3<&0 9</etc/passwd </dev/null"])
@@ -69,7 +75,7 @@ impl Vmm {
             .args(arguments)
             .stdin(listener)
             .stdout(std::process::Stdio::null())
-            .stderr(File::create(directory.path().join("log"))?)
+            .stderr(log)
             .spawn()
             .context("cannot start isopod-vmm")?;
         let control = connected(&address)?;
@@ -83,7 +89,13 @@ impl Vmm {
 
     /// What the VMM wrote to its log.
     pub fn log(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.directory.path().join("log"))?)
+        // Zeroes follow what was written.
+        Ok(fs::read_to_string(self.log_path())?.trim_end_matches('\0').to_owned())
+    }
+
+    /// The file of its log.
+    pub fn log_path(&self) -> PathBuf {
+        self.directory.path().join("log")
     }
 
     /// Leaves, and comes back as another client.

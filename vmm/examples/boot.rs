@@ -114,7 +114,7 @@ fn spawn(vmm: &str, address: &UnixAddr) -> anyhow::Result<std::process::Child> {
     bind(listener.as_raw_fd(), address)?;
     listen(&listener, Backlog::new(4)?)?;
     let mut command = Command::new(vmm);
-    command.args(["--uid", "70000", "--gid", "70000"]);
+    command.args(["--uid", "70000", "--gid", "70000", "--largest-file", "1048576"]);
     let fd = listener.as_raw_fd();
     // SAFETY: between fork and exec only dup3 and fcntl are called, which are async-signal-safe.
     unsafe { command.pre_exec(move || give(fd)) };

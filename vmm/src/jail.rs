@@ -1,5 +1,5 @@
 //! The room that the process locks itself into before it reads a single byte from a client or a guest: no files, no
-//! network, no capabilities, an identity of its own.
+//! network, no capabilities, an identity of its own, and no file that it is given becomes longer than it must.
 //!
 //! `main` enters it right after the start; there is no way around it and no way back. What the VM needs afterwards comes
 //! as descriptors over the control socket. The seccomp filters ([`crate::seccomp`]) close what is left.
@@ -19,56 +19,64 @@ use nix::{
 
 use crate::sys;
 
-/// The identity that the process takes.
+/// What the process confines itself to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
-    /// User id, not 0.
+pub struct Confinement {
+    /// User id that it takes, not 0.
     pub uid: u32,
-    /// Group id, not 0.
+    /// Group id that it takes, not 0.
     pub gid: u32,
+    /// Bytes behind which it may write to no file: the size of the largest one that it is to change.
+    pub largest_file: u64,
 }
 
-/// Arguments that name no identity.
+/// Arguments that do not say how the process is to confine itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArgumentError {
     /// A word that no option expects.
-    #[error("unknown argument {0:?}: the arguments are --uid N --gid N")]
+    #[error("unknown argument {0:?}: the arguments are --uid N --gid N --largest-file BYTES")]
     Unknown(String),
     /// An option without a usable number.
-    #[error("{option} needs a number from 1 to 4294967294, got {value:?}")]
+    #[error("{option} needs {what}, got {value:?}")]
     Value {
         /// The option.
         option: &'static str,
+        /// What would do.
+        what: &'static str,
         /// What stood in the number's place.
         value: String,
     },
     /// An option that must be there is not.
-    #[error("{0} is missing: the process must give up root for an identity of the pod's own")]
+    #[error("{0} is missing: the process runs under an identity of the pod's own and with a limit for files only")]
     Missing(&'static str),
     /// An option that is there twice.
     #[error("{0} is given twice")]
     Twice(&'static str),
 }
 
-impl Identity {
-    /// Reads `--uid N --gid N`.
+impl Confinement {
+    /// Reads `--uid N --gid N --largest-file BYTES`, in any order.
     pub fn from_arguments(arguments: impl IntoIterator<Item = String>) -> Result<Self, ArgumentError> {
-        let (mut uid, mut gid) = (None, None);
+        let (mut uid, mut gid, mut largest_file) = (None, None, None);
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
-            let (option, place) = match argument.as_str() {
-                "--uid" => ("--uid", &mut uid),
-                "--gid" => ("--gid", &mut gid),
+            let mut value = || arguments.next().unwrap_or_default();
+            let (option, again) = match argument.as_str() {
+                "--uid" => ("--uid", uid.replace(parse_id("--uid", value())?).is_some()),
+                "--gid" => ("--gid", gid.replace(parse_id("--gid", value())?).is_some()),
+                "--largest-file" => {
+                    ("--largest-file", largest_file.replace(parse_bytes("--largest-file", value())?).is_some())
+                }
                 _ => return Err(ArgumentError::Unknown(argument)),
             };
-            let id = parse_id(option, arguments.next().unwrap_or_default())?;
-            if place.replace(id).is_some() {
+            if again {
                 return Err(ArgumentError::Twice(option));
             }
         }
         Ok(Self {
             uid: uid.ok_or(ArgumentError::Missing("--uid"))?,
             gid: gid.ok_or(ArgumentError::Missing("--gid"))?,
+            largest_file: largest_file.ok_or(ArgumentError::Missing("--largest-file"))?,
         })
     }
 }
@@ -77,7 +85,15 @@ impl Identity {
 fn parse_id(option: &'static str, value: String) -> Result<u32, ArgumentError> {
     match value.parse() {
         Ok(id) if id != 0 && id != u32::MAX => Ok(id),
-        _ => Err(ArgumentError::Value { option, value }),
+        _ => Err(ArgumentError::Value { option, what: "a number from 1 to 4294967294", value }),
+    }
+}
+
+/// The largest number means "no limit" to the kernel.
+fn parse_bytes(option: &'static str, value: String) -> Result<u64, ArgumentError> {
+    match value.parse() {
+        Ok(bytes) if bytes != u64::MAX => Ok(bytes),
+        _ => Err(ArgumentError::Value { option, what: "a number of bytes below 2^64 - 1", value }),
     }
 }
 
@@ -94,14 +110,15 @@ fn step<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Resu
 }
 
 /// Locks the process in. It must have one thread.
-pub fn enter(identity: Identity) -> Result<(), JailError> {
+pub fn enter(confinement: Confinement) -> Result<(), JailError> {
     // A signal to the daemon's process group, such as Ctrl-C at a terminal, must not reach pods. The leader of a group
     // is refused, which is as good.
     let _ = setsid();
     leave_namespaces()?;
     leave_root_directory()?;
     limit_resources()?;
-    give_up_privileges(identity)
+    limit_file_size(confinement.largest_file)?;
+    give_up_privileges(confinement)
 }
 
 /// A network namespace without interfaces, System V objects, names and a cgroup view of its own.
@@ -134,7 +151,6 @@ fn leave_root_directory() -> Result<(), JailError> {
 }
 
 /// Descriptors enough for several hundred vsock connections and extents; no core files, which would hold guest memory.
-/// Files may grow without limit: extents are files.
 fn limit_resources() -> Result<(), JailError> {
     const DESCRIPTORS: u64 = 4096;
     step("limit descriptors", setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS))?;
@@ -142,9 +158,17 @@ fn limit_resources() -> Result<(), JailError> {
     step("forbid message queues", setrlimit(Resource::RLIMIT_MSGQUEUE, 0, 0))
 }
 
-fn give_up_privileges(identity: Identity) -> Result<(), JailError> {
+/// Has writes behind `bytes` of a file fail as for want of space. What the guest writes lies before that; what else a process
+/// writes that is no longer ours could otherwise fill the node's disk.
+pub fn limit_file_size(bytes: u64) -> Result<(), JailError> {
+    // Without this, such a write would end the process instead of failing.
+    step("ignore the signal of files that are too long", sys::ignore_file_size_signal())?;
+    step("limit the size of files", setrlimit(Resource::RLIMIT_FSIZE, bytes, bytes))
+}
+
+fn give_up_privileges(confinement: Confinement) -> Result<(), JailError> {
     step("empty the bounding set", empty_bounding_set())?;
-    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    let (uid, gid) = (Uid::from_raw(confinement.uid), Gid::from_raw(confinement.gid));
     step("leave all groups", setgroups(&[]))?;
     step("take the group id", setresgid(gid, gid, gid))?;
     step("take the user id", setresuid(uid, uid, uid))?;
@@ -169,15 +193,15 @@ fn empty_bounding_set() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn parse(arguments: &str) -> Result<Identity, ArgumentError> {
-        Identity::from_arguments(arguments.split_whitespace().map(str::to_owned))
+    fn parse(arguments: &str) -> Result<Confinement, ArgumentError> {
+        Confinement::from_arguments(arguments.split_whitespace().map(str::to_owned))
     }
 
     #[test]
-    fn uid_and_gid_are_taken_in_any_order() {
-        let identity = Identity { uid: 70001, gid: 70002 };
-        assert_eq!(parse("--uid 70001 --gid 70002"), Ok(identity));
-        assert_eq!(parse("--gid 70002 --uid 70001"), Ok(identity));
+    fn arguments_are_taken_in_any_order() {
+        let confinement = Confinement { uid: 70001, gid: 70002, largest_file: 1 << 40 };
+        assert_eq!(parse("--uid 70001 --gid 70002 --largest-file 1099511627776"), Ok(confinement));
+        assert_eq!(parse("--largest-file 1099511627776 --gid 70002 --uid 70001"), Ok(confinement));
     }
 
     #[test]
@@ -190,11 +214,15 @@ mod tests {
     fn missing_double_and_unknown_arguments_are_refused() {
         assert_eq!(parse("--uid 1"), Err(ArgumentError::Missing("--gid")));
         assert_eq!(parse(""), Err(ArgumentError::Missing("--uid")));
+        assert_eq!(parse("--uid 1 --gid 1"), Err(ArgumentError::Missing("--largest-file")));
         assert_eq!(parse("--uid 1 --uid 2 --gid 3"), Err(ArgumentError::Twice("--uid")));
         assert_eq!(parse("--no-jail"), Err(ArgumentError::Unknown("--no-jail".into())));
         for value in ["-1", "x", "4294967295", "4294967296"] {
             assert!(matches!(parse(&format!("--uid {value} --gid 1")), Err(ArgumentError::Value { .. })));
         }
         assert!(matches!(parse("--uid"), Err(ArgumentError::Value { .. })));
+        for bytes in ["", "-1", "10MiB", "18446744073709551615"] {
+            assert!(matches!(parse(&format!("--largest-file {bytes}")), Err(ArgumentError::Value { .. })));
+        }
     }
 }

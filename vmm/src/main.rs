@@ -1,10 +1,10 @@
-//! `isopod-vmm --uid N --gid N`: runs one virtual machine, told so over the control socket at descriptor 3.
+//! `isopod-vmm --uid N --gid N --largest-file BYTES`: runs one virtual machine, told so over the control socket at descriptor 3.
 //!
 //! The steps of its life are those of [`run`]. Standard error is the sandbox's log; its last line says why the process
 //! ended. Exit code 0: the guest powered off or a client asked for the end; 1: it never ran; 2: it ended otherwise.
 //!
-//! `isopod-vmm --hold --uid N --gid N` runs nothing: it keeps a template's memory (descriptor 3) and state (4) open, so that they
-//! outlive the daemon, until it is killed.
+//! `isopod-vmm --hold`, with the same arguments, runs nothing: it keeps a template's memory (descriptor 3) and state (4) open, so
+//! that they outlive the daemon, until it is killed.
 
 use std::{panic, sync::Arc};
 
@@ -14,7 +14,7 @@ use isopod_vmm::{
     builder, clone,
     control::{self, Client, FirstRequest, Listener, Server},
     end::VmExit,
-    jail::{self, Identity},
+    jail::{self, Confinement},
     log,
     machine::Machine,
     seccomp::{Filter, Stage},
@@ -26,6 +26,7 @@ const NEVER_RAN: i32 = 1;
 const ENDED_BADLY: i32 = 2;
 
 fn main() {
+    sys::share_one_heap();
     log::begin();
     panic::set_hook(Box::new(|panic| {
         log::last_words(format_args!("defect: {panic}"), None);
@@ -56,10 +57,10 @@ fn main() {
 
 /// From the start of the process to the end of its VM.
 fn run(arguments: impl Iterator<Item = String>) -> anyhow::Result<(VmExit, Arc<Machine>)> {
-    let identity = Identity::from_arguments(arguments)?;
+    let confinement = Confinement::from_arguments(arguments)?;
     sys::close_descriptors_from(CONTROL_FD + 1).context("cannot close inherited descriptors")?;
     let listener = Listener::new(sys::own(CONTROL_FD));
-    jail::enter(identity)?;
+    jail::enter(confinement)?;
     Filter::new(Stage::Boot)?.install()?;
 
     let (client, mut events, machine) = make(&listener)?;
@@ -111,9 +112,9 @@ fn boot_failed(error: builder::BootError) -> (ErrorKind, anyhow::Error) {
 /// Keeps two descriptors open, locked in like a VM, until the process is killed.
 fn hold(arguments: impl Iterator<Item = String>) -> anyhow::Result<(VmExit, Arc<Machine>)> {
     const FIRST_FREE: i32 = 5;
-    let identity = Identity::from_arguments(arguments)?;
+    let confinement = Confinement::from_arguments(arguments)?;
     sys::close_descriptors_from(FIRST_FREE).context("cannot close inherited descriptors")?;
-    jail::enter(identity)?;
+    jail::enter(confinement)?;
     // Lists of processes shall tell it from VMs.
     nix::sys::prctl::set_name(c"isopod-template").context("cannot take the name of a holder")?;
     Filter::new(Stage::Hold)?.install()?;

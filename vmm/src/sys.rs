@@ -1,15 +1,16 @@
-//! System calls without a safe wrapper: descriptors that come from outside, capabilities, and the signal that brings a
-//! vCPU thread back from the guest.
+//! System calls without a safe wrapper: descriptors that come from outside, capabilities, a file that is mapped to be written,
+//! and the signal that brings a vCPU thread back from the guest.
 #![allow(unsafe_code)]
 
 use std::{
     cell::Cell,
     io,
     os::{
-        fd::{FromRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::thread::JoinHandleExt,
     },
     ptr,
+    sync::atomic::AtomicU8,
     thread::JoinHandle,
 };
 
@@ -57,6 +58,46 @@ pub fn clear_capabilities() -> io::Result<()> {
     // SAFETY: both structures have the layout of linux/capability.h and live through the call, which only reads them.
     let result = unsafe { libc::syscall(libc::SYS_capset, ptr::from_ref(&header), nothing.as_ptr()) };
     check(result)
+}
+
+/// Has all threads take memory from one place. The C library would give each thread that allocates its own, with pages and
+/// mappings that a process of a few quiet threads does not need.
+pub fn share_one_heap() {
+    // SAFETY: takes integers only. Where it is refused, all is as before.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Has writes behind the limit of a file's size fail and not end the process.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    // SAFETY: no handler is installed that could run.
+    match unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Maps the first `bytes` bytes of a file, to be written, until the process ends.
+pub fn map_file(file: BorrowedFd<'_>, bytes: usize) -> io::Result<&'static [AtomicU8]> {
+    let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+    let start = unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, file.as_raw_fd(), 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping has that many bytes and is never unmapped. Others may write to the file, so it is seen as atomic bytes,
+    // of which any value is one.
+    Ok(unsafe { std::slice::from_raw_parts(start.cast_const().cast(), bytes) })
+}
+
+/// Whether a part of what [`map_file`] gave can be written: where the host has no memory for it, writing would end the process.
+pub fn can_be_written(part: &[AtomicU8]) -> bool {
+    const PAGE: usize = 4096;
+    let into_page = part.as_ptr().addr() % PAGE;
+    let start = part.as_ptr().wrapping_sub(into_page).cast_mut().cast();
+    // SAFETY: as if each page of the part were written with what it holds. The mapping begins at a page.
+    let result = unsafe { libc::madvise(start, part.len() + into_page, libc::MADV_POPULATE_WRITE) };
+    // A kernel before 5.14 cannot tell.
+    result == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
 }
 
 fn check(result: libc::c_long) -> io::Result<()> {

@@ -101,6 +101,7 @@ fn place(config: &VmConfig) -> Place<'_> {
         directory: &config.directory,
         cgroup: config.cgroup.as_deref(),
         uid: config.uid,
+        largest_file: config.largest_file,
         vmm: &config.vmm,
         patience: Duration::ZERO,
     }

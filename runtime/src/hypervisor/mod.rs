@@ -14,6 +14,7 @@ pub mod template;
 mod vm;
 mod vsock;
 
+pub use files::log_tail;
 pub use local::LocalHypervisor;
 
 use crate::config;
@@ -46,6 +47,8 @@ pub struct VmConfig {
     pub cgroup: Option<PathBuf>,
     /// Host user and group of the VMM.
     pub uid: u32,
+    /// Size of the largest file that it may change, in bytes: that of the pod's scratch disk.
+    pub largest_file: u64,
     /// The VMM's program.
     pub vmm: PathBuf,
     /// Guest kernel.
@@ -82,6 +85,7 @@ impl VmConfig {
             cgroup: None,
             // No user at all: a VM that is given none does not start.
             uid: u32::MAX,
+            largest_file: u64::from(settings.scratch_mib) << 20,
             vmm: settings.vmm,
             kernel: settings.kernel,
             root_image: settings.root_image,

@@ -9,7 +9,7 @@
 //! outlives the daemon; a later one finds it by its process descriptor and its control socket.
 
 use super::control::{Control, GuestConnections};
-use super::files::{CONTROL, Files, LOG, Sockets, VSOCK};
+use super::files::{CONTROL, Files, Sockets, VSOCK, log_tail};
 use super::process::{Process, Start};
 use super::template::{Lease, Template};
 use super::vsock::connect_guest;
@@ -21,7 +21,7 @@ use isopod_protocols::vmm::{BootConfig, Extent, MAX_PAGE_RANGES, PageRange, Requ
 use isopod_protocols::vsock::{AGENT_PORT, READY_PORT};
 use std::fs::File;
 use std::future::Future;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -43,9 +43,6 @@ const END_NOTICE: Duration = Duration::from_millis(500);
 /// Pages that a VMM populates before it looks after its guest again: less than a millisecond's work.
 const POPULATED_AT_ONCE: u64 = 128;
 
-/// Most bytes read from the end of a VMM's log.
-const LOG_TAIL: u64 = 4096;
-
 /// Where a VMM runs, and as whom.
 pub struct Place<'a> {
     /// Name of the VM in logs.
@@ -56,6 +53,8 @@ pub struct Place<'a> {
     pub cgroup: Option<&'a Path>,
     /// Its host user and group.
     pub uid: u32,
+    /// Size of the largest file that it may change, bytes.
+    pub largest_file: u64,
     /// Its program.
     pub vmm: &'a Path,
     /// Every request to it and every connection to its guest has at least this long: what gives way to all
@@ -80,10 +79,10 @@ impl LocalVm {
     /// Starts a VMM; what kills it is pushed to `undo`. The listener is the guest's vsock, which the VMM is still to get.
     pub fn start(place: &Place<'_>, undo: &mut Undo) -> Result<(Arc<Self>, UnixListener), HypervisorError> {
         let sockets = Sockets::bind(place.directory)?;
-        let id = place.uid.to_string();
+        let (id, largest_file) = (place.uid.to_string(), place.largest_file.to_string());
         let start = Start {
             program: place.vmm,
-            words: &["isopod-vmm", "--uid", &id, "--gid", &id],
+            words: &["isopod-vmm", "--uid", &id, "--gid", &id, "--largest-file", &largest_file],
             log: sockets.log.as_fd(),
             descriptors: &[sockets.control.as_fd()],
             cgroup: place.cgroup,
@@ -259,7 +258,7 @@ impl LocalVm {
     }
 
     fn ended_in_boot(&self) -> HypervisorError {
-        HypervisorError::Ended { id: self.id.clone(), tail: Tail::new(&self.log_tail()) }
+        HypervisorError::Ended { id: self.id.clone(), tail: Tail::new(&log_tail(&self.directory)) }
     }
 
     async fn too_slow(&self, limit: Duration) -> HypervisorError {
@@ -271,25 +270,9 @@ impl LocalVm {
     pub async fn last_words(&self) -> Tail {
         let console = match self.console().await {
             Ok(console) => console,
-            Err(error) => format!("{}\n(no console: {error})", self.log_tail()),
+            Err(error) => format!("{}\n(no console: {error})", log_tail(&self.directory)),
         };
         Tail::new(&console)
-    }
-
-    /// The VMM's last words; its log ends with the guest's console where there was one.
-    fn log_tail(&self) -> String {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut log = File::open(self.directory.join(LOG))?;
-            let length = log.metadata()?.len();
-            log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
-            let mut tail = Vec::new();
-            log.take(LOG_TAIL).read_to_end(&mut tail)?;
-            Ok(tail)
-        };
-        match read() {
-            Ok(tail) => String::from_utf8_lossy(&tail).into_owned(),
-            Err(error) => format!("(no log: {error})"),
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Machine, Sandbox, SandboxEvent, Sandboxes, State};
 use crate::agent_client::AgentError;
 use crate::hostile_text::Tail;
-use std::fs;
+use crate::hypervisor::log_tail;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ impl Sandboxes {
     /// The VM has ended: by itself, unless a stop is under way.
     async fn lost(&self, sandbox: &Sandbox) {
         if sandbox.state() == State::Ready {
-            let log = fs::read_to_string(sandbox.directory.join("vmm.log")).unwrap_or_default();
+            let log = log_tail(&sandbox.directory);
             tracing::warn!(sandbox = sandbox.id, "vm ended by itself{}", Tail::new(&log));
             self.mark_lost(sandbox);
         }

@@ -44,6 +44,9 @@ const QUIET_PAUSE: Duration = Duration::from_millis(10);
 /// Limit of saving, which copies what little is not in the memory file.
 const SAVE_LIMIT: Duration = Duration::from_secs(60);
 
+/// Room for a template's state, bytes: what its VMM writes.
+const STATE_BYTES: u64 = 4 << 20;
+
 /// Limit of the VMM's end after it saved.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
@@ -100,6 +103,9 @@ pub enum BuildError {
 /// to it.
 #[async_trait]
 pub trait Preparation: Send + Sync {
+    /// Size of the largest file that a guest changes in its rehearsal, in bytes.
+    fn largest_file(&self) -> u64;
+
     /// Asks the agent of `vm`; when it answers, it has let go of its connection. Every call has at least
     /// `patience`.
     ///
@@ -186,6 +192,7 @@ impl Builder {
             directory: &directory,
             cgroup: cgroup.as_deref(),
             uid: self.uid,
+            largest_file: self.preparation.largest_file().max(STATE_BYTES),
             vmm: &recipe.vmm,
             patience: PATIENCE,
         };

@@ -73,7 +73,7 @@ pub fn start(
     Process::start(&Start {
         program: vmm,
         // The name is what tells it from VMMs in lists of processes.
-        words: &["isopod-template", "--hold", "--uid", &id, "--gid", &id],
+        words: &["isopod-template", "--hold", "--uid", &id, "--gid", &id, "--largest-file", "0"],
         log,
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup,

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -257,6 +258,29 @@ fn flush_that_the_host_fails_is_an_error_and_the_next_one_tries_again() {
     assert_eq!(guest.command(VIRTIO_BLK_T_FLUSH, &[]), IOERR);
     assert!(guest.extents.any_dirty());
     assert_eq!(guest.command(VIRTIO_BLK_T_FLUSH, &[]), IOERR);
+}
+
+/// In a process of its own, as the limit is the whole process's.
+#[test]
+fn write_behind_the_limit_of_files_is_an_io_error_and_no_end() {
+    const CHILD: &str = "ISOPOD_TEST_OF_THE_LIMIT_OF_FILES";
+    const LIMIT: u64 = 1 << 20;
+    if std::env::var_os(CHILD).is_none() {
+        let name = "virtio::block::tests::write_behind_the_limit_of_files_is_an_io_error_and_no_end";
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        let ran = again.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+        assert!(ran.status.success(), "{}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
+        return;
+    }
+    crate::jail::limit_file_size(LIMIT).unwrap();
+    let mut guest = Guest::new();
+    let file = file_of(&[1; 512]);
+    guest.extents.attach(fd(&file), 4 * LIMIT, false).unwrap();
+    assert_eq!(guest.write(LIMIT / 512, &[2; 512]), IOERR);
+    assert_eq!(guest.write(LIMIT / 512 - 1, &[2; 1024]), IOERR);
+    assert_eq!(file.metadata().unwrap().len(), LIMIT);
+    assert_eq!(guest.write(0, &[3; 512]), OK);
+    assert_eq!(guest.read(0, 512).unwrap(), [3; 512]);
 }
 
 #[test]
