@@ -31,3 +31,13 @@ pub mod store;
 pub mod trace;
 pub mod undo;
 pub mod wall_clock;
+
+#[cfg(test)]
+mod tests {
+    /// In release builds too: the profiles in the workspace's `Cargo.toml` say so.
+    #[test]
+    fn number_that_does_not_fit_is_a_panic() {
+        let (most, one) = (std::hint::black_box(u8::MAX), std::hint::black_box(1));
+        assert!(std::panic::catch_unwind(|| most + one).is_err());
+    }
+}

@@ -255,7 +255,7 @@ pub fn size(
     };
     let limit = cpus(resources);
     if limit > 0 {
-        let wanted = u64::try_from((limit + cpus(overhead)).max(1)).unwrap_or(u64::MAX).div_ceil(1000);
+        let wanted = u64::try_from(limit.saturating_add(cpus(overhead)).max(1)).unwrap_or(u64::MAX).div_ceil(1000);
         size.vcpus = u8::try_from(wanted).unwrap_or(u8::MAX).min(useful_vcpus());
     }
     let bytes = |r: Option<&LinuxContainerResources>| {
@@ -400,6 +400,17 @@ mod tests {
         let two = if std::thread::available_parallelism().unwrap().get() > 1 { 2 } else { 1 };
         assert_eq!(sized(Some(resources(100_000, 0)), Some(resources(10_000, 0))).0, two);
         assert!(size(&base, Some(&resources(0, 1 << 40)), None).is_err());
+    }
+
+    #[test]
+    fn limits_beyond_all_numbers_are_refused_and_no_defect() {
+        let most = LinuxContainerResources {
+            cpu_quota: i64::MAX,
+            cpu_period: 1,
+            memory_limit_in_bytes: i64::MAX,
+            ..Default::default()
+        };
+        assert!(size(&VmConfig::default(), Some(&most), Some(&most)).is_err());
     }
 
     #[test]
