@@ -36,11 +36,11 @@ use crate::{
 };
 
 /// Most processors of a machine.
-const MAX_VCPUS: u8 = 64;
+pub const MAX_VCPUS: u8 = 64;
 /// Least memory that a kernel boots in, MiB.
-const MIN_MEMORY_MIB: u32 = 64;
+pub const MIN_MEMORY_MIB: u32 = 64;
 /// Most memory of a machine, MiB.
-const MAX_MEMORY_MIB: u32 = 1 << 20;
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 
 /// Why a machine does not run.
 #[derive(Debug, thiserror::Error)]

@@ -290,7 +290,7 @@ impl Devices {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl DevicesState {
     /// As devices are that no driver has found.
     pub fn example() -> Self {

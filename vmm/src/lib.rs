@@ -20,6 +20,8 @@ pub mod cpu;
 pub mod devices;
 pub mod early_console;
 pub mod end;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 pub mod generation;
 pub mod jail;
 pub mod kernel;

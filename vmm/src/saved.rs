@@ -14,7 +14,13 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cpu::state::VcpuState, devices::DevicesState, layout::Range, vm::VmState};
+use crate::{
+    builder::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB},
+    cpu::state::VcpuState,
+    devices::DevicesState,
+    layout::Range,
+    vm::VmState,
+};
 
 /// Changes with the form of anything below.
 const MAGIC: [u8; 8] = *b"isopodT3";
@@ -75,14 +81,20 @@ pub enum SavedError {
 /// Writes the state of a template that was made from `built_from`.
 pub fn write(file: &File, built_from: &str, state: &MachineState) -> Result<(), SavedError> {
     let content = postcard::to_allocvec(&(built_from, state)).map_err(|_| SavedError::TooLong)?;
-    let length = u32::try_from(content.len()).ok().filter(|length| *length <= LONGEST);
-    let length = length.ok_or(SavedError::TooLong)?;
+    if content.len() > LONGEST as usize {
+        return Err(SavedError::TooLong);
+    }
+    file.write_all_at(&framed(&content), 0).map_err(|source| SavedError::Io("write", source))
+}
+
+/// A file with this content, which is at most [`LONGEST`].
+pub(crate) fn framed(content: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + content.len());
     bytes.extend(MAGIC);
-    bytes.extend(length.to_le_bytes());
-    bytes.extend(crc32fast::hash(&content).to_le_bytes());
+    bytes.extend((content.len() as u32).to_le_bytes());
+    bytes.extend(crc32fast::hash(content).to_le_bytes());
     bytes.extend(content);
-    file.write_all_at(&bytes, 0).map_err(|source| SavedError::Io("write", source))
+    bytes
 }
 
 /// Reads the state of a template that must have been made from `built_from`. Other clones may read the same open file.
@@ -110,30 +122,62 @@ pub fn read(file: &File, built_from: &str) -> Result<MachineState, SavedError> {
     if found != built_from {
         return Err(SavedError::BuiltFrom { found, wanted: built_from.to_owned() });
     }
+    state.check()?;
     Ok(state)
 }
+
+impl MachineState {
+    /// Refuses sizes that no machine has. What the parts of a machine cannot be, each of them refuses itself.
+    fn check(&self) -> Result<(), SavedError> {
+        let memory = (MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib)
+            && (self.memory_mib..=MAX_MEMORY_MIB).contains(&self.max_memory_mib);
+        let vcpus =
+            (1..=usize::from(self.max_vcpus)).contains(&self.vcpus.len()) && self.max_vcpus <= MAX_VCPUS;
+        if memory && vcpus { Ok(()) } else { Err(SavedError::Damaged("it has sizes that no machine has")) }
+    }
+}
+
+/// A state for tests: a machine of one processor that has not run.
+#[cfg(any(test, feature = "testing"))]
+mod example {
+    use super::*;
+
+    /// What it says it was made from.
+    pub const EXAMPLE_BUILT_FROM: &str = "a b";
+
+    impl MachineState {
+        /// The machine.
+        pub fn example() -> Self {
+            Self {
+                memory_mib: 128,
+                max_memory_mib: 256,
+                max_vcpus: 2,
+                nested: false,
+                stretches: vec![Range { start: 0, len: 4096 }],
+                vm: VmState::default(),
+                vcpus: vec![VcpuState::default()],
+                devices: DevicesState::example(),
+            }
+        }
+    }
+
+    /// The content of its file.
+    pub fn example() -> Vec<u8> {
+        let state = (EXAMPLE_BUILT_FROM, MachineState::example());
+        postcard::to_allocvec(&state).expect("a state can be encoded")
+    }
+}
+#[cfg(any(test, feature = "testing"))]
+pub use example::{EXAMPLE_BUILT_FROM, example};
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn state() -> MachineState {
-        MachineState {
-            memory_mib: 128,
-            max_memory_mib: 256,
-            max_vcpus: 2,
-            nested: false,
-            stretches: vec![Range { start: 0, len: 4096 }],
-            vm: VmState::default(),
-            vcpus: Vec::new(),
-            devices: DevicesState::example(),
-        }
-    }
-
     fn written() -> Vec<u8> {
         let file = tempfile::NamedTempFile::new().unwrap();
-        write(file.as_file(), "a b", &state()).unwrap();
+        write(file.as_file(), "a b", &MachineState::example()).unwrap();
         std::fs::read(file.path()).unwrap()
     }
 
@@ -158,6 +202,26 @@ mod tests {
         assert!(matches!(read_from(&written(), "a c"), Err(SavedError::BuiltFrom { .. })));
     }
 
+    /// Under a right checksum: what counts and sizes decide must not be taken as it is.
+    #[test]
+    fn machine_that_cannot_be_is_refused() {
+        let changes: [fn(&mut MachineState); 7] = [
+            |state| state.vcpus.clear(),
+            |state| state.max_vcpus = 0,
+            |state| state.max_vcpus = 65,
+            |state| state.vcpus = (0..300).map(|_| VcpuState::default()).collect(),
+            |state| state.memory_mib = 0,
+            |state| state.max_memory_mib = 127,
+            |state| state.max_memory_mib = u32::MAX,
+        ];
+        for change in changes {
+            let mut state = MachineState::example();
+            change(&mut state);
+            let content = postcard::to_allocvec(&("a b", state)).unwrap();
+            assert!(matches!(read_from(&framed(&content), "a b"), Err(SavedError::Damaged(_))));
+        }
+    }
+
     #[test]
     fn longer_or_shorter_file_is_refused() {
         let bytes = written();
@@ -179,11 +243,7 @@ mod tests {
         /// A content that cannot be, under a right checksum.
         #[test]
         fn any_content_is_a_state_or_refused(content in prop::collection::vec(any::<u8>(), 0..400)) {
-            let mut bytes = MAGIC.to_vec();
-            bytes.extend((content.len() as u32).to_le_bytes());
-            bytes.extend(crc32fast::hash(&content).to_le_bytes());
-            bytes.extend(content);
-            let _ = read_from(&bytes, "a b");
+            let _ = read_from(&framed(&content), "a b");
         }
     }
 }

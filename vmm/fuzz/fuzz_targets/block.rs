@@ -5,7 +5,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use isopod_vmm::virtio::block::{Disk, Extents};
+use isopod_vmm::virtio::block::{Disk, Extents, Worker};
 use isopod_vmm::virtio::testing::Rig;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
@@ -27,7 +27,10 @@ fuzz_target!(|input: Input| {
         let file: OwnedFd = tempfile::tempfile().expect("a file").into();
         extents.attach(file, 1 << 20, read_only).expect("room for it");
     }
-    let mut rig = Rig::running(|_| Disk::new(extents));
+    let worker = Arc::new(Worker::new().expect("an eventfd"));
+    let mut rig =
+        Rig::running(|poller| Disk::new(extents.clone(), worker.clone(), &poller).expect("an epoll"));
+    let serving = std::thread::spawn(move || worker.serve(&extents));
     let bytes = &input.data[..input.data.len().min(1 << 16)];
     for (place, chunk) in (0..).zip(bytes.chunks(16)) {
         let mut entry = [0; 16];
@@ -50,5 +53,8 @@ fuzz_target!(|input: Input| {
         rig.set_available(0, index);
     }
     rig.kick(0);
+    rig.transport.save();
     assert!(rig.failures.lock().expect("no panic").len() <= 1);
+    drop(rig);
+    serving.join().expect("the worker does not panic");
 });

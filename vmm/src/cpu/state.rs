@@ -39,7 +39,7 @@ fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> VcpuStateError {
 }
 
 /// All that KVM keeps of a processor.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct VcpuState {
     features: Vec<kvm_cpuid_entry2>,
     run_state: kvm_mp_state,

@@ -83,7 +83,8 @@ impl Net {
         self.watch(tap).map_err(failed("watching"))
     }
 
-    fn watch(&mut self, tap: OwnedFd) -> io::Result<()> {
+    /// As [`Self::attach`], of anything that keeps frames apart and has a header before each.
+    pub(crate) fn watch(&mut self, tap: OwnedFd) -> io::Result<()> {
         let flags = OFlag::from_bits_truncate(fcntl(&tap, FcntlArg::F_GETFL)?);
         fcntl(&tap, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         if let Some(old) = self.tap.take() {

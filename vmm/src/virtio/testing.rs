@@ -245,6 +245,15 @@ impl<D: VirtioDevice> Rig<D> {
         panic!("the device does not come to rest");
     }
 
+    /// Runs the loop until nothing is left to do, or for so many turns.
+    pub fn run_for(&mut self, turns: usize) {
+        for _ in 0..turns {
+            if self.events.turn(0).expect("epoll works") == 0 {
+                return;
+            }
+        }
+    }
+
     /// Where the device publishes how much it gave back.
     pub fn used_index(&self, queue: usize) -> u64 {
         queue as u64 * RING_WINDOW + USED + 2

@@ -1,0 +1,5 @@
+//! See `isopod_vmm::fuzzing::balloon`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| isopod_vmm::fuzzing::balloon(bytes));

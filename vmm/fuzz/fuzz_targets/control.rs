@@ -1,0 +1,5 @@
+//! See `isopod_vmm::fuzzing::control`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| isopod_vmm::fuzzing::control(bytes));

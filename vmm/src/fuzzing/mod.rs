@@ -1,0 +1,225 @@
+//! Fuzz targets: functions of any bytes that must come back. README.md beside this file tells how they are run.
+//!
+//! Only for tests: built with the feature `testing`. What a target does with a guest's words is in `driver.rs`.
+
+mod driver;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs::File,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    sync::Arc,
+};
+
+use isopod_protocols::vmm::{MAX_FDS, MAX_MESSAGE, PageRange, Request};
+use nix::sys::{
+    memfd::{MFdFlags, memfd_create},
+    socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, send, sendmsg, socketpair},
+};
+use vm_memory::GuestAddress;
+
+use crate::{
+    control::{Client, Received},
+    layout::{self, Range},
+    pluggable::MemorySize,
+    saved,
+    virtio::{
+        GuestMemory, Poller,
+        balloon::{Balloon, BalloonState},
+        block::Extents,
+        console::{Console, ConsoleState},
+        mem::{BLOCK, Mem, MemState},
+        net::{Net, NetState},
+        testing::{MEMORY, Rig},
+    },
+    working_set,
+};
+use driver::{Setting, play};
+use source::Source;
+
+/// A target: a function of any bytes.
+pub type Target = fn(&[u8]);
+
+/// All targets by their names.
+pub const TARGETS: [(&str, Target); 6] = [
+    ("net", net),
+    ("balloon", balloon),
+    ("mem", mem),
+    ("console", console),
+    ("saved_state", saved_state),
+    ("control", control),
+];
+
+fn memory() -> GuestMemory {
+    GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("a small mapping")
+}
+
+/// A socket that keeps frames apart as a tap does, and the far end of it.
+fn wire() -> (OwnedFd, OwnedFd) {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).expect("a pair of sockets")
+}
+
+/// The network card, with frames that come and go.
+pub fn net(bytes: &[u8]) {
+    let (tap, far) = wire();
+    let make = |poller: Poller, _: Option<&NetState>| {
+        let mut net = Net::new(poller);
+        net.watch(tap.try_clone().ok()?).ok()?;
+        Some(net)
+    };
+    let host = |_: &Rig<Net>, source: &mut Source<'_>| {
+        let mut frame = source.bytes(64).to_vec();
+        frame.resize(source.below(70_000), 7);
+        // The wire may be full, and the guest silent.
+        let _ = send(far.as_raw_fd(), &frame, MsgFlags::MSG_NOSIGNAL);
+        let _ = recv(far.as_raw_fd(), &mut [0; 4096], MsgFlags::empty());
+    };
+    play::<Net, _, _>(&mut Source::new(bytes), Setting { memory: memory(), make, host });
+}
+
+/// The balloon, whose target changes.
+pub fn balloon(bytes: &[u8]) {
+    let make = |_: Poller, state: Option<&BalloonState>| {
+        Some(state.cloned().map_or_else(Balloon::new, Balloon::restore))
+    };
+    let host = |rig: &Rig<Balloon>, source: &mut Source<'_>| {
+        rig.transport.with(|balloon| balloon.set_target(source.u32()));
+        rig.transport.interrupt().config_changed();
+    };
+    play::<Balloon, _, _>(&mut Source::new(bytes), Setting { memory: memory(), make, host });
+}
+
+/// The memory device, which is asked for more and less.
+pub fn mem(bytes: &[u8]) {
+    const REGION: Range = Range { start: 64 << 20, len: 16 * BLOCK };
+    let ranges = [(GuestAddress(0), MEMORY), (GuestAddress(REGION.start), REGION.len as usize)];
+    let memory = GuestMemory::from_ranges(&ranges).expect("a small mapping");
+    let make = |_: Poller, state: Option<&MemState>| match state {
+        None => Some(Mem::new(REGION)),
+        Some(state) => Mem::restore(state).ok(),
+    };
+    let host = |rig: &Rig<Mem>, source: &mut Source<'_>| {
+        rig.transport.with(|mem| mem.request(source.u64() % (2 * REGION.len)));
+        rig.transport.interrupt().config_changed();
+    };
+    play::<Mem, _, _>(&mut Source::new(bytes), Setting { memory, make, host });
+}
+
+/// The console. What comes out at a time is bounded.
+pub fn console(bytes: &[u8]) {
+    let make = |_: Poller, _: Option<&ConsoleState>| {
+        Some(Console::new(Arc::new(|text: &[u8]| assert!(text.len() <= 16 << 10))))
+    };
+    let host = |_: &Rig<Console>, _: &mut Source<'_>| {};
+    play::<Console, _, _>(&mut Source::new(bytes), Setting { memory: memory(), make, host });
+}
+
+/// The file that a template's state is read from: one of ours with some bytes changed, or any content, both under a right
+/// checksum; and the file as a whole.
+pub fn saved_state(bytes: &[u8]) {
+    let mut source = Source::new(bytes);
+    let mut content = saved::example();
+    let file = match source.u8() % 3 {
+        0 => source.rest().to_vec(),
+        1 => saved::framed(source.rest()),
+        _ => {
+            while !source.is_empty() {
+                let at = source.below(content.len());
+                content[at] = source.u8();
+            }
+            saved::framed(&content)
+        }
+    };
+    if let Ok(state) = saved::read(&file_of(&file), saved::EXAMPLE_BUILT_FROM) {
+        let ram = layout::ram(state.memory_mib);
+        assert!(ram.iter().all(|range| range.start.checked_add(range.len).is_some()));
+        let _ = layout::pluggable(state.memory_mib, state.max_memory_mib);
+        assert!(!state.vcpus.is_empty() && state.vcpus.len() <= state.max_vcpus.into());
+    }
+}
+
+/// Packets on the control socket, with descriptors, and what those requests do that need no KVM.
+pub fn control(bytes: &[u8]) {
+    let mut source = Source::new(bytes);
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).expect("a pair");
+    let (mut client, file) = (Client::new(near), file_of(&[1; 4096]));
+    let (memory, extents) = (memory(), Extents::new());
+    let size = MemorySize::new(64, 256, None);
+    for _ in 0..64 {
+        if source.is_empty() {
+            break;
+        }
+        let packet = packet(&mut source);
+        let descriptors = vec![file.as_raw_fd(); source.below(MAX_FDS + 3)];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let beside = if descriptors.is_empty() { &rights[..0] } else { &rights[..] };
+        let parts = [std::io::IoSlice::new(&packet)];
+        let sent = sendmsg::<()>(far.as_raw_fd(), &parts, beside, MsgFlags::MSG_NOSIGNAL, None);
+        sent.expect("the socket has room for one packet");
+        match client.receive() {
+            Received::Request(request, fds) => serve(request, fds, &memory, &extents, &size),
+            Received::Malformed(what) => assert!(!what.is_empty()),
+            Received::Nothing | Received::Gone => {}
+        }
+    }
+}
+
+/// Any bytes, or a request with any numbers, of which a byte may be another one.
+fn packet(source: &mut Source<'_>) -> Vec<u8> {
+    let request = match source.u8() % 8 {
+        0 => {
+            let mut bytes = source.bytes(2000).to_vec();
+            bytes.resize(bytes.len().max(1), b'{');
+            if source.u8() == 0 {
+                bytes.resize(MAX_MESSAGE + 1, b' ');
+            }
+            return bytes;
+        }
+        1 => {
+            let count = source.below(20);
+            Request::Populate { pages: (0..count).map(|_| PageRange(source.u64(), source.u64() % 300)).collect() }
+        }
+        2 => Request::Populate { pages: vec![PageRange(source.u64() % 4096, source.u64())] },
+        3 => Request::ResizeMemory { memory_mib: source.u32() },
+        4 => Request::AttachExtent { length: source.u64(), read_only: source.u8() & 1 == 0 },
+        5 => Request::AttachExtent { length: u64::from(source.u16()) * 512, read_only: true },
+        6 => Request::DetachExtent { offset: u64::from(source.u8()) << 20 },
+        _ => Request::Save { built_from: String::from_utf8_lossy(source.bytes(300)).into_owned() },
+    };
+    let mut bytes = serde_json::to_vec(&request).expect("a request can be encoded");
+    if source.u8() & 7 == 0 {
+        let at = source.below(bytes.len());
+        bytes[at] = source.u8();
+    }
+    bytes
+}
+
+fn serve(request: Request, fds: Vec<OwnedFd>, memory: &GuestMemory, extents: &Extents, size: &MemorySize) {
+    match request {
+        Request::Populate { pages } => drop(working_set::populate(memory, &pages)),
+        Request::ResizeMemory { memory_mib } => drop(size.resize(memory_mib)),
+        Request::AttachExtent { length, read_only } => {
+            if let Some(fd) = fds.into_iter().next() {
+                drop(extents.attach(fd, length, read_only));
+            }
+        }
+        Request::DetachExtent { offset } => drop(extents.detach(offset)),
+        _ => {}
+    }
+    let saved = extents.save();
+    assert!(saved.windows(2).all(|pair| pair[0].offset + pair[0].length <= pair[1].offset), "{saved:?}");
+}
+
+/// A file without a name that holds these bytes.
+fn file_of(bytes: &[u8]) -> File {
+    let file = File::from(memfd_create(c"fuzzing", MFdFlags::MFD_CLOEXEC).expect("a memory file"));
+    file.write_all_at(bytes, 0).expect("room for a small file");
+    file
+}
