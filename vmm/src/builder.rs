@@ -199,8 +199,7 @@ fn build(
     let (memory_mib, max_memory_mib) = (config.memory_mib, config.max_memory_mib);
     let size = MemorySize::new(memory_mib, max_memory_mib, devices.mem.clone());
     let max_vcpus = config.max_vcpus;
-    let template =
-        template.map(|memory| Template { memory, memory_mib, max_memory_mib, max_vcpus, nested });
+    let template = template.map(|memory| Template { memory, memory_mib, max_memory_mib, max_vcpus, nested });
     Ok(Machine { vm, generation, devices, ram: memory, memory: size, console, processors, ending, template })
 }
 

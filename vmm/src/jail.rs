@@ -47,7 +47,9 @@ pub enum ArgumentError {
         value: String,
     },
     /// An option that must be there is not.
-    #[error("{0} is missing: the process runs under an identity of the pod's own and with a limit for files only")]
+    #[error(
+        "{0} is missing: the process runs under an identity of the pod's own and with a limit for files only"
+    )]
     Missing(&'static str),
     /// An option that is there twice.
     #[error("{0} is given twice")]
@@ -64,9 +66,10 @@ impl Confinement {
             let (option, again) = match argument.as_str() {
                 "--uid" => ("--uid", uid.replace(parse_id("--uid", value())?).is_some()),
                 "--gid" => ("--gid", gid.replace(parse_id("--gid", value())?).is_some()),
-                "--largest-file" => {
-                    ("--largest-file", largest_file.replace(parse_bytes("--largest-file", value())?).is_some())
-                }
+                "--largest-file" => (
+                    "--largest-file",
+                    largest_file.replace(parse_bytes("--largest-file", value())?).is_some(),
+                ),
                 _ => return Err(ArgumentError::Unknown(argument)),
             };
             if again {

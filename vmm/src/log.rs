@@ -8,10 +8,7 @@ use std::{
     fmt,
     fs::File,
     io::{self, Write},
-    os::{
-        fd::AsFd,
-        unix::fs::FileExt,
-    },
+    os::{fd::AsFd, unix::fs::FileExt},
     sync::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicU8, AtomicUsize, Ordering},

@@ -65,15 +65,8 @@ fn allows(stage: Stage, number: c_long, arguments: [c_long; 4]) {
     assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{stage:?} {status:#x}");
 }
 
-const ALL: [Stage; 7] = [
-    Stage::Boot,
-    Stage::EventLoop,
-    Stage::Template,
-    Stage::Vcpu,
-    Stage::MoreVcpus,
-    Stage::Disk,
-    Stage::Hold,
-];
+const ALL: [Stage; 7] =
+    [Stage::Boot, Stage::EventLoop, Stage::Template, Stage::Vcpu, Stage::MoreVcpus, Stage::Disk, Stage::Hold];
 
 /// Flags with which the C library makes a thread.
 const THREAD: c_long = 0x3d_0f00;
@@ -219,7 +212,8 @@ fn only_the_disks_worker_waits_for_files_and_it_makes_none_longer() {
     for number in [libc::SYS_fdatasync, libc::SYS_fsync, libc::SYS_fallocate] {
         kills(Stage::EventLoop, number, [-1, punch, 0, 1]);
     }
-    for number in [libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_ioctl, libc::SYS_pwritev, libc::SYS_preadv] {
+    for number in [libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_ioctl, libc::SYS_pwritev, libc::SYS_preadv]
+    {
         kills(Stage::Disk, number, [-1; 4]);
     }
 }

@@ -80,8 +80,11 @@ pub fn log(directory: &Path) -> Result<File, HypervisorError> {
     let path = directory.join(LOG);
     let mut how = OpenOptions::new();
     let log = open(how.read(true).write(true).create(true).truncate(false), "vmm log", &path)?;
-    log.set_len(LOG_BYTES)
-        .map_err(|source| HypervisorError::File { what: "size of vmm log", path, source })?;
+    log.set_len(LOG_BYTES).map_err(|source| HypervisorError::File {
+        what: "size of vmm log",
+        path,
+        source,
+    })?;
     Ok(log)
 }
 

@@ -255,7 +255,8 @@ pub fn size(
     };
     let limit = cpus(resources);
     if limit > 0 {
-        let wanted = u64::try_from(limit.saturating_add(cpus(overhead)).max(1)).unwrap_or(u64::MAX).div_ceil(1000);
+        let wanted =
+            u64::try_from(limit.saturating_add(cpus(overhead)).max(1)).unwrap_or(u64::MAX).div_ceil(1000);
         size.vcpus = u8::try_from(wanted).unwrap_or(u8::MAX).min(useful_vcpus());
     }
     let bytes = |r: Option<&LinuxContainerResources>| {

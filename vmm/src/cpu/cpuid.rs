@@ -39,11 +39,7 @@ impl Place {
 }
 
 /// The processor at `place` on a host where KVM supports `supported`. With `nested`, the guest may run VMs of its own.
-pub fn for_vcpu(
-    supported: &CpuId,
-    place: Place,
-    nested: bool,
-) -> Result<CpuId, vmm_sys_util::fam::Error> {
+pub fn for_vcpu(supported: &CpuId, place: Place, nested: bool) -> Result<CpuId, vmm_sys_util::fam::Error> {
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
@@ -155,7 +151,14 @@ mod tests {
 
     /// A host whose KVM would let guests run VMs, of both makers at once.
     fn virtualizing() -> CpuId {
-        let all = |function| kvm_cpuid_entry2 { function, eax: !0, ebx: !0, ecx: !0, edx: !0, ..Default::default() };
+        let all = |function| kvm_cpuid_entry2 {
+            function,
+            eax: !0,
+            ebx: !0,
+            ecx: !0,
+            edx: !0,
+            ..Default::default()
+        };
         CpuId::from_entries(&[1, 0x8000_0001, 0x8000_000a].map(all)).unwrap()
     }
 

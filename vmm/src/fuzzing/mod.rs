@@ -184,7 +184,9 @@ fn packet(source: &mut Source<'_>) -> Vec<u8> {
         }
         1 => {
             let count = source.below(20);
-            Request::Populate { pages: (0..count).map(|_| PageRange(source.u64(), source.u64() % 300)).collect() }
+            Request::Populate {
+                pages: (0..count).map(|_| PageRange(source.u64(), source.u64() % 300)).collect(),
+            }
         }
         2 => Request::Populate { pages: vec![PageRange(source.u64() % 4096, source.u64())] },
         3 => Request::ResizeMemory { memory_mib: source.u32() },

@@ -30,7 +30,8 @@ pub use extents::{ALIGNMENT, DISK_BYTES, ExtentError, ExtentState, Extents};
 pub use worker::Worker;
 
 use super::{
-    Buffers, Chain, Counter, DeviceError, Driver, EventSet, Fault, Poller, VirtioDevice, read_config_from, sys,
+    Buffers, Chain, Counter, DeviceError, Driver, EventSet, Fault, Poller, VirtioDevice, read_config_from,
+    sys,
 };
 use extents::{Piece, SECTOR};
 use worker::{Ticket, Work};

@@ -134,7 +134,9 @@ impl Worker {
     /// Waits until all requests are finished.
     pub fn settle(&self) {
         let state = self.lock();
-        drop(self.done.wait_while(state, |state| state.has_requests()).expect("nobody panics with this lock"));
+        drop(
+            self.done.wait_while(state, |state| state.has_requests()).expect("nobody panics with this lock"),
+        );
     }
 
     /// Ends [`Self::serve`] after the job that it is at.
@@ -147,8 +149,7 @@ impl Worker {
     pub fn serve(&self, extents: &Extents) {
         loop {
             let waiting = |state: &mut State| state.jobs.is_empty() && !state.ended;
-            let mut state =
-                self.work.wait_while(self.lock(), waiting).expect("nobody panics with this lock");
+            let mut state = self.work.wait_while(self.lock(), waiting).expect("nobody panics with this lock");
             if state.ended {
                 return;
             }

@@ -180,12 +180,7 @@ impl<'m> Posted<'m> {
     }
 
     /// Gives the guest the chains that a frame of `length` bytes, header included, has filled.
-    fn give_back(
-        &mut self,
-        ring: &mut Ring,
-        memory: &GuestMemory,
-        length: usize,
-    ) -> Result<(), DeviceError> {
+    fn give_back(&mut self, ring: &mut Ring, memory: &GuestMemory, length: usize) -> Result<(), DeviceError> {
         let mut header = self.chains.front().map(|chain| chain.writable.clone()).unwrap_or_default();
         let mut rest = length;
         let mut filled = Vec::new();
