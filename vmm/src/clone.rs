@@ -12,6 +12,7 @@
 use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
 
 use isopod_protocols::vmm::ErrorKind;
+use kvm_ioctls::VcpuFd;
 
 use crate::{
     builder,
@@ -158,8 +159,8 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
 }
 
 /// All processors are there before any has its state: their clocks are set against each other's.
-fn created(vm: &Vm, states: &[VcpuState]) -> Result<Vec<kvm_ioctls::VcpuFd>, CloneError> {
-    let create = |(id, state): (u8, &VcpuState)| {
+fn created(vm: &Vm, states: &[VcpuState]) -> Result<Vec<VcpuFd>, CloneError> {
+    let create = |(id, state): (u8, &VcpuState)| -> Result<VcpuFd, CloneError> {
         let features = state.features().map_err(|source| CloneError::Vcpu { id, source })?;
         Ok(vm.create_vcpu(id, &features)?)
     };
