@@ -166,6 +166,7 @@ fn state_code(error: &StateError) -> Code {
     match error {
         StateError::Unknown(_) => Code::NotFound,
         StateError::Exists(_) => Code::AlreadyExists,
+        StateError::TooMany(_) => Code::ResourceExhausted,
         StateError::NotCreated { .. } | StateError::NotRunning { .. } => Code::FailedPrecondition,
     }
 }

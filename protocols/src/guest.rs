@@ -1,4 +1,6 @@
-//! Paths in the guest that runtime and agent both name: the agent makes them, the runtime's OCI mounts point at them.
+//! Paths in the guest that runtime and agent both name: the agent makes them, the runtime's OCI mounts point
+//! at them. And how much of something there is at most: the agent refuses to make more, the runtime to take
+//! more from an agent that its guest has taken over.
 
 /// Directory on a tmpfs that holds what containers of the sandbox share.
 pub const SANDBOX_DIR: &str = "/run/isopod/sandbox";
@@ -25,6 +27,14 @@ pub fn volumes(container_id: &str) -> String {
 
 /// Most volumes of one container. The runtime refuses an image with more; the agent, a request.
 pub const MAX_VOLUMES: usize = 256;
+
+/// Most containers of a sandbox; one that has exited counts until it is removed. So all their states fit into
+/// one short message.
+pub const MAX_CONTAINERS: usize = 256;
+
+/// Most supplemental groups of a container's first process. Linux takes 65536, and every record of the
+/// container holds them.
+pub const MAX_GROUPS: usize = 4096;
 
 /// Block device of the pod's extent disk.
 pub const EXTENT_DISK: &str = "/dev/vda";

@@ -7,7 +7,7 @@
 //! | [`vmm`] | runtime and VMM: boot, attach, detach, statistics, stop | JSON and file descriptors over a unix seqpacket socket |
 //! | [`vsock`] | all: port numbers, and the one-line handshake on the VMM's vsock socket | |
 //! | [`cri_additions`] | kubelet and runtime: what the CRI gained since the `k8s-cri` crate | gRPC on the CRI's socket |
-//! | [`guest`] | runtime and agent: paths in the guest that both name | |
+//! | [`guest`] | runtime and agent: paths in the guest that both name, and limits that both hold | |
 
 pub mod guest;
 pub mod stdio;

@@ -1,29 +1,40 @@
 //! Typed calls to the agent in a guest: gRPC over the VMM's vsock socket.
 //!
-//! Called by `sandbox` and `container`, and by `preparation` for templates. Every call has a deadline, every answer a limit, and
-//! what a guest says in an error is made printable and cut: the guest is hostile. Nothing here retries: callers know what may
-//! be repeated.
+//! Called by `sandbox` and `container`, and by `preparation` for templates. Every call has a deadline, every
+//! answer a limit of bytes and of the entries of its lists, and what a guest says in an error is made
+//! printable and cut: the guest is hostile. Nothing here retries: callers know what may be repeated.
+
+mod events;
+
+pub use events::{AgentEvent, AgentEvents};
 
 use crate::hostile_text;
 use crate::hypervisor::VmHandle;
 use hyper_util::rt::TokioIo;
 use isopod_protocols::agent::agent_client::AgentClient as Rpc;
 use isopod_protocols::agent::{
-    CreateContainerRequest, CreateContainerResponse, Event, HelloRequest, HelloResponse, PrepareRequest,
+    CreateContainerRequest, CreateContainerResponse, HelloRequest, HelloResponse, PrepareRequest,
     RemoveContainerRequest, RemoveExecRequest, ResizeTerminalRequest, SetUpSandboxRequest,
     SignalProcessRequest, StartContainerRequest, StartContainerResponse, StartExecRequest, StartExecResponse,
     StatsRequest, StatsResponse, UpdateContainerRequest, UseProcessorsRequest, WaitProcessRequest,
     WaitProcessResponse, WatchRequest,
 };
+use isopod_protocols::guest::{MAX_CONTAINERS, MAX_GROUPS};
 use isopod_protocols::vsock::AGENT_PORT;
 use std::future::Future;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{Code, Response, Status};
 use tower::service_fn;
 
-/// Longest answer taken from a guest, bytes.
-const MAX_ANSWER: usize = 4 * 1024 * 1024;
+/// Longest answer taken from a guest, bytes: those of a full pod fit. Two bytes of it can be an entry of a
+/// list that takes 120 once it is decoded, so about 4 MiB may be in use until its entries are counted.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// Bytes that a guest may have sent and nobody has taken yet, in one call and in all together. The daemon
+/// holds them in its memory, for every pod.
+const CALL_WINDOW: u32 = MAX_ANSWER as u32;
+const CONNECTION_WINDOW: u32 = 4 * CALL_WINDOW;
 
 /// Longest request sent to one: an OCI spec with a large seccomp profile fits many times.
 const MAX_REQUEST: usize = 16 * 1024 * 1024;
@@ -66,6 +77,16 @@ pub enum AgentError {
         /// The limit.
         seconds: u64,
     },
+    /// The agent answered what no honest agent does.
+    #[error("agent of {id} answered {method} with {problem}: its guest is broken or hostile; stop the pod")]
+    Malformed {
+        /// The VM.
+        id: String,
+        /// The call.
+        method: &'static str,
+        /// What is wrong with the answer.
+        problem: String,
+    },
     /// There is no connection to it.
     #[error("agent of {id} cannot be reached for {method}: {message}")]
     Unreachable {
@@ -94,7 +115,10 @@ impl AgentClient {
             async move { vm.connect_vsock(AGENT_PORT).await.map(TokioIo::new) }
         });
         // The address is never resolved: the connector knows where to go.
-        let channel = Endpoint::from_static("http://agent").connect_with_connector_lazy(connect);
+        let channel = Endpoint::from_static("http://agent")
+            .initial_stream_window_size(CALL_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .connect_with_connector_lazy(connect);
         let rpc =
             Rpc::new(channel).max_decoding_message_size(MAX_ANSWER).max_encoding_message_size(MAX_REQUEST);
         Self { id: id.to_owned(), rpc, patience: Duration::ZERO }
@@ -146,7 +170,15 @@ impl AgentClient {
         &self,
         request: CreateContainerRequest,
     ) -> Result<CreateContainerResponse, AgentError> {
-        self.call("CreateContainer", CREATION, self.rpc.clone().create_container(request)).await
+        const METHOD: &str = "CreateContainer";
+        let made = self.call(METHOD, CREATION, self.rpc.clone().create_container(request)).await?;
+        // They go into a record, which is written anew with every change.
+        let groups = made.user.as_ref().map_or(0, |user| user.supplemental_groups.len());
+        if groups > MAX_GROUPS {
+            let problem = format!("{groups} supplemental groups, more than {MAX_GROUPS}");
+            return Err(self.malformed(METHOD, problem));
+        }
+        Ok(made)
     }
 
     /// Lets a container's process run.
@@ -225,19 +257,30 @@ impl AgentClient {
     /// # Errors
     /// See [`AgentError`].
     pub async fn stats(&self, request: StatsRequest, limit: Duration) -> Result<StatsResponse, AgentError> {
-        self.call("Stats", limit, self.rpc.clone().stats(request)).await
+        const METHOD: &str = "Stats";
+        let stats = self.call(METHOD, limit, self.rpc.clone().stats(request)).await?;
+        let count = stats.containers.len();
+        if count > MAX_CONTAINERS {
+            let problem = format!("figures of {count} containers, more than {MAX_CONTAINERS}");
+            return Err(self.malformed(METHOD, problem));
+        }
+        Ok(stats)
     }
 
     /// The states of all containers, then each change: `sandbox` holds this stream and forwards it.
     ///
     /// # Errors
     /// See [`AgentError`].
-    pub async fn watch(&self) -> Result<Streaming<Event>, AgentError> {
-        self.call("Watch", QUICK, self.rpc.clone().watch(WatchRequest {})).await
+    pub async fn watch(&self) -> Result<AgentEvents, AgentError> {
+        let stream = self.call("Watch", QUICK, self.rpc.clone().watch(WatchRequest {})).await?;
+        Ok(AgentEvents::new(self.clone(), stream))
     }
 
-    /// The error of a stream that broke.
-    pub fn broken(&self, method: &'static str, status: &Status) -> AgentError {
+    fn malformed(&self, method: &'static str, problem: String) -> AgentError {
+        AgentError::Malformed { id: self.id.clone(), method, problem }
+    }
+
+    fn broken(&self, method: &'static str, status: &Status) -> AgentError {
         let (id, message) = (self.id.clone(), hostile_text::message(status.message()));
         match status.code() {
             // What tonic itself says where there is no connection, or it broke.

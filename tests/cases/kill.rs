@@ -1,4 +1,5 @@
-//! Cases about sudden ends: every process killed, at rest and in the middle of its work, and clients that leave.
+//! Cases about sudden ends: every process killed, at rest and in the middle of its work, VMMs that stop working, and clients
+//! that leave.
 
 use anyhow::{Context, Result, ensure};
 use isopod_tests::cases;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
             vmm_killed_while_its_pod_starts_fails_the_start_soon,
             vmm_killed_during_exec_fails_the_exec_soon,
             vmm_killed_during_a_stop_ends_the_stop_soon,
+            vmms_that_do_not_answer_hold_up_no_figures_of_others,
             guest_that_panics_makes_the_pod_not_ready_and_quotes_its_console,
             container_init_killed_by_another_container_is_told_as_such,
             client_that_leaves_run_pod_sandbox_leaves_nothing,
@@ -177,6 +179,38 @@ fn vmm_killed_during_a_stop_ends_the_stop_soon() -> Result<()> {
 }
 
 /// The agent is the first process of its guest, which nothing in the guest can kill: it goes when the kernel goes.
+/// A VMM whose guest keeps it at its disk answers as little as one that is stopped.
+fn vmms_that_do_not_answer_hold_up_no_figures_of_others() -> Result<()> {
+    let cri = cri()?;
+    let mut silent = Vec::new();
+    for name in ["silent", "mute", "dumb"] {
+        let (pod, _) = cri.run_sleeper(name)?;
+        silent.push((held::vmm_of(&pod)?, pod));
+    }
+    let (sound, _) = cri.run_sleeper("sound")?;
+    for (vmm, _) in &silent {
+        kill(*vmm, Signal::SIGSTOP)?;
+    }
+    let begun = Instant::now();
+    let request = v1::ListPodSandboxStatsRequest::default();
+    let list = cri.wait(cri.service().list_pod_sandbox_stats(request));
+    let took = begun.elapsed();
+    for (vmm, _) in &silent {
+        kill(*vmm, Signal::SIGCONT)?;
+    }
+    // Two seconds, for all of them together.
+    ensure!(took < Duration::from_secs(5), "the list took {took:?}");
+    let stats = list?.stats;
+    ensure!(stats.len() == 4, "{} pods are listed", stats.len());
+    for stats in stats {
+        let of_sound = stats.attributes.unwrap_or_default().id == sound.id;
+        let linux = stats.linux.context("no figures")?;
+        ensure!(linux.network.is_some() == of_sound && linux.containers.is_empty() != of_sound, "{linux:?}");
+        ensure!(linux.cpu.is_some() && linux.memory.is_some(), "what the host knows is left out: {linux:?}");
+    }
+    cri.clean()
+}
+
 fn guest_that_panics_makes_the_pod_not_ready_and_quotes_its_console() -> Result<()> {
     let cri = cri()?;
     let before = held::by_pods()?;

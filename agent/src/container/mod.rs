@@ -43,6 +43,7 @@ use crate::sandbox::Sandbox;
 use cgroup::{Cgroup, CgroupError};
 use futures_util::Stream;
 use isopod_protocols::agent::{ContainerState, Event, event};
+use isopod_protocols::guest::MAX_CONTAINERS;
 use launch::LaunchError;
 use pid_namespace::PodPidNamespace;
 use spec::SpecError;
@@ -285,6 +286,9 @@ impl Containers {
         if table.contains_key(id) {
             return Err(StateError::Exists(id.clone()));
         }
+        if table.len() >= MAX_CONTAINERS {
+            return Err(StateError::TooMany(id.clone()));
+        }
         let container = Arc::new(Container::new(id.clone()));
         let step = container.step.clone().try_lock_owned().expect("nobody else knows this container yet");
         table.insert(id.clone(), container.clone());
@@ -355,5 +359,26 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> Id {
+        Id::parse("container_id", &format!("c{number}")).unwrap()
+    }
+
+    #[test]
+    fn container_beyond_the_limit_is_refused_until_another_goes() {
+        let containers = Containers::default();
+        for number in 0..MAX_CONTAINERS {
+            containers.reserve(&id(number)).unwrap();
+        }
+        let one_more = id(MAX_CONTAINERS);
+        assert_eq!(containers.reserve(&one_more).unwrap_err(), StateError::TooMany(one_more.clone()));
+        containers.forget(&id(0));
+        containers.reserve(&one_more).unwrap();
     }
 }

@@ -15,6 +15,7 @@
 
 use crate::id::Id;
 use isopod_protocols::agent::{self, ProcessExit, State};
+use isopod_protocols::guest::MAX_CONTAINERS;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::broadcast;
@@ -31,6 +32,9 @@ pub enum StateError {
     /// The id is taken.
     #[error("container {0} exists already: remove it or use another id")]
     Exists(Id),
+    /// There are as many containers as there may be.
+    #[error("container {0} would be one more than {MAX_CONTAINERS}: remove exited ones first")]
+    TooMany(Id),
     /// Only a container that was created and never started can start.
     #[error("container {id} is {is} and cannot be started: only a created container can")]
     NotCreated {

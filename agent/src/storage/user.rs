@@ -4,6 +4,7 @@
 //! theirs leads out of it, and only regular files of bounded size are read.
 
 use isopod_protocols::agent::{ResolvedUser, User};
+use isopod_protocols::guest::MAX_GROUPS;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::io::{self, Read};
@@ -15,9 +16,6 @@ const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// How often a file is opened while others rename.
 const MAX_TRIES: u32 = 1000;
-
-/// Most supplemental groups of a process (NGROUPS_MAX).
-const MAX_GROUPS: usize = 65536;
 
 /// Why a user could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +29,11 @@ pub enum UserError {
     /// A number that is no id.
     #[error("user: {0:?} is no user or group id: ids are 0 to 4294967294")]
     BadId(String),
-    /// More groups than a process can have.
-    #[error("user: {0} supplemental groups, more than {MAX_GROUPS}")]
+    /// More groups than a container may have.
+    #[error(
+        "user: {0} supplemental groups, more than {MAX_GROUPS}: request fewer, or list the user in fewer groups of the \
+         image's /etc/group"
+    )]
     TooManyGroups(usize),
     /// A file of the image cannot be read.
     #[error("user: the image's {path} cannot be read")]
@@ -252,6 +253,16 @@ mod tests {
     fn strict_groups_leave_memberships_out() {
         let user = User { strict_groups: true, supplemental_groups: vec![9], ..user("app") };
         assert_eq!(ids(&user), (1000, 1000, vec![9, 1000]));
+    }
+
+    #[test]
+    fn groups_beyond_the_limit_are_refused() {
+        let group = |count: usize| (1..=count).map(|gid| format!("g{gid}:x:{gid}:app\n")).collect::<String>();
+        // The account's own group is among them.
+        let most = resolve_in(PASSWD, &group(MAX_GROUPS), &user("app")).unwrap();
+        assert_eq!(most.supplemental_groups.len(), MAX_GROUPS);
+        let error = resolve_in(PASSWD, &group(MAX_GROUPS + 1), &user("app")).unwrap_err();
+        assert!(error.to_string().contains("4097 supplemental groups, more than 4096"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::sandbox::{Machine, Sandbox};
 use crate::undo::Undo;
 use crate::wall_clock::now_ns;
 use isopod_protocols::agent::{CreateContainerRequest, Extent, PidNamespace, RemoveContainerRequest, User};
+use isopod_protocols::guest::MAX_CONTAINERS;
 use k8s_cri::v1::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, SupplementalGroupsPolicy};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -93,6 +94,9 @@ impl Containers {
             path: PathBuf::from("/dev/urandom"),
             source,
         })?;
+        if self.of_sandbox(&sandbox.id).len() >= MAX_CONTAINERS {
+            return Err(ContainerError::TooMany(sandbox.id.clone()));
+        }
         let log_path = log_path(sandbox, &config)?;
         let mut request = describe(&id, sandbox, &config, image)?;
 

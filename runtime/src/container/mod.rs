@@ -19,6 +19,7 @@ mod create;
 mod environment;
 mod events;
 mod exec;
+mod follow;
 mod guest_devices;
 mod layers;
 mod log;
@@ -49,9 +50,10 @@ use crate::agent_client::AgentError;
 use crate::cpu_rate::CpuRate;
 use crate::hypervisor::HypervisorError;
 use crate::id::{Mismatch, resolve};
-use crate::sandbox::{Machine, Sandbox, SandboxError, SandboxEvent, Sandboxes};
+use crate::sandbox::{Machine, Sandbox, SandboxError, SandboxEvents, Sandboxes};
 use crate::store::{Collection, Durability, StoreError};
 use crate::undo::{Injected, Leftovers};
+use isopod_protocols::guest::MAX_CONTAINERS;
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
 use log::LogFile;
 use output::Carried;
@@ -82,6 +84,11 @@ pub enum ContainerError {
         /// The container that has it.
         id: String,
     },
+    /// Its sandbox has as many as there may be.
+    #[error(
+        "pod sandbox {0} has {MAX_CONTAINERS} containers, the most there can be: remove those that have exited"
+    )]
+    TooMany(String),
     /// It cannot be done in this state.
     #[error("container {id} is {state}, not {wanted}")]
     WrongState {
@@ -336,14 +343,15 @@ struct Table {
 }
 
 impl Containers {
-    /// The table as an earlier daemon left it in `directory`. `events` are what happens to sandboxes, from now on.
+    /// The table as an earlier daemon left it in `directory`. `events` are those of each sandbox, from now
+    /// on.
     ///
     /// # Errors
     /// Where the directory cannot be used.
     pub fn open(
         directory: &Path,
         sandboxes: Arc<Sandboxes>,
-        events: mpsc::Receiver<SandboxEvent>,
+        events: mpsc::UnboundedReceiver<SandboxEvents>,
     ) -> Result<Arc<Self>, ContainerError> {
         let records = Collection::open(directory.join("containers"), Durability::Process)?;
         let streams = directory.join("streams");
@@ -360,7 +368,7 @@ impl Containers {
             placing: Mutex::default(),
         });
         containers.load()?;
-        tokio::spawn(Arc::clone(&containers).follow(events));
+        tokio::spawn(Arc::clone(&containers).follow_all(events));
         Ok(containers)
     }
 
@@ -375,6 +383,11 @@ impl Containers {
             Err(Mismatch::None) => Err(ContainerError::NotFound(id.to_owned())),
             Err(Mismatch::Ambiguous) => Err(ContainerError::Ambiguous(id.to_owned())),
         }
+    }
+
+    /// The container of exactly that id.
+    fn exact(&self, id: &str) -> Option<Arc<Container>> {
+        self.table().by_id.get(id).cloned()
     }
 
     /// All containers, sorted by id.

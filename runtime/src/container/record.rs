@@ -119,7 +119,7 @@ pub struct User {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// More groups.
+    /// More groups; `agent_client` bounds their number.
     pub supplemental_groups: Vec<u32>,
 }
 

@@ -45,10 +45,7 @@ fn status(sandbox: &Sandbox, record: &Record) -> PodSandboxStatus {
 
 /// One JSON document, as crictl expects it.
 async fn info(sandbox: &Sandbox, record: &Record) -> HashMap<String, String> {
-    let vmm = match sandbox.machine() {
-        Ok(machine) => machine.vm.stats().await.ok(),
-        Err(_) => None,
-    };
+    let vmm = sandbox.vm_stats().await.unwrap_or_default();
     let info = json!({
         "state": record.state,
         "pid": record.vm.as_ref().map(|vm| vm.pid),

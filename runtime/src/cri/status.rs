@@ -26,6 +26,7 @@ fn code_of_container(error: &ContainerError) -> Code {
         ContainerError::NotFound(_) => Code::NotFound,
         ContainerError::NameTaken { .. } => Code::AlreadyExists,
         ContainerError::WrongState { .. } | ContainerError::NoLog(_) => Code::FailedPrecondition,
+        ContainerError::TooMany(_) => Code::ResourceExhausted,
         ContainerError::Ambiguous(_)
         | ContainerError::NoName
         | ContainerError::GroupWithoutUser
@@ -82,7 +83,7 @@ fn code_of_sandbox(error: &SandboxError) -> Code {
 fn code_of_agent(error: &AgentError) -> Code {
     match error {
         AgentError::Refused { code: code @ (Code::InvalidArgument | Code::FailedPrecondition), .. } => *code,
-        AgentError::Refused { .. } => Code::Internal,
+        AgentError::Refused { .. } | AgentError::Malformed { .. } => Code::Internal,
         AgentError::Timeout { .. } | AgentError::Unreachable { .. } => Code::Unavailable,
     }
 }

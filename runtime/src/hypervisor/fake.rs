@@ -15,8 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
-/// What a test's guest gets: the port, and its end of the connection.
-pub type Connection = (u32, UnixStream);
+/// What a test's guest gets.
+pub struct Connection {
+    /// The VM's id.
+    pub vm: String,
+    /// The guest's port.
+    pub port: u32,
+    /// The guest's end.
+    pub stream: UnixStream,
+}
 
 /// Answers connections to the guests of one fake hypervisor.
 type Guest = Arc<dyn Fn(Connection) + Send + Sync>;
@@ -73,6 +80,7 @@ impl Hypervisor for FakeHypervisor {
             extents: Mutex::default(),
             memory_mib: AtomicU32::new(config.boot_memory_mib),
             resizing: tokio::sync::Mutex::default(),
+            answering: tokio::sync::Mutex::default(),
             ended: watch::Sender::new(false),
         });
         lock(&self.running).insert(config.id.clone(), Arc::clone(&vm));
@@ -98,6 +106,8 @@ pub struct FakeVm {
     memory_mib: AtomicU32,
     /// While a test holds it, its size does not change.
     pub resizing: tokio::sync::Mutex<()>,
+    /// While a test holds it, its VMM answers no question for its counters.
+    pub answering: tokio::sync::Mutex<()>,
     ended: watch::Sender<bool>,
 }
 
@@ -170,12 +180,13 @@ impl Vm for FakeVm {
         if self.is_ended() {
             return Err(failed(io::ErrorKind::ConnectionRefused.into()));
         }
-        let (host, guest) = UnixStream::pair().map_err(failed)?;
-        (self.guest)((port, guest));
+        let (host, stream) = UnixStream::pair().map_err(failed)?;
+        (self.guest)(Connection { vm: self.id.clone(), port, stream });
         Ok(host)
     }
 
     async fn stats(&self) -> Result<Stats, HypervisorError> {
+        let _turn = self.answering.lock().await;
         let memory_bytes = u64::from(self.memory_mib.load(Ordering::Relaxed)) << 20;
         Ok(Stats { memory_bytes, ..Stats::default() })
     }

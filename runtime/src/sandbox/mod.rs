@@ -32,8 +32,9 @@
 //! - `cri::stop_pod_sandbox` calls [`Sandboxes::begin_stop`] (from here on nobody can enter), then
 //!   `Containers::kill_all`, then [`Sandboxes::stop`], which kills the VM. `cri::remove_pod_sandbox` does the same, then
 //!   `Containers::remove_all`, then [`Sandboxes::remove`].
-//! - What the agent's Watch stream says, and the loss of a VM, arrive as [`SandboxEvent`]s in the order they happened, for
-//!   the one receiver that `Sandboxes::new` gives to `container`.
+//! - What the agent's Watch stream says, and the loss of a VM, arrive as [`SandboxEvent`]s in the order they
+//!   happened, in a short queue per sandbox. `Sandboxes::new` gives `container` the receiver of all queues. Where
+//!   a queue is full, that sandbox's agent waits, and no other one.
 
 mod identity;
 mod networking;
@@ -43,15 +44,17 @@ mod resize;
 mod restore;
 mod start;
 mod stop;
+mod usage;
 mod validate;
 mod watch;
 
 pub use networking::{PodNetworks, network_config};
 pub use record::{Guest, Record, State};
 pub use registry::{Host, Sandboxes};
+pub use usage::PodUsage;
 pub use validate::Refusal;
 
-use crate::agent_client::{AgentClient, AgentError};
+use crate::agent_client::{AgentClient, AgentError, AgentEvent};
 use crate::cgroup::{CgroupError, PodCgroup};
 use crate::cpu_rate::CpuRate;
 use crate::hypervisor::{HypervisorError, VmHandle};
@@ -59,11 +62,10 @@ use crate::network::NetworkError;
 use crate::scratch::ScratchError;
 use crate::store::StoreError;
 use crate::undo::Injected;
-use isopod_protocols::agent;
 use k8s_cri::v1::{PodSandboxConfig, PodSandboxMetadata};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use tokio::sync::{RwLock, RwLockReadGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, mpsc};
 
 /// Why an operation on a sandbox failed.
 #[derive(Debug, thiserror::Error)]
@@ -175,18 +177,19 @@ pub enum SandboxError {
 /// What happens to a sandbox that its containers must know.
 #[derive(Debug)]
 pub enum SandboxEvent {
-    /// The agent's word on its containers.
-    Agent {
-        /// The sandbox.
-        sandbox_id: String,
-        /// A snapshot of all, or one change.
-        event: agent::Event,
-    },
+    /// The agent's word on its containers: a snapshot of all, or one change.
+    Agent(AgentEvent),
     /// The VM is gone, and all containers with it, whoever ended it.
-    Gone {
-        /// The sandbox.
-        sandbox_id: String,
-    },
+    Gone,
+}
+
+/// The events of one sandbox, for the task that follows it.
+#[derive(Debug)]
+pub struct SandboxEvents {
+    /// The sandbox.
+    pub sandbox_id: String,
+    /// In the order they happened; it ends when the VM has.
+    pub queue: mpsc::Receiver<SandboxEvent>,
 }
 
 /// A sandbox. What never changes is public; its state and its VM are asked for.

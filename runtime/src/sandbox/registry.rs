@@ -1,7 +1,7 @@
 //! The table of all sandboxes: in memory for every look-up and list, on disk for a restarted daemon.
 
 use super::validate::Plan;
-use super::{Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, State};
+use super::{Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, SandboxEvents, State};
 use crate::cgroup::PodCgroup;
 use crate::config::Config;
 use crate::hypervisor::{Hypervisor, most_vcpus};
@@ -17,8 +17,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::available_parallelism;
 use tokio::sync::{Semaphore, mpsc};
 
-/// Events that may wait for `container` before the agents' streams are held up.
-const EVENT_BACKLOG: usize = 256;
+/// Events of one sandbox that may wait for `container` before its agent's stream is held up. Each is at most
+/// a snapshot of a full pod, some 30 KiB.
+const EVENT_BACKLOG: usize = 8;
 
 /// Pods that are made at the same time, for each processor: one can use it while the other waits for a plugin or a disk.
 const AT_ONCE_PER_CPU: usize = 2;
@@ -39,7 +40,8 @@ pub struct Host {
 pub struct Sandboxes {
     pub(super) config: Arc<Config>,
     pub(super) host: Host,
-    pub(super) events: mpsc::Sender<SandboxEvent>,
+    /// Takes one queue for each sandbox that begins to have events: no guest has a say in their number.
+    queues: mpsc::UnboundedSender<SandboxEvents>,
     /// Each pod that is being made holds one, so that a storm of pods queues here: if all were made at once, each boot would take
     /// as long as all of them, and pass the limit that it has.
     pub(super) turns: Semaphore,
@@ -48,19 +50,19 @@ pub struct Sandboxes {
 }
 
 impl Sandboxes {
-    /// An empty table, and the receiver of all sandboxes' events, which `container` reads.
+    /// An empty table, and the receiver of a queue of events for each sandbox, which `container` reads.
     ///
     /// # Errors
     /// Where a directory cannot be made.
     pub fn new(
         config: Arc<Config>,
         host: Host,
-    ) -> Result<(Arc<Self>, mpsc::Receiver<SandboxEvent>), SandboxError> {
-        let (events, receiver) = mpsc::channel(EVENT_BACKLOG);
+    ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<SandboxEvents>), SandboxError> {
+        let (queues, receiver) = mpsc::unbounded_channel();
         let records = Collection::open(config.daemon.state_dir.join("sandboxes"), Durability::Process)?;
         let turns = Semaphore::new(AT_ONCE_PER_CPU * available_parallelism().map_or(1, NonZero::get));
         let table = RwLock::default();
-        Ok((Arc::new(Self { config, host, events, turns, records, table }), receiver))
+        Ok((Arc::new(Self { config, host, queues, turns, records, table }), receiver))
     }
 
     /// The sandbox of that id, or of the only id that begins so.
@@ -159,6 +161,14 @@ impl Sandboxes {
             table.insert(id.clone(), Arc::new(Sandbox::new(id.clone(), record.clone())));
         }
         Ok(loaded)
+    }
+
+    /// A new queue for a sandbox's events, the other end of which goes to `container`.
+    pub(super) fn open_queue(&self, sandbox: &Sandbox) -> mpsc::Sender<SandboxEvent> {
+        let (events, queue) = mpsc::channel(EVENT_BACKLOG);
+        // Nobody takes it only when the daemon goes down.
+        let _ = self.queues.send(SandboxEvents { sandbox_id: sandbox.id.clone(), queue });
+        events
     }
 
     /// Every sandbox, those that are being made too.

@@ -1,9 +1,11 @@
 //! What a starting daemon does with what an earlier one left, whichever moment that one was killed at: sandboxes whose VMs
 //! run are taken back, those whose VMs ended are Lost, half-made ones are undone, and what nobody knows is removed.
 
+use super::watch::tell;
 use super::{Machine, Sandbox, SandboxError, SandboxEvent, Sandboxes, State};
 use crate::agent_client::AgentClient;
 use crate::cgroup;
+use futures_util::future::join_all;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
@@ -12,19 +14,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 impl Sandboxes {
-    /// Takes back what there is. Called once, before the door opens; the receiver of events must be read already.
+    /// Takes back what there is. Called once, before the door opens.
     ///
     /// # Errors
     /// Only where the records cannot be read: what goes wrong with one sandbox does not keep the others from coming back.
     pub async fn restore(self: &Arc<Self>) -> Result<(), SandboxError> {
         let loaded = self.load()?;
-        for sandbox in self.all() {
+        let sandboxes = self.all();
+        let restored = sandboxes.iter().map(|sandbox| async move {
             match sandbox.state() {
-                State::Starting => self.undo_half_made(&sandbox).await,
-                State::Ready => self.take_back(&sandbox).await,
-                State::Lost | State::Stopping | State::Stopped => self.gone(&sandbox).await,
+                State::Starting => self.undo_half_made(sandbox).await,
+                State::Ready => self.take_back(sandbox).await,
+                State::Lost | State::Stopping | State::Stopped => self.gone(sandbox).await,
             }
-        }
+        });
+        // At the same time: one VMM that its guest keeps from answering must not delay the others.
+        join_all(restored).await;
         self.remove_strangers(&loaded.corrupt).await;
         Ok(())
     }
@@ -57,7 +62,7 @@ impl Sandboxes {
     }
 
     async fn gone(&self, sandbox: &Sandbox) {
-        self.tell(SandboxEvent::Gone { sandbox_id: sandbox.id.clone() }).await;
+        tell(&self.open_queue(sandbox), SandboxEvent::Gone).await;
     }
 
     /// Nobody was told of it, so it goes; where that fails it stays as Stopping, for kubelet to stop.

@@ -1,16 +1,20 @@
 //! A node without a kernel's help: its directories in a temporary one, its VMs and networks only in tables, and in each
 //! guest an agent that does as it is told by the test.
 
+use crate::hostile_agent::{Attack, Guest};
 use async_trait::async_trait;
-use isopod_protocols::agent::agent_server::{Agent, AgentServer};
+use isopod_protocols::agent::agent_server::Agent;
 use isopod_protocols::agent::*;
+use isopod_protocols::vsock::AGENT_PORT;
 use isopod_runtime::config::Config;
+use isopod_runtime::container::Wish;
 use isopod_runtime::hypervisor::fake::{Connection, FakeHypervisor};
+use isopod_runtime::image::{Digest, Image, ImageUser};
 use isopod_runtime::network::{NetworkError, Pod, PodNetwork};
-use isopod_runtime::sandbox::{Host, PodNetworks, SandboxEvent, Sandboxes};
+use isopod_runtime::sandbox::{Host, PodNetworks, SandboxEvents, Sandboxes};
 use isopod_runtime::scratch::Scratch;
 use isopod_runtime::undo::Undo;
-use k8s_cri::v1::{PodSandboxConfig, PodSandboxMetadata};
+use k8s_cri::v1::{ContainerConfig, ContainerMetadata, PodSandboxConfig, PodSandboxMetadata};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
@@ -21,6 +25,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 /// What the test wants to go wrong.
@@ -36,6 +41,11 @@ pub struct Wishes {
     pub slow_identity: AtomicBool,
     /// Told when an agent has been asked for its identity.
     pub asked: Notify,
+    /// Agents make containers, and tell what [`Wishes::tell`] has them tell of these.
+    pub containers: AtomicBool,
+    /// What the next agent that is given an identity does from then on.
+    attack: Mutex<Option<Attack>>,
+    watchers: Mutex<Vec<mpsc::UnboundedSender<ContainerState>>>,
 }
 
 impl Wishes {
@@ -49,6 +59,16 @@ impl Wishes {
 
     fn is(flag: &AtomicBool) -> bool {
         flag.load(Ordering::SeqCst)
+    }
+
+    /// Has the agent of the next sandbox attack the daemon.
+    pub fn attack(&self, attack: Attack) {
+        *self.attack.lock().unwrap() = Some(attack);
+    }
+
+    /// Has every agent that makes containers tell of one.
+    pub fn tell(&self, state: &ContainerState) {
+        self.watchers.lock().unwrap().retain(|watcher| watcher.send(state.clone()).is_ok());
     }
 }
 
@@ -95,15 +115,37 @@ impl PodNetworks for FakeNetworks {
     }
 }
 
-/// The agent in every guest.
-struct FakeAgent {
+/// The agent in a guest, as one connection to it sees it.
+pub struct FakeAgent {
     wishes: Arc<Wishes>,
+    attack: Mutex<Option<Attack>>,
+    made: Mutex<Option<String>>,
+}
+
+impl FakeAgent {
+    /// How it attacks the daemon, if it does.
+    pub fn attack(&self) -> Option<Attack> {
+        *self.attack.lock().unwrap()
+    }
+
+    /// The last container that it made.
+    pub fn last_made(&self) -> Option<String> {
+        self.made.lock().unwrap().clone()
+    }
+
+    /// Whether it makes containers; else it says that it has none.
+    fn require_containers(&self) -> Result<(), Status> {
+        match Wishes::is(&self.wishes.containers) {
+            true => Ok(()),
+            false => Err(Status::unimplemented("the fake agent has no containers")),
+        }
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 fn absent<T>() -> Answer<T> {
-    Err(Status::unimplemented("the fake agent has no containers"))
+    Err(Status::unimplemented("the fake agent does not do that"))
 }
 
 #[async_trait]
@@ -119,6 +161,7 @@ impl Agent for FakeAgent {
     }
 
     async fn set_up_sandbox(&self, request: Request<SetUpSandboxRequest>) -> Answer<SetUpSandboxResponse> {
+        *self.attack.lock().unwrap() = self.wishes.attack.lock().unwrap().take();
         self.wishes.asked.notify_one();
         if Wishes::is(&self.wishes.slow_identity) {
             std::future::pending::<()>().await;
@@ -135,23 +178,48 @@ impl Agent for FakeAgent {
         Ok(Response::new(UseProcessorsResponse {}))
     }
 
-    type WatchStream = tokio_stream::Pending<Result<Event, Status>>;
+    type WatchStream = BoxStream<Event>;
 
     async fn watch(&self, _: Request<WatchRequest>) -> Answer<Self::WatchStream> {
-        Ok(Response::new(tokio_stream::pending()))
+        let events: BoxStream<Event> = match self.require_containers() {
+            Err(_) => Box::pin(tokio_stream::pending()),
+            Ok(()) => {
+                let (watcher, changes) = mpsc::unbounded_channel();
+                self.wishes.watchers.lock().unwrap().push(watcher);
+                let changes = UnboundedReceiverStream::new(changes).map(event::Event::Changed);
+                let events = tokio_stream::once(event::Event::Snapshot(Snapshot::default())).chain(changes);
+                Box::pin(events.map(|event| Ok(Event { event: Some(event) })))
+            }
+        };
+        Ok(Response::new(events))
     }
 
-    async fn create_container(&self, _: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
-        absent()
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Answer<CreateContainerResponse> {
+        self.require_containers()?;
+        *self.made.lock().unwrap() = Some(request.into_inner().container_id);
+        let groups = if self.attack() == Some(Attack::ManyGroups) { 5000 } else { 1 };
+        let user = ResolvedUser { supplemental_groups: (0..groups).collect(), ..Default::default() };
+        Ok(Response::new(CreateContainerResponse { user: Some(user) }))
     }
     async fn start_container(&self, _: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
-        absent()
+        self.require_containers()?;
+        if self.attack() == Some(Attack::FailedStarts) {
+            std::future::pending::<()>().await;
+        }
+        Ok(Response::new(StartContainerResponse { pid: 7 }))
     }
     async fn update_container(&self, _: Request<UpdateContainerRequest>) -> Answer<UpdateContainerResponse> {
         absent()
     }
     async fn remove_container(&self, _: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
-        absent()
+        self.require_containers()?;
+        if self.attack() == Some(Attack::Strangers) {
+            std::future::pending::<()>().await;
+        }
+        Ok(Response::new(RemoveContainerResponse {}))
     }
     async fn start_exec(&self, _: Request<StartExecRequest>) -> Answer<StartExecResponse> {
         absent()
@@ -176,11 +244,13 @@ impl Agent for FakeAgent {
 /// The node.
 pub struct FakeNode {
     pub sandboxes: Arc<Sandboxes>,
-    pub events: mpsc::Receiver<SandboxEvent>,
+    pub events: mpsc::UnboundedReceiver<SandboxEvents>,
     pub hypervisor: Arc<FakeHypervisor>,
     pub networks: FakeNetworks,
     pub wishes: Arc<Wishes>,
-    directory: Arc<tempfile::TempDir>,
+    pub config: Arc<Config>,
+    pub scratch: Arc<Scratch>,
+    pub directory: Arc<tempfile::TempDir>,
 }
 
 /// Size of scratch disks here, MiB.
@@ -216,14 +286,16 @@ impl FakeNode {
         config.daemon.state_dir = directory.path().join("state");
         config.daemon.root_dir = directory.path().join("root");
         config.vm.scratch_mib = SCRATCH_MIB;
+        let config = Arc::new(config);
+        let scratch = Arc::new(Scratch::new(config.daemon.root_dir.join("scratch")).unwrap());
         let host = Host {
             hypervisor: hypervisor.clone(),
             networks: Arc::new(networks.clone()),
-            scratch: Arc::new(Scratch::new(config.daemon.root_dir.join("scratch")).unwrap()),
+            scratch: Arc::clone(&scratch),
             cgroup_root: directory.path().join("cgroup"),
         };
-        let (sandboxes, events) = Sandboxes::new(Arc::new(config), host).unwrap();
-        Self { sandboxes, events, hypervisor, networks, wishes, directory }
+        let (sandboxes, events) = Sandboxes::new(Arc::clone(&config), host).unwrap();
+        Self { sandboxes, events, hypervisor, networks, wishes, config, scratch, directory }
     }
 
     /// What there is of pods on this node, in words; nothing where there are none.
@@ -257,10 +329,19 @@ fn names(directory: &Path) -> impl Iterator<Item = String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap())
 }
 
-fn serve_agents(connections: mpsc::UnboundedReceiver<Connection>, wishes: Arc<Wishes>) {
-    let streams = UnboundedReceiverStream::new(connections).map(|(_port, stream)| Ok::<_, io::Error>(stream));
-    let agent = AgentServer::new(FakeAgent { wishes });
-    tokio::spawn(tonic::transport::Server::builder().add_service(agent).serve_with_incoming(streams));
+/// Has an agent at the end of each connection. Nobody answers at other ports.
+fn serve_agents(mut connections: mpsc::UnboundedReceiver<Connection>, wishes: Arc<Wishes>) {
+    tokio::spawn(async move {
+        while let Some(Connection { port, stream, .. }) = connections.recv().await {
+            if port != AGENT_PORT {
+                continue;
+            }
+            let wishes = Arc::clone(&wishes);
+            let agent = Arc::new(FakeAgent { wishes, attack: Mutex::default(), made: Mutex::default() });
+            let server = tonic::transport::Server::builder().add_service(Guest::new(agent));
+            tokio::spawn(server.serve_with_incoming(tokio_stream::once(Ok::<_, io::Error>(stream))));
+        }
+    });
 }
 
 /// A pod's configuration.
@@ -272,4 +353,27 @@ pub fn pod(name: &str) -> PodSandboxConfig {
         attempt: 0,
     };
     PodSandboxConfig { metadata: Some(metadata), ..Default::default() }
+}
+
+/// A container of that name, with nothing asked for but a command.
+pub fn container(name: &str) -> Wish {
+    let config = ContainerConfig {
+        metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
+        command: vec!["sleep".into()],
+        ..Default::default()
+    };
+    Wish { config, stop_signal: None }
+}
+
+/// An image with nothing in it.
+pub fn image() -> Image {
+    Image {
+        id: Digest::of(b""),
+        repo_tags: Vec::new(),
+        repo_digests: Vec::new(),
+        size: 0,
+        user: ImageUser::Unset,
+        config: Arc::default(),
+        layers: Vec::new(),
+    }
 }

@@ -1,11 +1,10 @@
 //! VMs that get more memory for their containers, and what may happen meanwhile.
 
-use crate::fakes::{FakeNode, pod};
+use crate::fakes::{FakeNode, container, image, pod};
 use isopod_runtime::container::{Containers, Wish};
 use isopod_runtime::hypervisor::Vm;
-use isopod_runtime::image::{Digest, Image, ImageUser};
 use isopod_runtime::sandbox::State;
-use k8s_cri::v1::{ContainerConfig, ContainerMetadata, LinuxContainerConfig, LinuxContainerResources};
+use k8s_cri::v1::{LinuxContainerConfig, LinuxContainerResources};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -13,26 +12,9 @@ use tokio::time::timeout;
 /// A container of that name and memory limit.
 fn limited(name: &str, mib: i64) -> Wish {
     let resources = LinuxContainerResources { memory_limit_in_bytes: mib << 20, ..Default::default() };
-    let config = ContainerConfig {
-        metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
-        command: vec!["sleep".into()],
-        linux: Some(LinuxContainerConfig { resources: Some(resources), ..Default::default() }),
-        ..Default::default()
-    };
-    Wish { config, stop_signal: None }
-}
-
-/// An image with nothing in it.
-fn image() -> Image {
-    Image {
-        id: Digest::of(b""),
-        repo_tags: Vec::new(),
-        repo_digests: Vec::new(),
-        size: 0,
-        user: ImageUser::Unset,
-        config: Arc::default(),
-        layers: Vec::new(),
-    }
+    let mut wish = container(name);
+    wish.config.linux = Some(LinuxContainerConfig { resources: Some(resources), ..Default::default() });
+    wish
 }
 
 #[tokio::test]

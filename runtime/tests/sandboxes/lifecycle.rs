@@ -157,8 +157,9 @@ async fn vm_that_dies_makes_the_sandbox_lost_and_tells_its_containers() {
     let id = node.sandboxes.start(pod("web"), "").await.unwrap();
     let sandbox = node.sandboxes.get(&id).unwrap();
     node.hypervisor.vm(&id).unwrap().crash();
-    let event = node.events.recv().await.unwrap();
-    assert!(matches!(event, SandboxEvent::Gone { sandbox_id } if sandbox_id == id));
+    let mut events = node.events.recv().await.unwrap();
+    assert_eq!(events.sandbox_id, id);
+    assert!(matches!(events.queue.recv().await, Some(SandboxEvent::Gone)));
     assert_eq!(sandbox.state(), State::Lost);
     assert!(matches!(sandbox.enter().await.err(), Some(SandboxError::NotReady { .. })));
     node.sandboxes.stop(&sandbox).await.unwrap();

@@ -31,8 +31,9 @@ async fn vm_that_died_meanwhile_makes_the_sandbox_lost() {
     node.sandboxes.restore().await.unwrap();
     let sandbox = node.sandboxes.get(&id).unwrap();
     assert_eq!(sandbox.state(), State::Lost);
-    let event = node.events.recv().await.unwrap();
-    assert!(matches!(event, SandboxEvent::Gone { sandbox_id } if sandbox_id == id));
+    let mut events = node.events.recv().await.unwrap();
+    assert_eq!(events.sandbox_id, id);
+    assert!(matches!(events.queue.recv().await, Some(SandboxEvent::Gone)));
     node.sandboxes.stop(&sandbox).await.unwrap();
     node.sandboxes.remove(&sandbox).await.unwrap();
     node.nothing_is_left().await;
