@@ -6,7 +6,7 @@
 PROGRAMS = target/x86_64-unknown-linux-gnu/release
 AGENT = target/x86_64-unknown-linux-gnu/guest/isopod-agent
 
-.PHONY: demo shell test soak bench lint build packages artefacts guest-kernel tools images node-run
+.PHONY: demo shell test soak fuzz bench lint build packages artefacts guest-kernel tools images node-run
 
 # Pods in their own VMs on real KVM, by crictl, with every command shown.
 demo: artefacts
@@ -38,16 +38,22 @@ cold-%:
 soak: artefacts
 	ISOPOD_SOAK=$(or $(SOAK),200) cargo test --release --workspace --test soak
 
+# Every fuzz target for a minute (FUZZ_SECONDS=600: for ten): by libFuzzer where a nightly compiler and
+# cargo-fuzz are, else on the stable compiler.
+fuzz: packages
+	tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
+
 # Isopod beside containerd + runc and QEMU microvm: a table, and target/bench/report.json. On a machine that does nothing else.
 bench: artefacts
 	$(PROGRAMS)/isopod-bench
 
-# Formatting, clippy, documentation, licences.
+# Formatting, clippy, documentation, licences, and advisories where their database can be had.
 lint: packages
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items
 	$$(tests/tools/cargo-deny.sh) check bans licenses sources
+	tests/tools/advisories.sh "$$(tests/tools/cargo-deny.sh)"
 
 build: packages
 	cargo build --release --workspace

@@ -4,11 +4,20 @@
 //!
 //! ```text
 //! serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch
-//!                                                       ->  store, undo, config, id, trace, hostile_text, cpu_list, cpu_rate
+//!                                                       ->  store, undo, config, id, trace, hostile_text, private,
+//!                                                           cpu_list, cpu_rate
 //! ```
 //!
 //! Among the middle ones `container` may use `sandbox` and `image`; `sandbox` uses neither: it tells what happens to it
 //! by [`sandbox::SandboxEvent`]. `agent_client` uses `hypervisor`, which is given what a template's guest must do: `preparation`.
+
+// In tests, for the files of `fuzz_targets`, which are programs of libFuzzer that use this crate.
+#[cfg(test)]
+extern crate self as isopod_runtime;
+#[cfg(test)]
+extern crate self as libfuzzer_sys;
+#[cfg(test)]
+use fuzz_targets::fuzz_target;
 
 pub mod agent_client;
 pub mod cgroup;
@@ -18,12 +27,15 @@ pub mod container;
 pub mod cpu_list;
 pub mod cpu_rate;
 pub mod cri;
+#[cfg(test)]
+mod fuzz_targets;
 pub mod hostile_text;
 pub mod hypervisor;
 pub mod id;
 pub mod image;
 pub mod network;
 pub mod preparation;
+pub mod private;
 pub mod sandbox;
 pub mod scratch;
 pub mod serve;

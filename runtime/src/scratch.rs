@@ -4,7 +4,7 @@
 //! Called by `sandbox`.
 
 use nix::unistd::{Whence, lseek};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -64,7 +64,7 @@ impl Scratch {
     /// # Errors
     /// Where the directory cannot be made.
     pub fn new(directory: PathBuf) -> Result<Self, ScratchError> {
-        fs::create_dir_all(&directory)
+        private::directory(&directory)
             .map_err(|source| ScratchError::Io { path: directory.clone(), source })?;
         Ok(Self { directory, making: Mutex::new(()) })
     }
@@ -94,7 +94,7 @@ impl Scratch {
         }
         let failed = |source| ScratchError::Io { path: path.clone(), source };
         let new = path.with_extension("new");
-        File::create(&new).and_then(|file| file.set_len(u64::from(mib) << 20)).map_err(failed)?;
+        private::new_file(&new).and_then(|file| file.set_len(u64::from(mib) << 20)).map_err(failed)?;
         make_file_system(&new).await?;
         fs::rename(&new, &path).map_err(failed)?;
         Ok(path)
@@ -123,7 +123,7 @@ async fn make_file_system(image: &Path) -> Result<(), ScratchError> {
 /// A copy of the data of `from`, with its holes.
 fn copy_sparse(from: &Path, to: &Path) -> io::Result<File> {
     let source = File::open(from)?;
-    let target = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(to)?;
+    let target = private::new_file(to)?;
     let length = source.metadata()?.len();
     target.set_len(length)?;
     let end = i64::try_from(length).map_err(io::Error::other)?;

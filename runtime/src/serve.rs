@@ -11,13 +11,12 @@ use crate::hypervisor::template::{Recipe, Templates};
 use crate::image::{ImageError, Images};
 use crate::network::{NetworkError, Networks};
 use crate::preparation::Agents;
+use crate::private;
 use crate::sandbox::{Host, SandboxError, Sandboxes, network_config};
 use crate::scratch::{Scratch, ScratchError};
 use crate::store::StoreError;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,7 +84,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signal)?;
     for directory in [&config.daemon.state_dir, &config.daemon.root_dir] {
         // Records hold what pods are told, images what strangers wrote: nobody but us has to read them.
-        let made = DirBuilder::new().mode(0o700).recursive(true).create(directory);
+        let made = private::directory(directory);
         made.map_err(|source| ServeError::Directory { path: directory.clone(), source })?;
     }
     // The socket first: it tells whether another daemon owns the state.

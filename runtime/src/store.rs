@@ -1,12 +1,14 @@
-//! State on disk: one JSON document per sandbox, container and image, written whole or not at all, so that the daemon
-//! can be killed at any moment and, started again, serves the same lists.
+//! State on disk: one JSON document per sandbox, container and image, written whole or not at all, so that
+//! the daemon can be killed at any moment and, started again, serves the same lists. Only the daemon's user
+//! can read them.
 //!
 //! Used by `sandbox`, `container` and `image`, each for its own kind of document. It must not know what is in them.
 
+use crate::private;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -61,13 +63,13 @@ pub struct Loaded<T> {
 }
 
 impl<T: Serialize + DeserializeOwned> Collection<T> {
-    /// Opens the directory, and makes it where it is missing.
+    /// Opens the directory, makes it where it is missing, and locks others out.
     ///
     /// # Errors
-    /// [`StoreError::Io`] where the directory cannot be made.
+    /// [`StoreError::Io`] where the directory cannot be made, or is another user's.
     pub fn open(directory: impl Into<PathBuf>, durability: Durability) -> Result<Self, StoreError> {
         let directory = directory.into();
-        fs::create_dir_all(&directory)
+        private::directory(&directory)
             .map_err(|source| StoreError::Io { path: directory.clone(), source })?;
         Ok(Self { directory, durability, kind: PhantomData })
     }
@@ -131,7 +133,10 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
 
     fn load_one(path: &Path, loaded: &mut Loaded<T>) -> Result<(), StoreError> {
         let failed = |source| StoreError::Io { path: path.to_owned(), source };
-        let bytes = fs::read(path).map_err(failed)?;
+        let mut file = File::open(path).map_err(failed)?;
+        private::lock_out(&file, path).map_err(failed)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed)?;
         match (serde_json::from_slice(&bytes), path.file_stem().and_then(|s| s.to_str())) {
             (Ok(document), Some(id)) => loaded.documents.push((id.to_owned(), document)),
             _ => {
@@ -145,7 +150,7 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
+        let mut file = private::new_file(&new)?;
         file.write_all(bytes)?;
         if self.durability == Durability::Machine {
             file.sync_all()?;
@@ -169,6 +174,7 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn collection(directory: &tempfile::TempDir) -> Collection<Vec<u32>> {
         Collection::open(directory.path().join("c"), Durability::Machine).unwrap()
@@ -206,6 +212,22 @@ mod tests {
         assert_eq!(loaded.documents.len(), 1);
         assert_eq!(loaded.corrupt, [directory.path().join("c/bad.corrupt")]);
         assert!(!directory.path().join("c/half.new").exists());
+    }
+
+    #[test]
+    fn documents_are_closed_to_others_also_those_that_were_left_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("c");
+        let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let documents = collection(&directory);
+        documents.put("a", &vec![1]).unwrap();
+        assert_eq!((mode(&place), mode(&place.join("a.json"))), (0o700, 0o600));
+        // As an earlier version made them.
+        open(&place, 0o755);
+        open(&place.join("a.json"), 0o644);
+        assert_eq!(collection(&directory).load().unwrap().documents.len(), 1);
+        assert_eq!((mode(&place), mode(&place.join("a.json"))), (0o700, 0o600));
     }
 
     #[test]

@@ -6,11 +6,12 @@
 //! else to do.
 
 use crate::config::{DaemonConfig, LogFormat};
+use crate::{hostile_text, private};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -55,8 +56,10 @@ pub type Operations = BTreeMap<String, Operation>;
 /// Where the filter cannot be understood.
 pub fn start(config: &DaemonConfig) -> Result<(), ParseError> {
     let filter = EnvFilter::builder().parse(&config.log_filter)?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false);
-    let lines = match config.log_format {
+    let format = config.log_format;
+    let writer = move || OneLine { format, to: io::stderr() };
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
+    let lines = match format {
         LogFormat::Text => lines.with_filter(filter).boxed(),
         LogFormat::Json => lines.json().with_filter(filter).boxed(),
     };
@@ -70,6 +73,45 @@ pub fn start(config: &DaemonConfig) -> Result<(), ParseError> {
     // A second call finds a subscriber and leaves it: tests share a process.
     let _ = tracing_subscriber::registry().with(lines).with(phases).try_init();
     Ok(())
+}
+
+/// Writes each record as one printable line: what guests and images say reaches log records by many ways, and
+/// must not forge a record of its own or turn a part of one around.
+struct OneLine<W> {
+    format: LogFormat,
+    to: W,
+}
+
+impl<W: io::Write> io::Write for OneLine<W> {
+    /// Takes a whole record with its line end, which is how `tracing_subscriber` writes them.
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(record.strip_suffix(b"\n").unwrap_or(record));
+        let mut line = String::with_capacity(text.len() + 1);
+        match self.format {
+            LogFormat::Text => text.chars().for_each(|c| hostile_text::push(&mut line, c)),
+            LogFormat::Json => text.chars().for_each(|c| push_json(&mut line, c)),
+        }
+        line.push('\n');
+        self.to.write_all(line.as_bytes())?;
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Appends a character of a JSON document. One that is not printable can only be within a string, where JSON
+/// has an escape of its own.
+fn push_json(line: &mut String, c: char) {
+    let before = line.len();
+    hostile_text::push(line, c);
+    if !line[before..].starts_with(c) {
+        line.truncate(before);
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            write!(line, "\\u{unit:04x}").expect("writing to a string does not fail");
+        }
+    }
 }
 
 fn path(state_dir: &Path) -> PathBuf {
@@ -135,7 +177,10 @@ impl Phases {
         let write = move || {
             let new = path.with_extension("new");
             // Losing a measurement is no reason to fail, or to log from within the log.
-            let _ = json.map(|json| fs::write(&new, json).and_then(|()| fs::rename(&new, &path)));
+            let _ = json.map(|json| {
+                private::new_file(&new)?.write_all(&json)?;
+                fs::rename(&new, &path)
+            });
         };
         // The caller of the operation waits for the end of its span.
         match tokio::runtime::Handle::try_current() {
@@ -187,7 +232,55 @@ fn micros(duration: std::time::Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
     use tracing::info_span;
+
+    /// What one call to a writer of records puts out.
+    fn written(format: LogFormat, record: &str) -> String {
+        let mut writer = OneLine { format, to: Vec::new() };
+        writer.write_all(record.as_bytes()).unwrap();
+        String::from_utf8(writer.to).unwrap()
+    }
+
+    #[test]
+    fn record_with_hostile_text_is_one_printable_line() {
+        let line = written(LogFormat::Text, "WARN it said: x\nERROR forged\u{2028}\u{202e}y\u{9b}2J\n");
+        assert_eq!(line, "WARN it said: x\\nERROR forged\\u{2028}\\u{202e}y\\u{9b}2J\n");
+    }
+
+    #[test]
+    fn escaped_json_record_is_still_json_and_says_the_same() {
+        let said = "x\n\u{202e}y \"quoted\" \\ \u{1d173}";
+        let record = serde_json::json!({ "message": said }).to_string();
+        let line = written(LogFormat::Json, &format!("{record}\n"));
+        assert!(line.trim_end().chars().all(|c| matches!(c, ' '..='~')), "{line}");
+        let back: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(back["message"], said);
+    }
+
+    #[test]
+    fn each_event_reaches_the_writer_as_one_record() {
+        #[derive(Clone, Default)]
+        struct Shared(Arc<Mutex<Vec<u8>>>);
+        impl io::Write for Shared {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let to = Shared::default();
+        let shared = to.clone();
+        let writer = move || OneLine { format: LogFormat::Text, to: shared.clone() };
+        let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
+            tracing::warn!(said = "a\nb", "it said\nsomething");
+            tracing::warn!("second");
+        });
+        let text = String::from_utf8(to.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
 
     #[test]
     fn spans_below_an_operation_become_its_phases() {

@@ -33,11 +33,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cgroup", &[]),
     ("scratch", &[]),
     ("trace", &[]),
+    // Tests only.
+    ("fuzz_targets", &["container", "image", "network"]),
 ];
 
 /// What everybody may use, and what uses nothing but its own kind.
 const LOWEST: &[&str] =
-    &["config", "store", "undo", "id", "hostile_text", "wall_clock", "cpu_list", "cpu_rate"];
+    &["config", "store", "undo", "id", "hostile_text", "private", "wall_clock", "cpu_list", "cpu_rate"];
 
 fn crate_root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

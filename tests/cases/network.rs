@@ -19,6 +19,7 @@ use routes::{
     routes_and_rules_of_every_form_are_the_guests_too,
 };
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use tonic::Code;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             routes_and_rules_of_every_form_are_the_guests_too,
             without_cni_configuration_the_pod_is_refused_and_status_says_why,
             missing_plugin_is_named,
+            link_in_place_of_a_namespace_leads_to_no_other_one,
         ],
     )
 }
@@ -213,4 +215,29 @@ fn missing_plugin_is_named() -> Result<()> {
     ensure!(refused.message().contains("absent-plugin"), "{refused:?}");
     ensure!(refused.code() != Code::InvalidArgument, "it is not the client's fault: {refused:?}");
     held::nothing_more_than(&before, "at the end")
+}
+
+/// Plugins that entered the other namespace would take its interface along, and an unmount that followed the
+/// link its mount.
+fn link_in_place_of_a_namespace_leads_to_no_other_one() -> Result<()> {
+    let cri = cri()?;
+    let server = cri.run_pod("bystander")?;
+    cri.run_container(&server, container_config("web", "web", &[]))?;
+    let address = cri.pod_status(&server.id)?.network.unwrap_or_default().ip;
+    let pod = cri.run_pod("linked")?;
+    let [own, others] = [&pod.id, &server.id].map(|id| format!("/run/netns/isopod-{id}"));
+    ensure!(Command::new("umount").arg(&own).status()?.success(), "{own} is no mount");
+    fs::remove_file(&own)?;
+    symlink(&others, &own)?;
+    cri.remove_pod(&pod.id)?;
+    ensure!(fs::symlink_metadata(&own).is_err(), "the link stays");
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    ensure!(mounts.contains(&format!(" {others} ")), "another pod's namespace is unmounted");
+    let fetch = format!("wget -q -T 5 -O - http://{address}/");
+    let page = wait_for("the page of the other pod", || {
+        let ran = Command::new("sh").args(["-c", &fetch]).output()?;
+        Ok(ran.status.success().then(|| String::from_utf8_lossy(&ran.stdout).into_owned()))
+    })?;
+    ensure!(page.contains("Hello from a pod"), "{page}");
+    cri.clean()
 }

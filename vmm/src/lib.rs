@@ -9,6 +9,14 @@
 //!
 //! `README.md` beside this crate has the map.
 
+// In tests, for the files of `fuzz_targets`, which are programs of libFuzzer that use this crate.
+#[cfg(test)]
+extern crate self as isopod_vmm;
+#[cfg(test)]
+extern crate self as libfuzzer_sys;
+#[cfg(test)]
+use fuzz_targets::{arbitrary, fuzz_target};
+
 pub mod acpi;
 pub mod builder;
 pub mod bus;
@@ -20,6 +28,8 @@ pub mod cpu;
 pub mod devices;
 pub mod early_console;
 pub mod end;
+#[cfg(test)]
+mod fuzz_targets;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
 pub mod generation;

@@ -7,6 +7,10 @@ use isopod_runtime::image::worker;
 use isopod_runtime::{check, trace};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// Time that files under way have to be written when the daemon goes down.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// Every Kubernetes pod in its own light KVM virtual machine.
 #[derive(Parser)]
@@ -46,7 +50,10 @@ fn serve(config: Config) -> Result<ExitCode> {
         .worker_threads(config.daemon.worker_threads.max(1))
         .enable_all()
         .build()?;
-    runtime.block_on(isopod_runtime::serve::serve(config))?;
+    let served = runtime.block_on(isopod_runtime::serve::serve(config));
+    // Files are written by threads that wait for their disk, which may take no writes any more.
+    runtime.shutdown_timeout(LAST_WRITES);
+    served?;
     Ok(ExitCode::SUCCESS)
 }
 

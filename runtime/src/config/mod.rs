@@ -86,10 +86,13 @@ impl Config {
                 reason: reason.to_owned(),
             })?;
         }
-        self.image.validate().map_err(|(key, reason)| ConfigError::Unusable {
-            key: format!("image.{key}"),
-            reason: reason.to_owned(),
-        })
+        for (section, checked) in [("daemon", self.daemon.validate()), ("image", self.image.validate())] {
+            checked.map_err(|(key, reason)| ConfigError::Unusable {
+                key: format!("{section}.{key}"),
+                reason: reason.to_owned(),
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -218,6 +221,16 @@ mod tests {
         assert_eq!((config.vm.pod_uids(), config.vm.template_uid()), (100..102, 102));
         let error = load(&[("config.toml", "[vm]\nuid_count = 1\n")]).unwrap_err().to_string();
         assert!(error.contains("vm.uid_count"), "{error}");
+    }
+
+    #[test]
+    fn directories_of_the_system_are_refused_as_the_daemons_own() {
+        for text in
+            ["state_dir = '/run/'", "root_dir = '/var/./lib'", "root_dir = 'isopod'", "state_dir = '/'"]
+        {
+            let error = load(&[("config.toml", &format!("[daemon]\n{text}\n"))]).unwrap_err().to_string();
+            assert!(error.contains("daemon.") && error.contains("of isopod's own"), "{error}");
+        }
     }
 
     #[test]

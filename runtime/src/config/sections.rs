@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +91,27 @@ impl Default for DaemonConfig {
             log_filter: "info".to_owned(),
             worker_threads: 2,
         }
+    }
+}
+
+/// Directories that programs share: locking others out of one of them would stop the machine.
+const SHARED: &str = "/ /boot /dev /dev/shm /etc /home /media /mnt /opt /proc /root /run /run/lock /run/user \
+    /srv /sys /tmp /usr /usr/lib /usr/local /var /var/cache /var/lib /var/log /var/run /var/tmp";
+
+impl DaemonConfig {
+    /// The key and the reason where a value cannot work.
+    pub(super) fn validate(&self) -> Result<(), (&'static str, &'static str)> {
+        let is_shared = |path: &Path| {
+            SHARED.split_whitespace().any(|shared| path.components().eq(Path::new(shared).components()))
+        };
+        for (key, path) in [("state_dir", &self.state_dir), ("root_dir", &self.root_dir)] {
+            if !path.is_absolute() || is_shared(path) {
+                let reason =
+                    "must be an absolute path of a directory of isopod's own: others are locked out of it";
+                return Err((key, reason));
+            }
+        }
+        Ok(())
     }
 }
 

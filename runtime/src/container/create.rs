@@ -2,7 +2,7 @@
 //!
 //! Called by `cri`. Nothing of the container's own runs yet.
 
-use super::log::LogFile;
+use super::log_file::{LogFile, LogPath};
 use super::record::{ImageNames, MappedLayer, Record, State};
 use super::spec::{self, Parts, security_context};
 use super::{Container, ContainerError, Containers, volumes};
@@ -14,7 +14,8 @@ use crate::wall_clock::now_ns;
 use isopod_protocols::agent::{CreateContainerRequest, Extent, PidNamespace, RemoveContainerRequest, User};
 use isopod_protocols::guest::MAX_CONTAINERS;
 use k8s_cri::v1::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, SupplementalGroupsPolicy};
-use std::path::{Component, Path, PathBuf};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tracing::{Instrument, info_span};
@@ -120,12 +121,15 @@ impl Containers {
         let made = machine.agent.create_container(request).instrument(info_span!("agent")).await?;
         undo.done("made in the guest")?;
 
-        let log = log_path.as_deref().map(open_log).transpose()?.map(Arc::new);
+        let log = match &log_path {
+            Some(path) => Some(Arc::new(open_log(path.clone()).await?)),
+            None => None,
+        };
         let record = Record {
             sandbox_id: sandbox.id.clone(),
             image: names(&config, image),
             created_at_ns: now_ns(),
-            log_path,
+            log_path: log_path.map(|path| path.path()),
             layers,
             user: made.user.unwrap_or_default().into(),
             stop_signal,
@@ -230,24 +234,19 @@ fn name_of(sandbox: &Sandbox, config: &ContainerConfig) -> Result<String, Contai
 }
 
 /// The log's place below the pod's log directory, and nowhere else.
-fn log_path(sandbox: &Sandbox, config: &ContainerConfig) -> Result<Option<PathBuf>, ContainerError> {
+fn log_path(sandbox: &Sandbox, config: &ContainerConfig) -> Result<Option<LogPath>, ContainerError> {
     let (Some(directory), false) = (sandbox.log_directory(), config.log_path.is_empty()) else {
         return Ok(None);
     };
-    let path = Path::new(&config.log_path);
-    if !path.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(ContainerError::BadLogPath(config.log_path.clone()));
-    }
-    Ok(Some(directory.join(path)))
+    let path = LogPath::new(directory, Path::new(&config.log_path));
+    path.map(Some).ok_or_else(|| ContainerError::BadLogPath(config.log_path.clone()))
 }
 
-fn open_log(path: &Path) -> Result<LogFile, ContainerError> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(|source| ContainerError::File {
-            what: "log directory",
-            path: parent.to_owned(),
-            source,
-        })?;
-    }
-    Ok(LogFile::open(path)?)
+/// On a thread that may block: the disk of the logs may take no writes.
+async fn open_log(path: LogPath) -> Result<LogFile, ContainerError> {
+    let whole = path.path();
+    let opened = tokio::task::spawn_blocking(move || LogFile::open(path)).await;
+    let failed =
+        |error| ContainerError::File { what: "log file", path: whole, source: io::Error::other(error) };
+    Ok(opened.map_err(failed)??)
 }

@@ -2,9 +2,11 @@
 //!
 //! Used by all that moves a state: `start`, `follow`, and the daemon's start.
 
+use super::log_file::{LogFile, LogPath};
 use super::record::{Exit, Record, State};
-use super::{Container, ContainerError, Containers, LogFile};
+use super::{Container, ContainerError, Containers};
 use crate::wall_clock::now_ns;
+use std::path::Path;
 use std::sync::Arc;
 
 impl Containers {
@@ -56,13 +58,7 @@ impl Containers {
         for (id, record) in loaded.documents {
             let metadata = record.config.metadata.clone().unwrap_or_default();
             let name = format!("{}/{}/{}", record.sandbox_id, metadata.name, metadata.attempt);
-            let log = record.log_path.as_deref().and_then(|path| match LogFile::open(path) {
-                Ok(log) => Some(Arc::new(log)),
-                Err(error) => {
-                    tracing::error!(container = id, %error, "output is dropped");
-                    None
-                }
-            });
+            let log = open_log(&id, &record);
             let mut table = self.table();
             table.names.insert(name.clone(), id.clone());
             table.by_id.insert(id.clone(), Arc::new(Container::new(id, name, record, log)));
@@ -105,6 +101,25 @@ impl Containers {
         };
         if let Err(error) = carried {
             tracing::error!(container = container.id, %error, "output does not reach its log");
+        }
+    }
+}
+
+/// The log of a container that an earlier daemon made. Without one its output is dropped, so that it runs on.
+fn open_log(id: &str, record: &Record) -> Option<Arc<LogFile>> {
+    let path = LogPath::of_record(record.log_path.as_deref()?, Path::new(&record.config.log_path));
+    let Some(path) = path else {
+        tracing::error!(
+            container = id,
+            "output is dropped: the record's log path is not below a log directory"
+        );
+        return None;
+    };
+    match LogFile::open(path) {
+        Ok(log) => Some(Arc::new(log)),
+        Err(error) => {
+            tracing::error!(container = id, %error, "output is dropped");
+            None
         }
     }
 }

@@ -237,7 +237,7 @@ struct Collected {
 }
 
 impl Sink for Collected {
-    fn take(&mut self, bytes: &[u8]) -> io::Result<u64> {
+    async fn take(&mut self, bytes: Vec<u8>) -> io::Result<u64> {
         let room = MAX_OUTPUT - self.kept.len();
         self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
         self.seen += bytes.len() as u64;
@@ -284,12 +284,11 @@ mod tests {
         assert!(asked == 5 && ended.is_err(), "{asked} {ended:?}");
     }
 
-    #[test]
-    fn endless_output_is_acknowledged_and_cut() {
+    #[tokio::test]
+    async fn endless_output_is_acknowledged_and_cut() {
         let mut sink = Collected::default();
-        let chunk = vec![1; 1024 * 1024];
         for n in 1..=8 {
-            assert_eq!(sink.take(&chunk).unwrap(), n * 1024 * 1024);
+            assert_eq!(sink.take(vec![1; 1024 * 1024]).await.unwrap(), n * 1024 * 1024);
         }
         assert_eq!(sink.kept.len(), MAX_OUTPUT);
     }

@@ -1,4 +1,5 @@
-//! Log files of containers in the CRI's format: a line for each line, with time, stream and whether it is whole.
+//! The CRI's log format: a record for each line of a container's output, with time, stream and whether it is
+//! whole.
 //!
 //! ```text
 //! 2026-08-20T10:00:00.123456789Z stdout F a whole line
@@ -8,75 +9,15 @@
 //! A stream's last line is whole, also without a line end: whoever collects logs joins `P` with the line that follows, and
 //! none does.
 //!
-//! Called by `stdio`, which feeds it what the agent sends. Both streams of a container write to one file, each write
-//! whole. What has no line's end yet is not written, and so not acknowledged to the agent: if this process dies, it
-//! comes again.
+//! Called by `log_writer` with what the agent sends; pure bookkeeping, no I/O. What has no line's end yet
+//! gives no record, and so is not acknowledged to the agent: if this process dies, it comes again.
 //!
 //! Source: kubernetes/design-proposals, kubelet-cri-logging.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Longest piece of a line, bytes; a longer line is cut into pieces.
 pub const MAX_LINE: usize = 16 * 1024;
-
-/// A log file could not be opened or written.
-#[derive(Debug, thiserror::Error)]
-#[error("log file {path}: {source}")]
-pub struct LogError {
-    path: PathBuf,
-    source: io::Error,
-}
-
-/// The log file of one container, which its streams share.
-#[derive(Debug)]
-pub struct LogFile {
-    path: PathBuf,
-    file: Mutex<File>,
-}
-
-impl LogFile {
-    /// Opens the file for appending, and makes it where it is missing.
-    ///
-    /// # Errors
-    /// Where it cannot be opened.
-    pub fn open(path: &Path) -> Result<Self, LogError> {
-        Ok(Self { path: path.to_owned(), file: Mutex::new(open(path)?) })
-    }
-
-    /// Opens the path anew, after the file was renamed by whoever rotates logs.
-    ///
-    /// # Errors
-    /// The old file goes on being written.
-    pub fn reopen(&self) -> Result<(), LogError> {
-        let file = open(&self.path)?;
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = file;
-        Ok(())
-    }
-
-    /// Appends lines that [`Lines`] made.
-    ///
-    /// # Errors
-    /// Where the file takes no more: a full disk, for instance.
-    pub fn append(&self, lines: &[u8]) -> Result<(), LogError> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.write_all(lines).map_err(|source| LogError { path: self.path.clone(), source })
-    }
-}
-
-fn open(path: &Path) -> Result<File, LogError> {
-    let mut options = OpenOptions::new();
-    options
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .open(path)
-        .map_err(|source| LogError { path: path.to_owned(), source })
-}
 
 /// Cuts the bytes of one stream into lines of the log.
 #[derive(Debug)]
@@ -92,21 +33,24 @@ impl Lines {
         Self { stream, pending: Vec::new() }
     }
 
-    /// Takes bytes as they come; gives the lines they complete. [`Lines::pending`] of them are held back.
+    /// Takes bytes as they come; gives the records of the lines they complete. [`Lines::pending`] of them are
+    /// held back. A record is up to 50 bytes longer than its line, which may be empty: bound the bytes of one
+    /// call.
     pub fn feed(&mut self, mut bytes: &[u8], now: SystemTime) -> Vec<u8> {
         let mut log = Vec::with_capacity(bytes.len() + 64);
+        let head = self.head(now);
         while !bytes.is_empty() {
             let room = MAX_LINE - self.pending.len();
             match bytes.iter().take(room + 1).position(|&b| b == b'\n') {
                 Some(end) => {
                     self.pending.extend_from_slice(&bytes[..end]);
                     bytes = &bytes[end + 1..];
-                    self.write(&mut log, 'F', now);
+                    self.write(&mut log, &head, "F ");
                 }
                 None if bytes.len() > room => {
                     self.pending.extend_from_slice(&bytes[..room]);
                     bytes = &bytes[room..];
-                    self.write(&mut log, 'P', now);
+                    self.write(&mut log, &head, "P ");
                 }
                 None => {
                     self.pending.extend_from_slice(bytes);
@@ -121,7 +65,7 @@ impl Lines {
     pub fn finish(&mut self, now: SystemTime) -> Vec<u8> {
         let mut log = Vec::new();
         if !self.pending.is_empty() {
-            self.write(&mut log, 'F', now);
+            self.write(&mut log, &self.head(now), "F ");
         }
         log
     }
@@ -136,8 +80,13 @@ impl Lines {
         self.pending.len()
     }
 
-    fn write(&mut self, log: &mut Vec<u8>, tag: char, now: SystemTime) {
-        log.extend_from_slice(format!("{} {} {tag} ", timestamp(now), self.stream).as_bytes());
+    fn head(&self, now: SystemTime) -> String {
+        format!("{} {} ", timestamp(now), self.stream)
+    }
+
+    fn write(&mut self, log: &mut Vec<u8>, head: &str, tag: &str) {
+        log.extend_from_slice(head.as_bytes());
+        log.extend_from_slice(tag.as_bytes());
         log.append(&mut self.pending);
         log.push(b'\n');
     }
@@ -169,7 +118,6 @@ fn civil(days: u64) -> (u64, u64, u64) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::fs;
 
     const NOW: SystemTime = UNIX_EPOCH;
 
@@ -210,33 +158,34 @@ mod tests {
         assert_eq!(exact.lines().count(), 1);
     }
 
-    #[test]
-    fn reopened_file_is_a_new_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("0.log");
-        let log = LogFile::open(&path).unwrap();
-        log.append(b"one\n").unwrap();
-        fs::rename(&path, directory.path().join("0.log.old")).unwrap();
-        log.reopen().unwrap();
-        log.append(b"two\n").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
+    /// Streams of any bytes in any chunks, with many line ends and with lines longer than a piece.
+    fn streams() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let byte = prop_oneof![Just(b'\n'), any::<u8>()];
+        let text = proptest::collection::vec(byte, 0..3_000);
+        let long = (0..2 * MAX_LINE + 3).prop_map(|length| vec![b'x'; length]);
+        let forged = Just(b"\n1970-01-01T00:00:00.000000000Z stderr F forged".to_vec());
+        proptest::collection::vec(prop_oneof![text, long, forged], 0..6)
     }
 
     proptest! {
         #[test]
-        fn content_survives_whatever_the_chunks(chunks in proptest::collection::vec(
-            proptest::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..20_000), 0..4)) {
+        fn content_survives_whatever_the_chunks(chunks in streams()) {
             let mut lines = Lines::new("stdout");
             let mut log = Vec::new();
             for chunk in &chunks {
                 log.extend(lines.feed(chunk, NOW));
+                prop_assert!(lines.pending() <= MAX_LINE);
             }
             log.extend(lines.finish(NOW));
-            let prefix = "1970-01-01T00:00:00.000000000Z stdout X ".len();
             let mut content = Vec::new();
-            for line in log.split_inclusive(|&b| b == b'\n') {
-                content.extend_from_slice(&line[prefix..line.len() - 1]);
-                if line[prefix - 2] == b'F' {
+            for record in log.split_inclusive(|&b| b == b'\n') {
+                // Whatever the process writes, it is behind a head of ours.
+                let (head, line) = record.split_at("1970-01-01T00:00:00.000000000Z stdout X ".len());
+                prop_assert!(head == &b"1970-01-01T00:00:00.000000000Z stdout F "[..]
+                    || head == &b"1970-01-01T00:00:00.000000000Z stdout P "[..]);
+                prop_assert!(line.len() <= MAX_LINE + 1);
+                content.extend_from_slice(&line[..line.len() - 1]);
+                if head.ends_with(b"F ") {
                     content.push(b'\n');
                 }
             }

@@ -23,6 +23,8 @@ mod follow;
 mod guest_devices;
 mod layers;
 mod log;
+mod log_file;
+mod log_writer;
 mod output;
 mod record;
 mod remove;
@@ -41,7 +43,9 @@ mod volumes;
 pub use crate::image::ImageConfiguration;
 pub use create::Wish;
 pub use exec::{MAX_OUTPUT, Outcome};
-pub use log::LogError;
+#[cfg(any(test, feature = "testing"))]
+pub use log::{Lines, MAX_LINE};
+pub use log_file::LogError;
 pub use record::{Exit, Reason, Record, State};
 pub use spec::{Parts, SpecError, build as build_spec};
 pub use stdio::StdioError;
@@ -50,12 +54,13 @@ use crate::agent_client::AgentError;
 use crate::cpu_rate::CpuRate;
 use crate::hypervisor::HypervisorError;
 use crate::id::{Mismatch, resolve};
+use crate::private;
 use crate::sandbox::{Machine, Sandbox, SandboxError, SandboxEvents, Sandboxes};
 use crate::store::{Collection, Durability, StoreError};
 use crate::undo::{Injected, Leftovers};
 use isopod_protocols::guest::MAX_CONTAINERS;
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
-use log::LogFile;
+use log_file::LogFile;
 use output::Carried;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -274,7 +279,7 @@ impl Container {
     ///
     /// # Errors
     /// Where it does not run, has no log, or the new file cannot be made; then the old one goes on being written.
-    pub fn reopen_log(&self) -> Result<(), ContainerError> {
+    pub async fn reopen_log(&self) -> Result<(), ContainerError> {
         if !self.is_running() {
             return Err(ContainerError::WrongState {
                 id: self.id.clone(),
@@ -283,7 +288,7 @@ impl Container {
             });
         }
         let log = self.log.as_ref().ok_or_else(|| ContainerError::NoLog(self.id.clone()))?;
-        Ok(log.reopen()?)
+        Ok(log.reopen().await?)
     }
 
     fn expect_created(&self) -> Result<(), ContainerError> {
@@ -355,7 +360,7 @@ impl Containers {
     ) -> Result<Arc<Self>, ContainerError> {
         let records = Collection::open(directory.join("containers"), Durability::Process)?;
         let streams = directory.join("streams");
-        std::fs::create_dir_all(&streams).map_err(|source| ContainerError::File {
+        private::directory(&streams).map_err(|source| ContainerError::File {
             what: "directory of stream positions",
             path: streams.clone(),
             source,

@@ -1,21 +1,18 @@
 //! A container's output on its way to the log: a task per stream, which opens the stream again after every break until
 //! the container is done or its VM is gone.
 //!
-//! Called by `start` and by a starting daemon. How far a stream has come is kept in a file of 8 bytes beside the records,
-//! so that a daemon that was killed goes on where it was: bytes may be in the log twice if it died between writing them
-//! and noting it, and are never missing.
+//! Called by `start` and by a starting daemon. `log_writer` does what may block.
 
-use super::log::{Lines, LogFile};
-use super::stdio::{self, Address, Sink, StdioError};
+use super::log_file::LogFile;
+use super::log_writer::LogWriter;
+use super::stdio::{self, Address, StdioError};
 use crate::hypervisor::VmHandle;
 use isopod_protocols::agent::Stream;
 use isopod_protocols::vsock::STDIO_PORT;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -65,7 +62,7 @@ pub fn carry(
     position: &Path,
 ) -> io::Result<Carried> {
     let address = Address { container_id: container_id.to_owned(), process_id: String::new(), stream };
-    let mut sink = LogSink::open(name(stream), log, position)?;
+    let mut writer = LogWriter::open(name(stream), log, position)?;
     let (give_up, given_up) = oneshot::channel::<()>();
     let given_up = async {
         if given_up.await.is_err() {
@@ -76,20 +73,25 @@ pub fn carry(
     let task = tokio::spawn(async move {
         tokio::select! {
             () = vm.ended() => {}
-            () = carry_all(&vm, &address, &mut sink) => {}
+            () = carry_all(&vm, &address, &mut writer) => {}
             () = given_up => {}
         }
-        sink.finish();
+        writer.finish().await;
     });
     Ok(Carried { task, give_up })
 }
 
-async fn carry_all(vm: &VmHandle, address: &Address, sink: &mut LogSink) {
+async fn carry_all(vm: &VmHandle, address: &Address, writer: &mut LogWriter) {
     loop {
-        match carry_once(vm, address, sink).await {
+        match carry_once(vm, address, writer).await {
             Ok(()) => return,
             Err(StdioError::Refused { reason, .. }) => {
                 tracing::warn!(container = address.container_id, reason, "output stream refused");
+                return;
+            }
+            // No break, which the next connection could mend: the agent does not keep to the protocol.
+            Err(error @ (StdioError::Answer { .. } | StdioError::WrongOffset { .. })) => {
+                tracing::warn!(container = address.container_id, %error, "output stream is given up");
                 return;
             }
             Err(error) => tracing::debug!(container = address.container_id, %error, "output stream broke"),
@@ -98,130 +100,102 @@ async fn carry_all(vm: &VmHandle, address: &Address, sink: &mut LogSink) {
     }
 }
 
-async fn carry_once(vm: &VmHandle, address: &Address, sink: &mut LogSink) -> Result<(), StdioError> {
+async fn carry_once(vm: &VmHandle, address: &Address, writer: &mut LogWriter) -> Result<(), StdioError> {
     let broken = |source| StdioError::Io { container: address.container_id.clone(), source };
     let connection = vm.connect_vsock(STDIO_PORT).await;
     let mut connection = connection.map_err(|e| broken(io::Error::other(e)))?;
-    let offset = stdio::open(&mut connection, address, Some(sink.arrived())).await?;
-    sink.resume(offset);
-    stdio::pump(&mut connection, sink).await.map_err(broken)
-}
-
-/// Turns a stream's bytes into lines of the log, and notes how many have arrived there.
-struct LogSink {
-    lines: Lines,
-    received: u64,
-    log: Option<Arc<LogFile>>,
-    position: File,
-    failing: bool,
-}
-
-impl LogSink {
-    fn open(stream: &'static str, log: Option<Arc<LogFile>>, position: &Path) -> io::Result<Self> {
-        let position =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(position)?;
-        let mut bytes = [0; 8];
-        let received = match position.read_exact_at(&mut bytes, 0) {
-            Ok(()) => u64::from_le_bytes(bytes),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { lines: Lines::new(stream), received, log, position, failing: false })
-    }
-
-    /// Bytes of the stream that are in the log.
-    fn arrived(&self) -> u64 {
-        self.received - self.lines.pending() as u64
-    }
-
-    /// What was held back comes again.
-    fn resume(&mut self, offset: u64) {
-        self.lines.clear();
-        self.received = offset;
-    }
-
-    fn write(&mut self, log_lines: &[u8]) {
-        let outcome = match &self.log {
-            Some(log) if !log_lines.is_empty() => log.append(log_lines),
-            _ => Ok(()),
-        };
-        match outcome {
-            Ok(()) => self.failing = false,
-            // A full disk must not stop the container: lines are lost, and that is said once.
-            Err(error) if !self.failing => {
-                tracing::error!(%error, "log lines are lost until it can be written again");
-                self.failing = true;
-            }
-            Err(_) => {}
-        }
-    }
-
-    /// Whatever has no line's end will get none any more.
-    fn finish(&mut self) {
-        let rest = self.lines.finish(SystemTime::now());
-        self.write(&rest);
-        if let Err(error) = self.position.write_all_at(&self.arrived().to_le_bytes(), 0) {
-            tracing::warn!(%error, "position of a finished stream is not kept");
-        }
-    }
-}
-
-impl Sink for LogSink {
-    fn take(&mut self, bytes: &[u8]) -> io::Result<u64> {
-        let lines = self.lines.feed(bytes, SystemTime::now());
-        self.received += bytes.len() as u64;
-        self.write(&lines);
-        if !lines.is_empty() || self.log.is_none() {
-            self.position.write_all_at(&self.arrived().to_le_bytes(), 0)?;
-        }
-        Ok(self.arrived())
-    }
+    let begin = writer.resume().await;
+    stdio::open(&mut connection, address, Some(begin)).await?;
+    stdio::pump(&mut connection, writer).await.map_err(broken)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::log_file::LogPath;
     use super::*;
+    use crate::config;
+    use crate::hypervisor::fake::{Connection, FakeHypervisor, FakeVm};
+    use crate::hypervisor::{Hypervisor, VmConfig};
+    use crate::undo::Undo;
+    use isopod_protocols::agent::StreamOpened;
+    use isopod_protocols::stdio as wire;
+    use std::fs;
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+    use tokio::sync::mpsc::UnboundedReceiver;
 
-    fn sink(directory: &tempfile::TempDir) -> LogSink {
-        let log = Arc::new(LogFile::open(&directory.path().join("0.log")).unwrap());
-        LogSink::open("stdout", Some(log), &directory.path().join("position")).unwrap()
+    /// A container whose standard output is carried, and its guest.
+    struct Carrying {
+        directory: TempDir,
+        vm: Arc<FakeVm>,
+        guest: UnboundedReceiver<Connection>,
+        carried: Carried,
     }
 
-    #[test]
-    fn only_what_is_in_the_log_counts_as_arrived() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut first = sink(&directory);
-        assert_eq!(first.take(b"whole\nhal").unwrap(), 6);
-        drop(first);
-        let second = sink(&directory);
-        assert_eq!(second.arrived(), 6, "a daemon that follows asks for the rest of the line again");
+    impl Carrying {
+        async fn begin() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (hypervisor, guest) = FakeHypervisor::with_connections();
+            let mut undo = Undo::new("carry");
+            let config = VmConfig { id: "vm".into(), ..VmConfig::new(config::VmConfig::default()) };
+            let handle = hypervisor.boot(&config, &mut undo).await.unwrap();
+            undo.keep();
+            let path = LogPath::new(directory.path(), Path::new("0.log")).unwrap();
+            let log = Arc::new(LogFile::open(path).unwrap());
+            let position = position_path(directory.path(), "c", Stream::Stdout);
+            let carried = carry(handle, "c", Stream::Stdout, Some(log), &position).unwrap();
+            Self { directory, vm: hypervisor.vm("vm").unwrap(), guest, carried }
+        }
+
+        /// The agent's end of the stream, opened as the host asked.
+        async fn accept(&mut self) -> (u64, UnixStream) {
+            let (_, mut agent) = self.guest.recv().await.unwrap();
+            let mut prefix = [0; 2];
+            agent.read_exact(&mut prefix).await.unwrap();
+            let mut body = vec![0; wire::opening_length(prefix).unwrap()];
+            agent.read_exact(&mut body).await.unwrap();
+            let offset = wire::decode_open(&body).unwrap().resume_at.unwrap();
+            let opened = StreamOpened { error: String::new(), offset };
+            agent.write_all(&wire::encode_opened(&opened)).await.unwrap();
+            (offset, agent)
+        }
+
+        fn log(&self) -> String {
+            fs::read_to_string(self.directory.path().join("0.log")).unwrap()
+        }
     }
 
     #[tokio::test]
     async fn stream_that_is_given_up_writes_what_came() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut sink = sink(&directory);
-        sink.take(b"no end").unwrap();
-        let (give_up, given_up) = oneshot::channel::<()>();
-        let task = tokio::spawn(async move {
-            let _ = given_up.await;
-            sink.finish();
-        });
-        assert!(!Carried { task, give_up }.finish(Duration::ZERO).await);
-        let log = std::fs::read_to_string(directory.path().join("0.log")).unwrap();
+        let mut carrying = Carrying::begin().await;
+        let (_, mut agent) = carrying.accept().await;
+        agent.write_all(b"whole\nno end").await.unwrap();
+        assert_eq!(agent.read_u64_le().await.unwrap(), 6);
+        let log = carrying.directory.path().join("0.log");
+        assert!(!carrying.carried.finish(Duration::ZERO).await);
+        let log = fs::read_to_string(log).unwrap();
         assert!(log.ends_with(" stdout F no end\n"), "{log}");
     }
 
-    #[test]
-    fn line_cut_by_a_break_comes_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut sink = sink(&directory);
-        let arrived = sink.take(b"a\nhal").unwrap();
-        sink.resume(arrived);
-        sink.take(b"half\n").unwrap();
-        sink.finish();
-        let log = std::fs::read_to_string(directory.path().join("0.log")).unwrap();
-        let content: Vec<_> = log.lines().map(|l| l.rsplit(' ').next().unwrap()).collect();
-        assert_eq!(content, ["a", "half"]);
+    #[tokio::test]
+    async fn what_came_before_the_vm_ended_is_in_the_log() {
+        let mut carrying = Carrying::begin().await;
+        let (_, mut agent) = carrying.accept().await;
+        agent.write_all(b"whole\nlast words").await.unwrap();
+        assert_eq!(agent.read_u64_le().await.unwrap(), 6);
+        carrying.vm.crash();
+        (&mut carrying.carried.task).await.unwrap();
+        assert!(carrying.log().ends_with(" stdout F last words\n"), "{}", carrying.log());
+    }
+
+    #[tokio::test]
+    async fn agent_that_answers_nonsense_is_not_asked_again() {
+        let mut carrying = Carrying::begin().await;
+        let (_, mut agent) = carrying.guest.recv().await.unwrap();
+        let lie = StreamOpened { error: String::new(), offset: 99 };
+        agent.write_all(&wire::encode_opened(&lie)).await.unwrap();
+        (&mut carrying.carried.task).await.unwrap();
+        assert_eq!(carrying.log(), "");
     }
 }

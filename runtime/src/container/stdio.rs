@@ -4,8 +4,10 @@
 //!
 //! Source: `isopod_protocols::stdio`.
 
+use crate::hostile_text;
 use isopod_protocols::agent::{Stream, StreamOpen};
 use isopod_protocols::stdio as wire;
+use std::future::Future;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,8 +16,11 @@ use tokio::net::UnixStream;
 /// Time the agent has to answer an opening.
 const OPENING: Duration = Duration::from_secs(10);
 
-/// Bytes read at once.
+/// Bytes read at once: the most that a stream holds of what its sink has not taken yet.
 const CHUNK: usize = 64 * 1024;
+
+/// Longest reason of a refusal that is passed on, bytes.
+const MAX_REASON: usize = 300;
 
 /// Why a stream could not be opened, or broke.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +44,16 @@ pub enum StdioError {
         /// What is wrong with it.
         source: wire::OpeningError,
     },
+    /// The agent begins at another byte than it was asked for.
+    #[error("stream of container {container}: the agent begins at byte {offset}, not at {asked}")]
+    WrongOffset {
+        /// Whose stream.
+        container: String,
+        /// The byte asked for.
+        asked: u64,
+        /// The agent's answer.
+        offset: u64,
+    },
     /// The agent refused.
     #[error("stream of container {container}: the agent refused: {reason}")]
     Refused {
@@ -52,10 +67,11 @@ pub enum StdioError {
 /// Where the bytes of an output stream go.
 pub trait Sink {
     /// Takes bytes; answers how many bytes of the stream, from its beginning, are now where they belong.
+    /// Nothing more is read from the stream until it has answered: that is what slows a guest down.
     ///
     /// # Errors
     /// Ends the stream.
-    fn take(&mut self, bytes: &[u8]) -> io::Result<u64>;
+    fn take(&mut self, bytes: Vec<u8>) -> impl Future<Output = io::Result<u64>> + Send;
 }
 
 /// Which stream of which process.
@@ -69,7 +85,8 @@ pub struct Address {
     pub stream: Stream,
 }
 
-/// Opens a stream on a fresh connection to the agent's stdio port. Answers the number of the first byte to come.
+/// Opens a stream on a fresh connection to the agent's stdio port. Answers the number of the first byte to
+/// come, which is `resume_at` where that is given.
 ///
 /// # Errors
 /// See [`StdioError`].
@@ -91,11 +108,16 @@ pub async fn open(
     let body = answer.map_err(|_| StdioError::Timeout(container()))?.map_err(broken)?;
     let opened =
         wire::decode_opened(&body).map_err(|source| StdioError::Answer { container: container(), source })?;
-    if opened.error.is_empty() {
-        return Ok(opened.offset);
+    if !opened.error.is_empty() {
+        let reason = hostile_text::line(&opened.error, MAX_REASON);
+        return Err(StdioError::Refused { container: container(), reason });
     }
-    let reason = opened.error.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
-    Err(StdioError::Refused { container: container(), reason })
+    match (resume_at, opened.offset) {
+        (Some(asked), offset) if offset != asked => {
+            Err(StdioError::WrongOffset { container: container(), asked, offset })
+        }
+        (_, offset) => Ok(offset),
+    }
 }
 
 async fn read_opening(connection: &mut UnixStream) -> io::Result<Vec<u8>> {
@@ -112,13 +134,17 @@ async fn read_opening(connection: &mut UnixStream) -> io::Result<Vec<u8>> {
 /// # Errors
 /// The connection broke, or the sink takes no more: what was not acknowledged comes again on the next connection.
 pub async fn pump(connection: &mut UnixStream, sink: &mut impl Sink) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK];
     loop {
-        let length = connection.read(&mut buffer).await?;
-        if length == 0 {
-            return Ok(());
+        // A silent stream, as most are, holds no buffer.
+        connection.readable().await?;
+        let mut bytes = Vec::with_capacity(CHUNK);
+        match connection.try_read_buf(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
         }
-        let arrived = sink.take(&buffer[..length])?;
+        let arrived = sink.take(bytes).await?;
         connection.write_all(&arrived.to_le_bytes()).await?;
     }
 }
@@ -127,18 +153,27 @@ pub async fn pump(connection: &mut UnixStream, sink: &mut impl Sink) -> io::Resu
 mod tests {
     use super::*;
     use isopod_protocols::agent::StreamOpened;
+    use proptest::prelude::*;
 
     struct Collect(Vec<u8>);
 
     impl Sink for Collect {
-        fn take(&mut self, bytes: &[u8]) -> io::Result<u64> {
-            self.0.extend_from_slice(bytes);
+        async fn take(&mut self, bytes: Vec<u8>) -> io::Result<u64> {
+            self.0.extend_from_slice(&bytes);
             Ok(self.0.len() as u64)
         }
     }
 
     fn address() -> Address {
         Address { container_id: "c1".into(), process_id: String::new(), stream: Stream::Stdout }
+    }
+
+    /// What comes of opening a stream whose agent sends these bytes and hangs up.
+    async fn opened(resume_at: Option<u64>, answer: &[u8]) -> Result<u64, StdioError> {
+        let (mut host, mut agent) = UnixStream::pair().unwrap();
+        agent.write_all(answer).await.unwrap();
+        agent.shutdown().await.unwrap();
+        open(&mut host, &address(), resume_at).await
     }
 
     #[tokio::test]
@@ -163,11 +198,16 @@ mod tests {
 
     #[tokio::test]
     async fn refusal_is_made_printable() {
-        let (mut host, mut agent) = UnixStream::pair().unwrap();
-        let refused = StreamOpened { error: "no\u{1b}[2J such".into(), offset: 0 };
-        agent.write_all(&wire::encode_opened(&refused)).await.unwrap();
-        let error = open(&mut host, &address(), None).await.unwrap_err().to_string();
-        assert!(error.ends_with("no [2J such"), "{error}");
+        let refused = StreamOpened { error: "no\u{1b}[2J such\n\u{202e}".into(), offset: 0 };
+        let error = opened(None, &wire::encode_opened(&refused)).await.unwrap_err().to_string();
+        assert!(error.ends_with(r"no\u{1b}[2J such\n\u{202e}"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn agent_that_begins_elsewhere_is_refused() {
+        let lie = StreamOpened { error: String::new(), offset: u64::MAX };
+        let outcome = opened(Some(7), &wire::encode_opened(&lie)).await;
+        assert!(matches!(outcome, Err(StdioError::WrongOffset { asked: 7, .. })), "{outcome:?}");
     }
 
     #[tokio::test]
@@ -175,5 +215,31 @@ mod tests {
         let (mut host, agent) = UnixStream::pair().unwrap();
         drop(agent);
         assert!(matches!(open(&mut host, &address(), None).await, Err(StdioError::Io { .. })));
+    }
+
+    /// Any bytes, and answers of any content.
+    fn answers() -> impl Strategy<Value = Vec<u8>> {
+        let text = prop_oneof![Just(String::new()), "[\\PC\n\u{1b}\u{202e}]{0,900}"];
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..6000),
+            (text, any::<u64>())
+                .prop_map(|(error, offset)| wire::encode_opened(&StreamOpened { error, offset })),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_opens_at_the_byte_asked_for_or_is_a_bounded_error(
+            answer in answers(), resume_at in any::<Option<u64>>(),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            match runtime.block_on(opened(resume_at, &answer)) {
+                Ok(offset) => prop_assert!(resume_at.is_none_or(|asked| asked == offset)),
+                Err(error) => {
+                    let text = error.to_string();
+                    prop_assert!(text.len() < 600 && !text.contains(char::is_control), "{}", text);
+                }
+            }
+        }
     }
 }

@@ -8,6 +8,6 @@ pub async fn serve(
     node: &Node,
     request: ReopenContainerLogRequest,
 ) -> Result<ReopenContainerLogResponse, Status> {
-    node.containers.get(&request.container_id)?.reopen_log()?;
+    node.containers.get(&request.container_id)?.reopen_log().await?;
     Ok(ReopenContainerLogResponse {})
 }

@@ -4,21 +4,31 @@
 use crate::agent_client::AgentError;
 use crate::cgroup::CgroupError;
 use crate::container::{ContainerError, SpecError};
+use crate::hostile_text;
 use crate::image::ImageError;
 use crate::network::NetworkError;
 use crate::sandbox::SandboxError;
+use std::fmt::Display;
 use tonic::{Code, Status};
+
+/// Longest error message, bytes: it travels in a header.
+const MAX_MESSAGE: usize = 8192;
 
 impl From<SandboxError> for Status {
     fn from(error: SandboxError) -> Self {
-        Self::new(code_of_sandbox(&error), error.to_string())
+        Self::new(code_of_sandbox(&error), message(&error))
     }
 }
 
 impl From<ContainerError> for Status {
     fn from(error: ContainerError) -> Self {
-        Self::new(code_of_container(&error), error.to_string())
+        Self::new(code_of_container(&error), message(&error))
     }
+}
+
+/// kubelet shows it to people and writes it to its log: whatever an error quotes, it is one printable line.
+fn message(error: &impl Display) -> String {
+    hostile_text::line(&error.to_string(), MAX_MESSAGE)
 }
 
 fn code_of_container(error: &ContainerError) -> Code {
@@ -90,7 +100,7 @@ fn code_of_agent(error: &AgentError) -> Code {
 
 impl From<ImageError> for Status {
     fn from(error: ImageError) -> Self {
-        Self::new(code_of_image(&error), error.to_string())
+        Self::new(code_of_image(&error), message(&error))
     }
 }
 
@@ -114,5 +124,19 @@ fn code_of_image(error: &ImageError) -> Code {
         | ImageError::Io { .. }
         | ImageError::Record(_)
         | ImageError::Injected(_) => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_of_an_error_is_one_printable_line() {
+        let status = Status::from(ContainerError::NotFound("x".into()));
+        assert_eq!(status.message(), "no container \"x\"");
+        let message = "no\nlevel=info msg=\u{202e}fine".to_owned();
+        let status = Status::from(ContainerError::Command { id: "c".into(), message });
+        assert!(status.message().ends_with("no\\nlevel=info msg=\\u{202e}fine"), "{status:?}");
     }
 }

@@ -227,7 +227,7 @@ mod tests {
         let refusal = Response::Error { kind: ErrorKind::State, message: "no\u{1b}[2J".into() };
         let (_directory, control) = vmm(vec![Some(serde_json::to_vec(&refusal).unwrap())]);
         let error = control.ask("stats", &Request::Stats {}, &[], LIMIT).await.unwrap_err();
-        assert_eq!(error.to_string(), "vmm of v refused stats: no?[2J");
+        assert_eq!(error.to_string(), r"vmm of v refused stats: no\u{1b}[2J");
     }
 
     #[tokio::test]

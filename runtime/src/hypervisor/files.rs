@@ -8,6 +8,7 @@ use isopod_protocols::vmm::LOG_BYTES;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -79,7 +80,7 @@ impl Sockets {
 pub fn log(directory: &Path) -> Result<File, HypervisorError> {
     let path = directory.join(LOG);
     let mut how = OpenOptions::new();
-    let log = open(how.read(true).write(true).create(true).truncate(false), "vmm log", &path)?;
+    let log = open(how.read(true).write(true).create(true).truncate(false).mode(0o600), "vmm log", &path)?;
     log.set_len(LOG_BYTES).map_err(|source| HypervisorError::File {
         what: "size of vmm log",
         path,

@@ -135,6 +135,8 @@ fn network_v6(address: Ipv6Addr, length: u8) -> Ipv6Addr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     fn found(own: &str, length: u8, peer: Option<&str>) -> Found {
         let own: IpAddr = own.parse().unwrap();
@@ -205,5 +207,47 @@ mod tests {
         let addresses = settle(vec![found("10.88.0.4", 16, None), second], &mut routes);
         assert!(addresses.iter().all(|address| address.prefix_route), "{addresses:?}");
         assert_eq!(routes, []);
+    }
+
+    fn any_address() -> impl Strategy<Value = AddressMessage> {
+        let attribute = prop_oneof![
+            any::<IpAddr>().prop_map(AddressAttribute::Local),
+            any::<IpAddr>().prop_map(AddressAttribute::Address),
+            any::<[u8; 4]>().prop_map(|ip| AddressAttribute::Broadcast(ip.into())),
+            any::<u32>().prop_map(|bits| AddressAttribute::Flags(AddressFlags::from_bits_retain(bits))),
+            any::<u32>().prop_map(AddressAttribute::RoutePriority),
+            any::<String>().prop_map(AddressAttribute::Label),
+        ];
+        (any::<[u8; 4]>(), vec(attribute, 0..6)).prop_map(|([family, length, flags, scope], attributes)| {
+            let mut message = AddressMessage::default();
+            message.header.family =
+                [AddressFamily::Inet, AddressFamily::Inet6, family.into()][usize::from(family % 3)];
+            message.header.prefix_len = length;
+            message.header.flags = AddressHeaderFlags::from_bits_retain(flags);
+            message.header.scope = scope.into();
+            message.attributes = attributes;
+            message
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_listed_addresses_keep_their_number_and_take_only_routes_away(
+            listed in vec(any_address(), 0..5), with_routes in any::<bool>(),
+        ) {
+            let found: Vec<_> = listed.iter().filter_map(address).collect();
+            let count = found.len();
+            let before: Vec<_> =
+                found.iter().filter(|_| with_routes).filter_map(|one| prefix_route(&one.address)).collect();
+            let mut routes = before.clone();
+            let settled = settle(found, &mut routes);
+            prop_assert_eq!(settled.len(), count);
+            prop_assert!(routes.iter().all(|route| before.contains(route)));
+            for address in settled {
+                let (own, length) = address.address.split_once('/').unwrap();
+                prop_assert!(own.parse::<IpAddr>().is_ok() && length.parse::<u8>().is_ok());
+                prop_assert!(address.peer.is_empty() || address.peer.parse::<IpAddr>().is_ok());
+            }
+        }
     }
 }

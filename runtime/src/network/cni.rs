@@ -6,6 +6,7 @@
 //! Source: CNI specification 1.1.0, sections 2 to 5.
 
 use super::conflist::Conflist;
+use crate::hostile_text;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::io;
@@ -270,7 +271,8 @@ fn refusal(plugin: String, command: &'static str, output: &[u8]) -> CniError {
         plugin,
         command,
         code: printed.get("code").and_then(Value::as_u64).unwrap_or(0),
-        message,
+        // It may quote what pods and other machines said to it.
+        message: hostile_text::message(&message),
     }
 }
 
@@ -297,6 +299,8 @@ pub fn addresses(result: &Value) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
@@ -381,5 +385,45 @@ mod tests {
         });
         let expected: Vec<IpAddr> = vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
         assert_eq!(addresses(&result), expected);
+    }
+
+    /// Results whose parts are of any kind, mostly of the right one.
+    fn any_result() -> impl Strategy<Value = Value> {
+        let index = prop_oneof![(0..4u64).prop_map(Value::from), Just(json!(u64::MAX)), Just(json!("1"))];
+        let address = prop_oneof![
+            any::<(IpAddr, u8)>().prop_map(|(ip, length)| json!(format!("{ip}/{length}"))),
+            ".{0,8}".prop_map(Value::from),
+            Just(Value::Null),
+        ];
+        let ip = (address, proptest::option::of(index)).prop_map(|(address, interface)| match interface {
+            Some(interface) => json!({ "address": address, "interface": interface }),
+            None => json!({ "address": address }),
+        });
+        let name = prop_oneof![Just(json!("eth0")), Just(json!("cni0")), Just(json!(7))];
+        let interfaces = vec(name.prop_map(|name| json!({ "name": name })), 0..4).prop_map(Value::from);
+        let ips = prop_oneof![vec(ip, 0..6).prop_map(Value::from), Just(json!({ "address": "10.0.0.1/8" }))];
+        (interfaces, ips).prop_map(|(interfaces, ips)| json!({ "interfaces": interfaces, "ips": ips }))
+    }
+
+    proptest! {
+        #[test]
+        fn any_result_gives_addresses_that_it_has(result in any_result()) {
+            let found = addresses(&result);
+            let given = result["ips"].as_array().into_iter().flatten();
+            let given: Vec<IpAddr> =
+                given.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok()).collect();
+            prop_assert!(found.iter().all(|ip| given.contains(ip)), "{:?} of {}", found, result);
+            prop_assert!(found.is_sorted_by_key(IpAddr::is_ipv6));
+        }
+
+        #[test]
+        fn any_complaint_of_a_plugin_is_one_bounded_line(msg: String, details: Vec<char>, code: u64, raw: Vec<u8>) {
+            let details = String::from_iter(details);
+            let printed = json!({ "code": code, "msg": msg, "details": details.repeat(50) }).to_string();
+            for output in [printed.as_bytes(), &raw] {
+                let text = refusal("bridge".into(), "ADD", output).to_string();
+                prop_assert!(text.len() < 1200 && !text.contains(char::is_control), "{}", text);
+            }
+        }
     }
 }

@@ -153,6 +153,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, ConflistError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -207,6 +208,48 @@ mod tests {
             json!({"cniVersion": "1.0.0", "name": "n", "plugins": [{}]}),
         ] {
             assert!(Conflist::parse(document.clone()).is_err(), "{document}");
+        }
+    }
+
+    /// Documents that have the fields of a list, each of any kind.
+    fn any_list() -> impl Strategy<Value = Value> {
+        let any = || {
+            prop_oneof![
+                Just(Value::Null),
+                Just(json!(-1)),
+                Just(json!([])),
+                Just(json!({})),
+                "[a-z./\n]{0,6}".prop_map(Value::from),
+                Just(json!("1.1.0")),
+                Just(json!("0.3.1")),
+                Just(json!([{ "type": "bridge" }, { "type": "portmap" }])),
+                Just(json!([{ "type": "bridge" }, { "type": 5 }])),
+            ]
+        };
+        let field =
+            prop_oneof![Just("name"), Just("cniVersion"), Just("plugins"), Just("type"), Just("other")];
+        proptest::collection::hash_map(field, any(), 0..5).prop_map(|fields| {
+            Value::Object(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_document_is_a_list_with_plugins_or_refused(document in any_list()) {
+            if let Ok(list) = Conflist::parse(document) {
+                prop_assert!(!list.name.is_empty() && !list.name.contains(['/', '\n']));
+                prop_assert!(!list.plugins.is_empty());
+                prop_assert!(list.plugins.iter().all(|plugin| plugin["type"].is_string()));
+                prop_assert_eq!(Conflist::parse(list.document.clone()), Ok(list));
+            }
+        }
+
+        #[test]
+        fn any_version_is_compared_or_refused(version in "[0-9.]{0,12}") {
+            let document = json!({ "cniVersion": version, "name": "n", "type": "x" });
+            if let Ok(list) = Conflist::parse(document) {
+                prop_assert!(super::version(&list.cni_version) <= super::version(NEWEST));
+            }
         }
     }
 }

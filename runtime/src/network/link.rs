@@ -208,6 +208,9 @@ fn format_mac(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::net::IpAddr;
 
     #[test]
     fn only_permanent_neighbours_count() {
@@ -222,5 +225,29 @@ mod tests {
         assert_eq!(neighbour(&message, 3), Some(expected));
         message.header.state = NeighbourState::Reachable;
         assert_eq!(neighbour(&message, 3), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_listed_neighbour_is_whole_or_left_out(
+            state: u16, index in 2..5u32, addresses in vec(any::<IpAddr>(), 0..3),
+            macs in vec(vec(any::<u8>(), 0..40), 0..3), other: Vec<u8>,
+        ) {
+            let mut message = NeighbourMessage::default();
+            message.header.ifindex = index;
+            message.header.state = if state % 2 == 0 { NeighbourState::Permanent } else { state.into() };
+            let destination = |ip| match ip {
+                IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+                IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+            };
+            message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Other(other)));
+            let addresses = addresses.into_iter().map(destination);
+            message.attributes.extend(addresses.map(NeighbourAttribute::Destination));
+            message.attributes.extend(macs.into_iter().map(NeighbourAttribute::LinkLayerAddress));
+            if let Some(found) = neighbour(&message, 3) {
+                prop_assert_eq!(index, 3);
+                prop_assert!(found.address.parse::<IpAddr>().is_ok() && !found.mac.is_empty());
+            }
+        }
     }
 }

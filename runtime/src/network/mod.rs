@@ -17,6 +17,10 @@ mod routes;
 mod sys;
 
 pub use cni::CniError;
+#[cfg(any(test, feature = "testing"))]
+pub use cni::addresses;
+#[cfg(any(test, feature = "testing"))]
+pub use conflist::Conflist as NetworkList;
 pub use conflist::ConflistError;
 pub use link::LinkError;
 pub use netns::NetnsError;
@@ -215,7 +219,7 @@ impl Networks {
             return Ok(());
         };
         let netns = invocation.netns.clone();
-        if !netns.exists() {
+        if !netns::is_there(&netns) {
             // The specification: plugins release what they can without the namespace.
             invocation.netns = PathBuf::new();
         }

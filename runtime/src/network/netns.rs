@@ -1,11 +1,16 @@
 //! Network namespaces: made and kept by a bind mount, entered by a thread of its own.
 //!
 //! Called by `network`. Namespaces are a property of threads, so nothing here may run on a thread of the runtime.
+//!
+//! No link is followed at a namespace's path: the daemon is root, and would mount over, enter or unmount what
+//! the link leads to.
 
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Why a namespace could not be made, entered or removed.
@@ -26,9 +31,10 @@ pub async fn create(path: &Path) -> Result<(), NetnsError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed("make its directory"))?;
     }
-    File::create_new(path).map_err(failed("make its mount point"))?;
-    let target = path.to_owned();
+    let point = File::create_new(path).map_err(failed("make its mount point"))?;
     let made = on_thread(move || {
+        // The file that was made, whatever is at its path by now.
+        let target = PathBuf::from(format!("/proc/thread-self/fd/{}", point.as_raw_fd()));
         nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
         quiet_ipv6()?;
         // The namespace lives as long as this mount, not as long as this thread.
@@ -59,13 +65,18 @@ fn quiet_ipv6() -> io::Result<()> {
     }
 }
 
+/// Whether there is a namespace, or its mount point. A link is none: plugins would enter what it leads to.
+pub fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
+}
+
 /// Removes a namespace that [`create`] made. One that is gone is no error.
 ///
 /// # Errors
 /// Where the mount or the file stays.
 pub fn remove(path: &Path) -> Result<(), NetnsError> {
     let failed = |action, source| NetnsError { path: path.to_owned(), action, source };
-    match nix::mount::umount2(path, MntFlags::MNT_DETACH) {
+    match nix::mount::umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
         Err(errno) => return Err(failed("unmount it", errno.into())),
     }
@@ -86,7 +97,8 @@ where
     W: AsyncFnOnce() -> Result<T, E> + Send + 'static,
 {
     let failed = |source| NetnsError { path: path.to_owned(), action: "enter it", source };
-    let namespace = File::open(path).map_err(failed)?;
+    let mut plain = OpenOptions::new();
+    let namespace = plain.read(true).custom_flags(libc::O_NOFOLLOW).open(path).map_err(failed)?;
     let entered = on_thread(move || {
         nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -105,4 +117,27 @@ async fn on_thread<T: Send + 'static>(
         let _ = done.send(work());
     })?;
     result.await.unwrap_or_else(|_| Err(io::Error::other("the thread inside it panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_is_no_namespace_whatever_it_leads_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(is_there(&file) && !is_there(&link) && !is_there(directory.path()));
+    }
+
+    #[tokio::test]
+    async fn link_is_not_entered() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/proc/self/ns/net", &link).unwrap();
+        let entered = within(&link, async || Ok::<_, io::Error>(())).await;
+        assert!(entered.is_err_and(|error| error.to_string().contains("cannot enter it")));
+    }
 }

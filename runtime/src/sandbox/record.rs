@@ -1,6 +1,7 @@
 //! What is kept of a sandbox on disk, one document each.
 
 use crate::cgroup::PodCgroup;
+use crate::hostile_text;
 use crate::hypervisor::VmRecord;
 use k8s_cri::v1::PodSandboxConfig;
 use serde::{Deserialize, Serialize};
@@ -50,7 +51,7 @@ pub struct Guest {
 impl Guest {
     /// Cut to what an honest agent says: a record must not grow by a guest's will.
     pub(super) fn bounded(self) -> Self {
-        let cut = |text: String| text.chars().filter(|c| !c.is_control()).take(128).collect();
+        let cut = |text: String| hostile_text::line(&text, 128);
         Self {
             agent_version: cut(self.agent_version),
             kernel_release: cut(self.kernel_release),

@@ -173,7 +173,8 @@ impl Sandboxes {
     ) -> Result<(), SandboxError> {
         undos.sandbox.push("record", || async { Ok::<_, io::Error>(()) })?;
         let _turn = self.turns.acquire().await;
-        make_directories(sandbox, &mut undos.sandbox)?;
+        make_directory(sandbox, &mut undos.sandbox)?;
+        make_log_directory(sandbox).await?;
         make_cgroup(sandbox, &mut undos.sandbox)?;
 
         undos.network.begin(Arc::clone(&self.host.networks), pod_of(sandbox, plan));
@@ -234,17 +235,24 @@ impl Sandboxes {
     }
 }
 
-/// The directory of the VM's sockets, and that of the containers' logs. The latter is kubelet's to remove.
-fn make_directories(sandbox: &Sandbox, undo: &mut Undo) -> Result<(), SandboxError> {
+/// The directory of the VM's sockets.
+fn make_directory(sandbox: &Sandbox, undo: &mut Undo) -> Result<(), SandboxError> {
     let directory = sandbox.directory.clone();
     let mut private = DirBuilder::new();
     private.mode(0o700).recursive(true);
     private.create(&directory).map_err(sandbox.file_error("vm directory", &directory))?;
-    undo.push("directory", || async move { fs::remove_dir_all(&directory) })?;
-    if let Some(logs) = sandbox.log_directory() {
-        fs::create_dir_all(logs).map_err(sandbox.file_error("log directory", logs))?;
+    Ok(undo.push("directory", || async move { fs::remove_dir_all(&directory) })?)
+}
+
+/// The directory of the containers' logs, which is kubelet's to remove. Its disk may take no writes: the
+/// thread that waits for it is none that serves calls.
+async fn make_log_directory(sandbox: &Sandbox) -> Result<(), SandboxError> {
+    match sandbox.log_directory() {
+        Some(logs) => {
+            tokio::fs::create_dir_all(logs).await.map_err(sandbox.file_error("log directory", logs))
+        }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn make_cgroup(sandbox: &Sandbox, undo: &mut Undo) -> Result<(), SandboxError> {

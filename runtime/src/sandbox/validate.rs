@@ -313,6 +313,29 @@ mod tests {
         assert_eq!(plan.vm, Config::default().vm);
     }
 
+    /// Other runtimes let a pod's author choose programs, their arguments and the guest's kernel by
+    /// annotations.
+    #[test]
+    fn annotations_and_labels_change_nothing_of_the_vm() {
+        let hostile = [
+            "io.katacontainers.config.hypervisor.path",
+            "io.katacontainers.config.hypervisor.kernel_params",
+            "io.katacontainers.config.hypervisor.virtio_fs_extra_args",
+            "io.katacontainers.config_path",
+            "io.kubernetes.cri-o.Devices",
+            "cdi.k8s.io/any",
+        ];
+        let mut config = pod();
+        config.annotations = hostile.map(|key| (key.to_owned(), "/bin/sh".to_owned())).into();
+        config.labels = config.annotations.clone();
+        let (plain, annotated) = (pod(), config);
+        let [plain, annotated] =
+            [plain, annotated].map(|config| Plan::new(&Config::default(), config, "").unwrap());
+        assert_eq!((annotated.vm, annotated.size), (plain.vm, plain.size));
+        assert_eq!(annotated.handler, plain.handler);
+        assert!(annotated.ports.is_empty());
+    }
+
     #[test]
     fn missing_metadata_is_named() {
         assert_eq!(refusal(|c| c.metadata = None), Refusal::Missing("metadata"));

@@ -14,7 +14,7 @@ async fn sandbox_is_ready_with_its_network_and_leaves_nothing() {
     assert_eq!(sandbox.state(), State::Ready);
     let record = sandbox.snapshot();
     assert_eq!(record.addresses[0].to_string(), "10.9.8.7");
-    assert_eq!(record.guest.kernel_release, "6.12.0-fake[2J", "what a guest says is made printable");
+    assert_eq!(record.guest.kernel_release, r"6.12.0-fake\u{1b}[2J", "text of a guest is made printable");
     let vm = node.hypervisor.vm(&id).unwrap();
     assert_eq!(vm.extents().values().collect::<Vec<_>>(), [&(16 << 20, false)]);
 
@@ -114,7 +114,10 @@ async fn agent_that_refuses_is_quoted_and_everything_is_undone() {
     let node = FakeNode::new();
     Wishes::set(&node.wishes.no_identity);
     let error = node.sandboxes.start(pod("web"), "").await.unwrap_err();
-    assert!(error.to_string().ends_with("refused SetUpSandbox: no such sysctl: ?kernel.nonsense"), "{error}");
+    assert!(
+        error.to_string().ends_with("refused SetUpSandbox: no such sysctl: \\u{7}kernel.nonsense"),
+        "{error}"
+    );
     node.nothing_is_left().await;
 }
 

@@ -37,6 +37,22 @@ fn image_gives_command_unless_the_pod_does() {
     assert_eq!(args(&c, both), ["/own"]);
 }
 
+/// Whatever reads labels and annotations of a container would act for whoever made the image, or the pod.
+#[test]
+fn labels_and_annotations_of_image_and_pod_are_in_no_spec() {
+    let hostile = |key: &str| [(key.to_owned(), "binary:///bin/sh".to_owned())].into();
+    let c = ContainerConfig {
+        labels: hostile("containerd.io/restart.loguri"),
+        annotations: hostile("cdi.k8s.io/device"),
+        ..container()
+    };
+    let image = image(json!({ "Labels": { "containerd.io/restart.loguri": "binary:///bin/sh" } }));
+    let sandbox = PodSandboxConfig { annotations: hostile("run.oci.handler"), ..PodSandboxConfig::default() };
+    let spec = build(Parts { id: "c1", container: &c, sandbox: &sandbox, image: &image }).unwrap();
+    assert!(spec.hooks().is_none() && spec.annotations().as_ref().is_none_or(|all| all.is_empty()));
+    assert!(!serde_json::to_string(&spec).unwrap().contains("binary://"));
+}
+
 #[test]
 fn no_command_anywhere_names_the_container() {
     let c = ContainerConfig { command: vec![], ..container() };

@@ -1,0 +1,180 @@
+//! Runs the fuzz targets of `runtime/fuzz` on the stable compiler, as unit tests: a second each, or as
+//! `FUZZ_SECONDS` says.
+//!
+//! The files are libFuzzer's, as they are: in tests this crate stands in for `libfuzzer_sys`, and for itself
+//! by its name.
+
+#[path = "../../tests/fuzz/exercise.rs"]
+mod exercise;
+
+mod stand_in {
+    /// In place of libFuzzer's: the body becomes a function.
+    macro_rules! fuzz_target {
+        (|$bytes:ident: &[u8]| $body:expr) => {
+            pub fn run($bytes: &[u8]) {
+                $body
+            }
+        };
+    }
+    pub(crate) use fuzz_target;
+}
+pub(crate) use stand_in::fuzz_target;
+
+/// The targets as modules, and a test for each, whose inputs are made of the seeds.
+macro_rules! targets {
+    ($($path:literal $name:ident: $seeds:expr;)*) => {
+        $(
+            #[allow(unused_attributes, reason = "no_main is for libFuzzer's programs")]
+            #[path = $path]
+            mod $name;
+        )*
+
+        mod tests {
+            use super::*;
+
+            $(
+                #[test]
+                fn $name() {
+                    exercise::exercise(stringify!($name), &$seeds, super::$name::run);
+                }
+            )*
+        }
+
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+targets! {
+    "../fuzz/fuzz_targets/agent_messages.rs" agent_messages: seeds::agent_messages();
+    "../fuzz/fuzz_targets/cni.rs" cni: seeds::cni();
+    "../fuzz/fuzz_targets/compression.rs" compression: seeds::compression();
+    "../fuzz/fuzz_targets/configuration.rs" configuration: seeds::configuration();
+    "../fuzz/fuzz_targets/convert.rs" convert: seeds::layers();
+    "../fuzz/fuzz_targets/erofs.rs" erofs: seeds::erofs();
+    "../fuzz/fuzz_targets/log_lines.rs" log_lines: seeds::log_lines();
+    "../fuzz/fuzz_targets/manifest.rs" manifest: seeds::manifest();
+    "../fuzz/fuzz_targets/openings.rs" openings: seeds::openings();
+    "../fuzz/fuzz_targets/tar.rs" tar: seeds::layers();
+}
+
+#[test]
+fn every_target_runs_here() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/fuzz_targets");
+    let files = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let targets = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let mut found: Vec<_> =
+        targets.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    found.sort();
+    assert_eq!(found, NAMES, "a target without a line in this file");
+}
+
+/// Valid inputs.
+mod seeds {
+    use crate::image::convert::{Limits, convert};
+    use crate::image::overlay::Overlay;
+    use crate::image::tar::build::{dir, end, file, hard, pax, symlink};
+    use flate2::{Compression, write::GzEncoder};
+    use isopod_protocols::agent::*;
+    use isopod_protocols::stdio::{encode_open, encode_opened};
+    use prost::Message;
+    use serde_json::json;
+    use std::io::Write;
+
+    pub fn layers() -> Vec<Vec<u8>> {
+        let lower =
+            end(&[dir("a/"), file("a/file", "content"), symlink("link", "a/file"), hard("hard", "a/file")]);
+        let upper = end(&[
+            pax(&[("SCHILY.xattr.user.x", "y"), ("mtime", "1.5")]),
+            file("a/other", "x".repeat(5000)),
+            file("a/.wh.file", ""),
+            file("b/.wh..wh..opq", ""),
+            file("n".repeat(150), ""),
+        ]);
+        vec![[lower.clone(), upper.clone()].concat(), lower, upper]
+    }
+
+    pub fn erofs() -> Vec<Vec<u8>> {
+        let image = |archive: &Vec<u8>| {
+            let output = tempfile::NamedTempFile::new().unwrap();
+            let limits = Limits { output: 1 << 20, names: 1 << 20 };
+            let none = || Ok(Overlay::new(Vec::new()));
+            convert(archive.as_slice(), output.reopen().unwrap(), none, limits).unwrap();
+            std::fs::read(output.path()).unwrap()
+        };
+        layers()[1..].iter().map(image).collect()
+    }
+
+    pub fn compression() -> Vec<Vec<u8>> {
+        let content = "0123456789".repeat(300).into_bytes();
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(&content).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let zstd = zstd::encode_all(content.as_slice(), 3).unwrap();
+        let skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec();
+        vec![[gzip.clone(), gzip.clone()].concat(), [skippable, zstd.clone()].concat(), gzip, zstd, content]
+    }
+
+    pub fn manifest() -> Vec<Vec<u8>> {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let blob = json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": 5 });
+        let documents = [
+            json!({ "schemaVersion": 2, "config": blob, "layers": [blob, blob] }),
+            json!({ "schemaVersion": 2, "manifests": [
+                { "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 5,
+                  "platform": { "os": "linux", "architecture": "amd64", "variant": "v3", "os.features": ["x"] } }] }),
+            json!({ "os": "linux", "architecture": "amd64", "rootfs": { "type": "layers", "diff_ids": [digest] },
+                "config": { "User": "1:2", "Env": ["A=b"], "Cmd": ["sh"], "Entrypoint": null, "WorkingDir": "/w",
+                    "Volumes": { "/v": {} }, "StopSignal": "SIGTERM" } }),
+        ];
+        documents.map(|document| document.to_string().into_bytes()).into()
+    }
+
+    pub fn log_lines() -> Vec<Vec<u8>> {
+        let long = [b"x".repeat(40_000), b"\nend".to_vec()].concat();
+        vec![b"\x00one\ntwo\n\n\nthree".to_vec(), [b"\xff".to_vec(), long].concat()]
+    }
+
+    pub fn configuration() -> Vec<Vec<u8>> {
+        let example = include_str!("../isopod.example.toml");
+        let handlers =
+            "[handlers.big]\nvcpus = 4\ntemplate = 'off'\n[registry.'r:5000']\nplain_http = true\n";
+        let drop_in = "[vm]\nuid_count = 2\nfirst_uid = 7\n[cni.networks]\na = 'b'\n";
+        vec![example.into(), handlers.into(), format!("{handlers}\0{drop_in}").into()]
+    }
+
+    pub fn cni() -> Vec<Vec<u8>> {
+        let list = json!({ "cniVersion": "1.1.0", "name": "pods", "disableCheck": true,
+            "plugins": [{ "type": "bridge", "capabilities": { "portMappings": true } }, { "type": "portmap" }] });
+        let alone = json!({ "cniVersion": "0.4.0", "name": "one", "type": "ptp" });
+        let result = json!({ "cniVersion": "1.1.0", "interfaces": [{ "name": "veth1" }, { "name": "eth0" }],
+            "ips": [{ "address": "fd00::2/64", "interface": 1 }, { "address": "10.88.0.2/16", "interface": 1 }] });
+        let failed = json!({ "code": 11, "msg": "busy", "details": "try again" });
+        vec![format!("{list}\0{result}").into(), format!("{alone}\0{failed}").into()]
+    }
+
+    pub fn openings() -> Vec<Vec<u8>> {
+        let open = StreamOpen { container_id: "c1".into(), resume_at: Some(300), ..StreamOpen::default() };
+        let opened = StreamOpened { error: "no such container".into(), offset: 1 << 40 };
+        vec![encode_open(&open), encode_opened(&opened), encode_opened(&StreamOpened::default())]
+    }
+
+    pub fn agent_messages() -> Vec<Vec<u8>> {
+        let exit = || Some(ProcessExit { code: 137, exited_at_ns: 5, oom_killed: true });
+        let state = ContainerState {
+            container_id: "c1".into(),
+            state: State::Exited.into(),
+            started_at_ns: 3,
+            exit: exit(),
+        };
+        let stats =
+            ContainerStats { container_id: "c1".into(), cpu_usage_ns: 7, ..ContainerStats::default() };
+        let snapshot = Snapshot { containers: vec![state.clone(), state.clone()] };
+        vec![
+            Event { event: Some(event::Event::Changed(state)) }.encode_to_vec(),
+            Event { event: Some(event::Event::Snapshot(snapshot)) }.encode_to_vec(),
+            StatsResponse { containers: vec![stats], ..StatsResponse::default() }.encode_to_vec(),
+            WaitProcessResponse { exit: exit() }.encode_to_vec(),
+            HelloResponse { agent_version: "1".into(), ..HelloResponse::default() }.encode_to_vec(),
+        ]
+    }
+}
