@@ -1,8 +1,9 @@
 //! The host's cgroups of pods, cgroup v2 only: one directory `isopod-ID` below the parent that kubelet names, which holds
 //! the pod's VMM and whatever else works for it, so that kubelet's accounting and limits see the pod's true cost. Those of
-//! templates, which no pod pays for, are called `isopod-template-NAME`.
+//! templates, which no pod pays for, are called `isopod-template-NAME`, and that of the converters of image layers
+//! `isopod-converters`.
 //!
-//! Called by `sandbox`, and by `hypervisor` for templates. It must not touch the parent: that is kubelet's.
+//! Called by `sandbox`, by `hypervisor` for templates, and by `serve` for converters. It must not touch the parent: that is kubelet's.
 
 use crate::cpu_list::CpuList;
 use nix::errno::Errno;
@@ -21,6 +22,9 @@ pub const PREFIX: &str = "isopod-";
 
 /// What follows [`PREFIX`] in the names of those of templates. No sandbox's id begins like this.
 const TEMPLATE: &str = "template-";
+
+/// What follows [`PREFIX`] in the name of that of converters.
+const CONVERTERS: &str = "converters";
 
 /// Controllers that a pod's accounting needs.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
@@ -124,6 +128,27 @@ impl PodCgroup {
     /// The cgroup of a template, at the top of `root`.
     pub fn of_template(root: &Path, name: &str) -> Self {
         Self { path: root.join(format!("{PREFIX}{TEMPLATE}{name}")) }
+    }
+
+    /// The cgroup of all converters of image layers, below `parent`, which is as in [`Self::new`]. It stays while the daemon does
+    /// and after it: files that converters wrote are charged to it as long as they are cached, and a cgroup that is removed
+    /// lives on in the kernel until they are not.
+    ///
+    /// # Errors
+    /// [`CgroupError::BadParent`].
+    pub fn of_converters(root: &Path, parent: &str) -> Result<Self, CgroupError> {
+        Self::new(root, parent, CONVERTERS)
+    }
+
+    /// Bounds the memory of all processes in it together.
+    ///
+    /// # Errors
+    /// Where the memory controller is off.
+    pub fn limit_memory(&self, bytes: u64) -> Result<(), CgroupError> {
+        // Opened and not made: without the controller there is no such file.
+        let file = OpenOptions::new().write(true).open(self.path.join("memory.max"));
+        let limited = file.and_then(|mut file| file.write_all(bytes.to_string().as_bytes()));
+        limited.map_err(self.failed("limit its memory"))
     }
 
     /// Sets its share of processors beside the groups of its parent, if there is a controller for that: 1 is
@@ -284,7 +309,7 @@ impl PodCgroup {
 pub fn find_all(root: &Path) -> Result<Vec<(String, PodCgroup)>, CgroupError> {
     let mut found = Vec::new();
     walk(root, &mut found)?;
-    found.retain(|(id, _)| !id.starts_with(TEMPLATE));
+    found.retain(|(id, _)| !id.starts_with(TEMPLATE) && id != CONVERTERS);
     Ok(found)
 }
 
@@ -444,6 +469,21 @@ mod tests {
         assert_eq!(template.processes().unwrap(), [7, 8]);
         assert_eq!(find_all(root).unwrap(), [("1".to_owned(), pod)]);
         assert_eq!(find_templates(root).unwrap(), [("2".to_owned(), template)]);
+    }
+
+    #[test]
+    fn memory_of_converters_is_bounded_where_there_is_a_controller() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let converters = PodCgroup::of_converters(root, "/system.slice").unwrap();
+        assert_eq!(converters.path(), root.join("system.slice/isopod-converters"));
+        converters.create().unwrap();
+        let error = converters.limit_memory(1 << 30).unwrap_err().to_string();
+        assert!(error.contains("cannot limit its memory"), "{error}");
+        fs::write(converters.path().join("memory.max"), "").unwrap();
+        converters.limit_memory(1 << 30).unwrap();
+        assert_eq!(fs::read_to_string(converters.path().join("memory.max")).unwrap(), "1073741824");
+        assert_eq!(find_all(root).unwrap(), [], "they are no pod");
     }
 
     #[test]

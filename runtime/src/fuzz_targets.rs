@@ -46,6 +46,7 @@ macro_rules! targets {
 
 targets! {
     "../fuzz/fuzz_targets/agent_messages.rs" agent_messages: seeds::agent_messages();
+    "../fuzz/fuzz_targets/challenge.rs" challenge: seeds::challenge();
     "../fuzz/fuzz_targets/cni.rs" cni: seeds::cni();
     "../fuzz/fuzz_targets/compression.rs" compression: seeds::compression();
     "../fuzz/fuzz_targets/configuration.rs" configuration: seeds::configuration();
@@ -127,6 +128,11 @@ mod seeds {
                     "Volumes": { "/v": {} }, "StopSignal": "SIGTERM" } }),
         ];
         documents.map(|document| document.to_string().into_bytes()).into()
+    }
+
+    pub fn challenge() -> Vec<Vec<u8>> {
+        let bearer = r#"Bearer realm="https://auth.test/token",service="registry",scope="repository:a:pull""#;
+        vec![bearer.into(), br#"Basic realm="r\"x""#.to_vec(), format!("Negotiate, {bearer}").into()]
     }
 
     pub fn log_lines() -> Vec<Vec<u8>> {

@@ -1,6 +1,6 @@
 //! The daemon as a story: open the house, take back what an earlier daemon left, serve, end.
 
-use crate::cgroup;
+use crate::cgroup::{self, PodCgroup};
 use crate::check;
 use crate::config::Config;
 use crate::container::{ContainerError, Containers};
@@ -16,6 +16,7 @@ use crate::sandbox::{Host, SandboxError, Sandboxes, network_config};
 use crate::scratch::{Scratch, ScratchError};
 use crate::store::StoreError;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -95,7 +96,8 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let containers = Containers::open(&config.daemon.state_dir, Arc::clone(&sandboxes), events)?;
     sandboxes.restore().await?;
     containers.restore()?;
-    let images = Images::open(&config.daemon.root_dir.join("images"), &config.image, &config.registry)?;
+    let directory = config.daemon.root_dir.join("images");
+    let images = Images::open(&directory, &config.image, &config.registry, converters(&config))?;
     ask_for_templates(&config, &templates);
     let node = Arc::new(Node { config, sandboxes, containers, images, templates });
     tracing::info!(socket = %node.config.daemon.socket.display(), "serving");
@@ -131,6 +133,27 @@ fn host(config: &Config, templates: &Arc<Templates>, scratch: Arc<Scratch>) -> R
         scratch,
         cgroup_root: cgroup::ROOT.into(),
     })
+}
+
+/// The cgroup of layer converters. None where the configuration wants none, where files of images are memory themselves and would
+/// count, or where the host gives none: then each converter has its own limits only.
+fn converters(config: &Config) -> Option<PathBuf> {
+    let (image, root) = (&config.image, &config.daemon.root_dir);
+    // a file system of its own may be mounted for images
+    let system = statfs(&root.join("images")).or_else(|_| statfs(root));
+    let in_memory = system.is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC);
+    if image.converter_memory_mib == 0 || in_memory {
+        tracing::info!(in_memory, "layer converters have no bound of memory together");
+        return None;
+    }
+    let made = PodCgroup::of_converters(cgroup::ROOT.as_ref(), &image.converter_cgroup_parent);
+    let made = made.and_then(|cgroup| {
+        cgroup.create()?;
+        cgroup.limit_memory(image.converter_memory_mib << 20)?;
+        Ok(cgroup.path().to_owned())
+    });
+    let told = |error| tracing::warn!(%error, "layer converters have no bound of memory together");
+    made.map_err(told).ok()
 }
 
 /// What an earlier daemon left of templates, but those that no handler has a use for any more.

@@ -43,7 +43,7 @@ impl Fixture {
     fn start(&self, output: u64, names: usize) -> Running {
         let mount_point = self.directory.path().join("jail");
         fs::create_dir_all(&mount_point).unwrap();
-        let jail = Jail { uid: UID, mount_point, largest_file: output, cpu_seconds: 60 };
+        let jail = Jail { uid: UID, cgroup: None, mount_point, largest_file: output, cpu_seconds: 60 };
         self.start_worker(&Worker { jail, output, names })
     }
 
@@ -235,9 +235,37 @@ fn names_that_would_fill_memory_are_refused() {
 fn jail_that_cannot_be_closed_is_told() {
     let Some(fixture) = Fixture::new() else { return };
     let mount_point = PathBuf::from("/nowhere");
-    let jail = Jail { uid: UID, mount_point, largest_file: 1 << 20, cpu_seconds: 60 };
+    let jail = Jail { uid: UID, cgroup: None, mount_point, largest_file: 1 << 20, cpu_seconds: 60 };
     let running = fixture.start_worker(&Worker { jail, output: 1 << 20, names: 1 << 20 });
     let output = running.finish(|_| ());
     assert_eq!(output.status.code(), Some(JAIL_FAILED));
     assert!(String::from_utf8_lossy(&output.stderr).contains("mount the root: ENOENT"), "{output:?}");
+}
+
+#[test]
+fn cgroup_that_is_gone_is_told_and_the_archive_is_not_read() {
+    let Some(fixture) = Fixture::new() else { return };
+    let mount_point = fixture.directory.path().join("jail");
+    fs::create_dir(&mount_point).unwrap();
+    let cgroup = Some(PathBuf::from("/nowhere"));
+    let jail = Jail { uid: UID, cgroup, mount_point, largest_file: 1 << 20, cpu_seconds: 60 };
+    let running = fixture.start_worker(&Worker { jail, output: 1 << 20, names: 1 << 20 });
+    let output = running.finish(one_file(100));
+    assert_eq!(output.status.code(), Some(JAIL_FAILED));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("enter cgroup /nowhere"), "{output:?}");
+}
+
+/// A file stands for `cgroup.procs`: what is written to it is what the kernel would be given.
+#[test]
+fn converter_enters_its_cgroup_before_anything_else() {
+    let Some(fixture) = Fixture::new() else { return };
+    let (cgroup, mount_point) = (fixture.directory.path().join("cgroup"), fixture.directory.path().join("jail"));
+    for directory in [&cgroup, &mount_point] {
+        fs::create_dir(directory).unwrap();
+    }
+    fs::write(cgroup.join("cgroup.procs"), "").unwrap();
+    let jail = Jail { uid: UID, cgroup: Some(cgroup.clone()), mount_point, largest_file: 1 << 20, cpu_seconds: 60 };
+    let output = fixture.start_worker(&Worker { jail, output: 1 << 20, names: 1 << 20 }).finish(one_file(100));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::read_to_string(cgroup.join("cgroup.procs")).unwrap(), "0");
 }

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::net::TcpStream;
 use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 /// Seconds that a stalling registry gets in these cases, instead of half a minute.
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         cases!["registry":
             what_cannot_be_pulled_is_told_apart,
             slow_registry_is_waited_for,
+            registries_that_send_a_byte_now_and_then_hold_up_nobody,
             registry_that_stalls_is_given_up_and_leaves_nothing,
             registry_that_never_answers_is_given_up,
             broken_connection_is_taken_up_where_it_broke,
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
             mirrors_are_asked_before_the_registry,
             cancelled_pull_leaves_nothing,
             full_disk_is_told_and_a_later_pull_works,
+            image_beyond_the_limit_is_refused_by_its_key,
+            converters_share_a_bound_of_memory,
         ],
     )
 }
@@ -86,6 +90,39 @@ fn slow_registry_is_waited_for() -> Result<()> {
         ensure!(asked == 1, "the slow layer was asked for {asked} times");
         Ok(())
     })
+}
+
+fn registries_that_send_a_byte_now_and_then_hold_up_nobody() -> Result<()> {
+    daemon::configured(&format!("{IMPATIENT}min_rate_kib_s = 0\n"), |cri| {
+        cri.remove_images()?;
+        let serve = |_| {
+            Registry::serve(|request, mut honest| {
+                if request.is_large(&honest) {
+                    honest.pace = Pace::Drips(Duration::from_secs(1));
+                }
+                honest
+            })
+        };
+        // one more than the layers that are worked on at the same time
+        let slow: Vec<Registry> = (0..4).map(serve).collect::<Result<_>>()?;
+        let pulls: Vec<_> = slow.iter().map(|registry| begin_pull(cri, &registry.name("web"))).collect();
+        let layer = &registry::layers("web")?[0];
+        let asked = || slow.iter().filter(|registry| !registry.asked(layer).is_empty()).count();
+        wait_for("slow pulls", || Ok((asked() >= 3).then_some(())))?;
+        let begin = Instant::now();
+        cri.pull("web")?;
+        ensure!(begin.elapsed() < Duration::from_secs(60), "it was held up for {:?}", begin.elapsed());
+        ensure!(pulls.iter().all(|pull| !pull.is_finished()), "they were not slow");
+        pulls.iter().for_each(|pull| pull.abort());
+        Ok(())
+    })
+}
+
+/// A pull in the background.
+fn begin_pull(cri: &Cri, image: &str) -> JoinHandle<Result<(), Status>> {
+    let mut images = cri.images();
+    let request = PullImageRequest { image: image_spec(image), ..PullImageRequest::default() };
+    cri.begin(async move { images.pull_image(request).await.map(drop) })
 }
 
 fn registry_that_stalls_is_given_up_and_leaves_nothing() -> Result<()> {
@@ -314,5 +351,42 @@ fn full_disk_is_told_and_a_later_pull_works() -> Result<()> {
     ensure!(cri.image("web")?.is_some_and(|image| image.repo_tags == [image_name("web")]), "others are gone");
     disk.grow("200m")?;
     cri.pull("large")?;
+    Ok(())
+}
+
+fn image_beyond_the_limit_is_refused_by_its_key() -> Result<()> {
+    daemon::configured("[image]\nmax_image_mib = 32\n", |cri| {
+        cri.remove_images()?;
+        let before = held::of_images();
+        let refused = cri.pull("large").expect_err("64 MiB are more than 32");
+        ensure!(refused.code() == Code::ResourceExhausted, "{refused:?}");
+        ensure!(refused.message().contains("image.max_image_mib"), "{refused:?}");
+        held::images_as_before(&before, "of an image beyond the limit")?;
+        cri.pull("web")?;
+        Ok(())
+    })
+}
+
+/// Where the daemon keeps images in a case that wants no tmpfs: there, files are memory, and converters have no bound together.
+const NO_TMPFS: &str = "/srv/isopod-case";
+
+fn converters_share_a_bound_of_memory() -> Result<()> {
+    let text = format!("[daemon]\nroot_dir = \"{NO_TMPFS}\"\n[image]\nconverter_memory_mib = 512\n");
+    daemon::configured(&text, |cri| {
+        let registry = Registry::serve(|request, mut honest| {
+            if request.is_large(&honest) {
+                honest.pace = Pace::Stalls(10_000);
+            }
+            honest
+        })?;
+        let pull = begin_pull(cri, &registry.name("web"));
+        let bounded = || Ok(held::converters()?.iter().any(|cgroup| cgroup.contains("/isopod-converters")));
+        wait_for("a converter in its cgroup", || Ok(bounded()?.then_some(())))?;
+        pull.abort();
+        let limit = fs::read_to_string("/sys/fs/cgroup/isopod-converters/memory.max")?;
+        ensure!(limit.trim() == "536870912", "{limit}");
+        Ok(())
+    })?;
+    fs::remove_dir_all(NO_TMPFS)?;
     Ok(())
 }

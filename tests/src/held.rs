@@ -101,6 +101,20 @@ pub fn vmms() -> Result<Vec<(Pid, String)>> {
     Ok(found)
 }
 
+/// The cgroups of the converters of image layers that run.
+pub fn converters() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
+        let Ok(cgroup) = fs::read_to_string(path.join("cgroup")) else { continue };
+        if name.trim() == "isopod-layer" {
+            found.push(cgroup);
+        }
+    }
+    Ok(found)
+}
+
 /// The VMM of a pod.
 pub fn vmm_of(pod: &Pod) -> Result<Pid> {
     let vmm = vmms()?.into_iter().find(|(_, cgroup)| cgroup.contains(&pod.id));

@@ -47,6 +47,8 @@ pub enum Pace {
     Stalls(usize),
     /// In five pieces with pauses between them.
     Trickles(Duration),
+    /// Byte by byte, with a pause before each.
+    Drips(Duration),
 }
 
 /// A registry that runs until the program ends.
@@ -217,6 +219,10 @@ fn send(mut stream: TcpStream, reply: &Reply) -> std::io::Result<()> {
             // Until the client goes.
             stream.read(&mut [0]).map(drop)
         }
+        Pace::Drips(pause) => body.iter().try_for_each(|byte| {
+            std::thread::sleep(pause);
+            stream.write_all(&[*byte])
+        }),
         Pace::Trickles(pause) => body.chunks(body.len().div_ceil(5).max(1)).try_for_each(|piece| {
             std::thread::sleep(pause);
             stream.write_all(piece)

@@ -143,7 +143,7 @@ fn memberships<'a>(group: &'a str, user: &'a str) -> impl Iterator<Item = u32> +
 }
 
 /// The id that a request writes as a number; nothing where it is a name. A number is never a name, or a file of the image could say
-/// that one which kubelet took for a user without privileges is root (CVE-2024-40635).
+/// that one which kubelet took for a user without privileges is root (CVE-2026-46680).
 fn number(text: &str) -> Result<Option<u32>, UserError> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -304,8 +304,18 @@ pub struct ImageConfig {
     pub parallel_layers: usize,
     /// Seconds to wait for a registry that sends nothing.
     pub stall_timeout_s: u32,
+    /// Fewest KiB a second that a registry must send of a layer, over ten times `stall_timeout_s`; 0 accepts any.
+    pub min_rate_kib_s: u32,
     /// Largest uncompressed layer in MiB.
     pub max_layer_mib: u64,
+    /// Largest image in MiB: its layers together, uncompressed.
+    pub max_image_mib: u64,
+    /// MiB of the images' file system that pulls leave free, but never more than a tenth of it.
+    pub disk_reserve_mib: u64,
+    /// MiB of memory that all converters of layers together may take; 0 for no bound but that of each.
+    pub converter_memory_mib: u64,
+    /// cgroup below which the converters' is, as kubelet names the parents of pods: a path or a slice. Empty is the top.
+    pub converter_cgroup_parent: String,
     /// Fetch layers that no registry has from the addresses in the image's manifest, which whoever made the image chose.
     pub foreign_layers: bool,
 }
@@ -316,7 +326,12 @@ impl Default for ImageConfig {
             jail_uid: 1_999_999_999,
             parallel_layers: 3,
             stall_timeout_s: 30,
+            min_rate_kib_s: 4,
             max_layer_mib: 32768,
+            max_image_mib: 65536,
+            disk_reserve_mib: 1024,
+            converter_memory_mib: 2048,
+            converter_cgroup_parent: String::new(),
             foreign_layers: false,
         }
     }
@@ -334,8 +349,20 @@ impl ImageConfig {
         if self.stall_timeout_s == 0 {
             return Err(("stall_timeout_s", "must be at least 1"));
         }
+        if self.min_rate_kib_s > 1 << 20 {
+            return Err(("min_rate_kib_s", "must be 0 to 1048576, which is 1 GiB a second"));
+        }
         if !(1..=4 << 20).contains(&self.max_layer_mib) {
             return Err(("max_layer_mib", "must be 1 to 4194304, which is 4 TiB"));
+        }
+        if !(1..=64 << 20).contains(&self.max_image_mib) {
+            return Err(("max_image_mib", "must be 1 to 67108864, which is 64 TiB"));
+        }
+        if self.disk_reserve_mib > 64 << 20 {
+            return Err(("disk_reserve_mib", "must be 0 to 67108864, which is 64 TiB"));
+        }
+        if self.converter_memory_mib != 0 && !(64..=4 << 20).contains(&self.converter_memory_mib) {
+            return Err(("converter_memory_mib", "must be 0, or 64 to 4194304, which is 4 TiB"));
         }
         Ok(())
     }

@@ -60,7 +60,7 @@ impl Containers {
         // One at a time per pod, so that a layer is mapped once and not unmapped in between, also not by an undo.
         let _pod = self.pod_lock(&sandbox.id).await;
         let mut undo = Undo::new("CreateContainer");
-        let made = self.make(&sandbox, &entered.machine, wish, &image, &mut undo).await;
+        let made = self.make(&sandbox, &entered.machine, wish, image, &mut undo).await;
         let made = made.and_then(|container| match caller.try_recv() {
             Err(oneshot::error::TryRecvError::Closed) => Err(ContainerError::Abandoned(container.id.clone())),
             _ => Ok(container),
@@ -84,10 +84,10 @@ impl Containers {
 
     async fn make(
         self: &Arc<Self>,
-        sandbox: &Sandbox,
+        sandbox: &Arc<Sandbox>,
         machine: &Machine,
         Wish { config, stop_signal }: Wish,
-        image: &Image,
+        image: Image,
         undo: &mut Undo,
     ) -> Result<Arc<Container>, ContainerError> {
         let id = new_id().map_err(|source| ContainerError::File {
@@ -99,7 +99,14 @@ impl Containers {
             return Err(ContainerError::TooMany(sandbox.id.clone()));
         }
         let log_path = log_path(sandbox, &config)?;
-        let mut request = describe(&id, sandbox, &config, image)?;
+        // Whoever built the image decides how much there is to describe: not on the threads that serve calls.
+        let describing = {
+            let (id, sandbox) = (id.clone(), Arc::clone(sandbox));
+            move || describe(&id, &sandbox, &config, &image).map(|request| (request, config, image))
+        };
+        let described = tokio::task::spawn_blocking(describing).await;
+        let described = described.map_err(|_| ContainerError::GoingDown(sandbox.id.clone()))?;
+        let (mut request, config, image) = described?;
 
         let name = name_of(sandbox, &config)?;
         self.reserve(&name, &id)?;
@@ -127,7 +134,7 @@ impl Containers {
         };
         let record = Record {
             sandbox_id: sandbox.id.clone(),
-            image: names(&config, image),
+            image: names(&config, &image),
             created_at_ns: now_ns(),
             log_path: log_path.map(|path| path.path()),
             layers,

@@ -116,7 +116,9 @@ fn code_of_image(error: &ImageError) -> Code {
         ImageError::WrongPlatform { .. } | ImageError::Unsupported { .. } | ImageError::BadLayer { .. } => {
             Code::FailedPrecondition
         }
-        ImageError::TooLarge { .. } | ImageError::DiskFull { .. } => Code::ResourceExhausted,
+        ImageError::TooLarge { .. } | ImageError::DiskFull { .. } | ImageError::DiskReserve { .. } => {
+            Code::ResourceExhausted
+        }
         ImageError::BadAnswer { .. } | ImageError::Corrupt { .. } => Code::DataLoss,
         ImageError::Interrupted(_) => Code::Aborted,
         ImageError::BadConfiguration { .. }

@@ -41,6 +41,9 @@ pub enum Kind {
 #[derive(Debug, Default)]
 pub struct Refusals(Vec<(String, Refusal)>);
 
+/// Longest time that a registry may take for the words of a refusal.
+const SAYING: Duration = Duration::from_secs(10);
+
 /// Sends a request and waits for the head of its answer.
 pub async fn send(request: RequestBuilder, stall: Duration) -> Result<Response, Refusal> {
     match tokio::time::timeout(stall, request.send()).await {
@@ -63,8 +66,8 @@ pub async fn accept_status(response: Response) -> Result<Response, Refusal> {
     Err(Refusal { reason, ..refusal })
 }
 
-/// Gives back an answer of an address that a manifest names. Of a refusal only the status is told: whoever made the image
-/// chose the address, and the words could be of a service that only this node reaches.
+/// Gives back an answer of an address that a manifest or a registry led to. Of a refusal only the status is told: whoever made
+/// the image or runs the registry chose the address, and the words could be of a service that only this node reaches.
 pub fn accept_foreign(response: Response) -> Result<Response, Refusal> {
     if response.status().is_success() { Ok(response) } else { Err(Refusal::of_status(&response)) }
 }
@@ -82,7 +85,7 @@ pub async fn said(response: Response) -> String {
         #[serde(default)]
         message: String,
     }
-    let bytes = read_bounded(response, LONGEST_ANSWER).await.unwrap_or_default();
+    let bytes = read_bounded(response, LONGEST_ANSWER, SAYING).await.unwrap_or_default();
     let text = match serde_json::from_slice::<Errors>(&bytes) {
         Ok(Errors { errors }) if !errors.is_empty() => format!("{} {}", errors[0].code, errors[0].message),
         _ => String::from_utf8_lossy(&bytes).into_owned(),
@@ -90,16 +93,22 @@ pub async fn said(response: Response) -> String {
     text.chars().take(200).filter(|c| !c.is_control()).collect()
 }
 
-/// Reads a whole answer.
-pub async fn read_bounded(mut response: Response, limit: u64) -> Result<Vec<u8>, Refusal> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| Refusal::unavailable(reason(&error)))? {
-        if (bytes.len() + chunk.len()) as u64 > limit {
-            return Err(Refusal::bad_answer(format!("sent more than {limit} bytes")));
+/// Reads a whole answer of at most `limit` bytes, which may take so long in all.
+pub async fn read_bounded(mut response: Response, limit: u64, within: Duration) -> Result<Vec<u8>, Refusal> {
+    let whole = async {
+        let mut bytes = Vec::new();
+        while let Some(chunk) =
+            response.chunk().await.map_err(|error| Refusal::unavailable(reason(&error)))?
+        {
+            if (bytes.len() + chunk.len()) as u64 > limit {
+                return Err(Refusal::bad_answer(format!("sent more than {limit} bytes")));
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes)
+        Ok(bytes)
+    };
+    let late = |_| Refusal::unavailable(format!("no whole answer within {} s", within.as_secs_f32()));
+    tokio::time::timeout(within, whole).await.map_err(late)?
 }
 
 /// The innermost cause, which says most: "connection refused" and not "error sending request".

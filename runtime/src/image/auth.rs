@@ -218,10 +218,43 @@ mod tests {
         assert_eq!(Challenge::parse("Bearer service=\"no realm\""), None);
     }
 
+    fn quoted(text: &str) -> String {
+        format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+    }
+
+    /// Pieces that headers are made of, in any order.
+    fn any_pieces() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            Just("Bearer "), Just("basic"), Just("realm"), Just("service"), Just("scope"), Just("="), Just("\""),
+            Just("\\"), Just(","), Just(" "), Just("https://a.test/token"), Just("\u{e9}"), Just("x"),
+        ];
+        prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+    }
+
     proptest! {
         #[test]
         fn any_header_is_read_or_ignored(header in "[ -~]{0,200}") {
             let _ = Challenge::parse(&header);
+        }
+
+        #[test]
+        fn nothing_is_read_that_the_header_does_not_hold(header in any_pieces()) {
+            if let Some(Challenge::Bearer { realm, service, scope }) = Challenge::parse(&header) {
+                let read = [Some(realm), service, scope];
+                let length: usize = read.iter().flatten().map(String::len).sum();
+                prop_assert!(length <= header.len());
+                prop_assert!(header.to_ascii_lowercase().contains("bearer"));
+            }
+        }
+
+        #[test]
+        fn what_a_registry_says_is_read(
+            realm in "[ -~]{0,40}", service in "[ -~]{0,20}", scope in "[ -~]{0,20}",
+            other in prop_oneof![Just(""), Just("Negotiate, "), Just("Basic realm=\"x, y=z\", "), Just(" ,, ")],
+        ) {
+            let parameters = format!("realm={},service={} , scope={}", quoted(&realm), quoted(&service), quoted(&scope));
+            let expected = Challenge::Bearer { realm, service: Some(service), scope: Some(scope) };
+            prop_assert_eq!(Challenge::parse(&format!("{other}BEARER {parameters}")), Some(expected));
         }
     }
 }

@@ -1,7 +1,10 @@
 //! An image's layers on this node: each brought here once, kept by its chain, and looked through for those that show.
 //!
 //! A layer's file depends on the layers below it (`convert`), so its name is the chain id: the digest of all `diff_ids` up to
-//! its own (OCI image specification, config.md, "Layer ChainID"). Used by `pull`.
+//! its own (OCI image specification, config.md, "Layer ChainID").
+//!
+//! An image says itself which `diff_ids` it has, so until the content is here nothing of another image may depend on them: work
+//! under way is shared only where registry and blobs are the same too, and its failure is another pull's own. Used by `pull`.
 
 use super::content::Content;
 use super::digest::Digest;
@@ -9,22 +12,24 @@ use super::erofs::{Erofs, OPAQUE};
 use super::error::ImageError;
 use super::layer::{Below, LayerSource};
 use super::manifest::Descriptor;
-use super::session::Session;
+use super::pull::Pull;
 use super::{Images, blocking};
 use futures_util::future::{BoxFuture, FutureExt};
 use std::fs::File;
 use std::sync::Arc;
 
-/// Names the layers of a manifest, the lowest first, each with the digest of its uncompressed form.
-pub fn layers(paired: Vec<(Descriptor, Digest)>) -> Arc<[LayerSource]> {
+/// Names the layers of a manifest of `registry`, the lowest first, each with the digest of its uncompressed form.
+pub fn layers(registry: &str, paired: Vec<(Descriptor, Digest)>) -> Arc<[LayerSource]> {
     let mut below: Option<Digest> = None;
+    let mut origin = Digest::of(registry.as_bytes());
     let name = |(blob, diff_id): (Descriptor, Digest)| {
         let chain_id = match below {
             None => diff_id,
             Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
         };
         below = Some(chain_id);
-        LayerSource { blob, diff_id, chain_id }
+        origin = Digest::of(format!("{origin} {} {} {diff_id}", blob.digest, blob.size).as_bytes());
+        LayerSource { blob, diff_id, chain_id, origin }
     };
     paired.into_iter().map(name).collect()
 }
@@ -33,13 +38,14 @@ impl Images {
     /// Waits until the layer at `at` is on disk, fetching it where nobody else does, and gives its size there.
     pub(super) fn have_layer(
         &self,
-        session: &Arc<Session>,
+        pull: &Arc<Pull>,
         layers: &Arc<[LayerSource]>,
         at: usize,
     ) -> BoxFuture<'static, Result<u64, ImageError>> {
-        let (images, session, layers) = (self.clone(), Arc::clone(session), Arc::clone(layers));
+        let (images, pull, layers) = (self.clone(), Arc::clone(pull), Arc::clone(layers));
         async move {
             let layer = &layers[at];
+            let mut flight = layer.origin;
             loop {
                 if let Some(size) = images.0.content.layer_size(&layer.chain_id)? {
                     return Ok(size);
@@ -47,20 +53,22 @@ impl Images {
                 let fetch = || {
                     let (converter, content) =
                         (Arc::clone(&images.0.converter), Arc::clone(&images.0.content));
-                    let (images, layers, session) =
-                        (images.clone(), Arc::clone(&layers), Arc::clone(&session));
+                    let (images, layers, pull) = (images.clone(), Arc::clone(&layers), Arc::clone(&pull));
                     let below = {
-                        let session = Arc::clone(&session);
-                        move || images.clone().below(Arc::clone(&session), Arc::clone(&layers), at)
+                        let pull = Arc::clone(&pull);
+                        move || images.clone().below(Arc::clone(&pull), Arc::clone(&layers), at)
                     };
-                    converter.fetch(content, session, layer.clone(), below)
+                    converter.fetch(content, pull, layer.clone(), below)
                 };
-                let landed = images.0.flights.board(layer.chain_id, fetch).await;
+                let landed = images.0.flights.board(flight, pull.number, fetch).await;
                 match landed.outcome {
                     Ok(()) => {}
-                    // that pull's credentials or name were refused: try with this pull's own
-                    Err(error) if !landed.own && error.depends_on_who_asks() => {}
-                    Err(error) => return Err(error),
+                    Err(error) if landed.own => return Err(error),
+                    Err(error) => {
+                        // that pull's name, credentials or limits may be the reason: once more, with nobody else
+                        tracing::debug!(layer = %layer.blob.digest, %error, "another pull's download failed");
+                        flight = layer.alone(pull.number);
+                    }
                 }
             }
         }
@@ -68,10 +76,10 @@ impl Images {
     }
 
     /// The files of the layers below the one at `at`, the topmost first.
-    fn below(self, session: Arc<Session>, layers: Arc<[LayerSource]>, at: usize) -> Below {
+    fn below(self, pull: Arc<Pull>, layers: Arc<[LayerSource]>, at: usize) -> Below {
         Box::pin(async move {
             for lower in 0..at {
-                self.have_layer(&session, &layers, lower).await?;
+                self.have_layer(&pull, &layers, lower).await?;
             }
             let open = |layer: &LayerSource| {
                 let path = self.0.content.layer_path(&layer.chain_id);
@@ -108,21 +116,41 @@ fn has_opaque_root(content: &Content, layer: &LayerSource) -> Result<bool, Image
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+
+    fn blob(content: &str) -> Descriptor {
+        let digest = Digest::of(content.as_bytes());
+        Descriptor { media_type: String::new(), digest, size: 3, urls: Vec::new(), data: Bytes::new() }
+    }
+
+    #[test]
+    fn work_is_shared_between_the_same_blobs_of_the_same_registry_only() {
+        let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
+        let origin = |registry: &str, lower: Descriptor| {
+            let layers = layers(registry, vec![(lower, one), (blob("two"), two)]);
+            (layers[1].chain_id, layers[1].origin, layers[1].alone(1))
+        };
+        let (chain_id, honest, alone) = origin("r.test", blob("one"));
+        assert_eq!(origin("r.test", blob("one")), (chain_id, honest, alone));
+        // what follows has the same names for its content
+        for (registry, lower) in [
+            ("evil.test", blob("one")),
+            ("r.test", blob("evil")),
+            ("r.test", Descriptor { size: 4, ..blob("one") }),
+        ] {
+            let evil = origin(registry, lower);
+            assert_eq!(evil.0, chain_id);
+            assert!(evil.1 != honest && evil.2 != alone, "{registry}");
+        }
+        assert_ne!(alone, honest);
+        assert_ne!(alone, layers("r.test", vec![(blob("one"), one), (blob("two"), two)])[1].alone(2));
+    }
 
     #[test]
     fn equal_layers_at_different_places_have_different_names() {
-        let blob = |content: &str| Descriptor {
-            media_type: String::new(),
-            digest: Digest::of(content.as_bytes()),
-            size: 3,
-            urls: Vec::new(),
-            data: Vec::new(),
-        };
         let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
-        let names: Vec<_> = layers(vec![(blob("one"), one), (blob("two"), two), (blob("one"), one)])
-            .iter()
-            .map(|layer| layer.chain_id)
-            .collect();
+        let three = vec![(blob("one"), one), (blob("two"), two), (blob("one"), one)];
+        let names: Vec<_> = layers("r.test", three).iter().map(|layer| layer.chain_id).collect();
         assert_eq!(names[0], one);
         assert_eq!(names[1], Digest::of(format!("{one} {two}").as_bytes()));
         assert_ne!(names[0], names[2]);

@@ -5,18 +5,25 @@
 //! stream. Zeros after the last piece are padding of the storage that the layer went through; containerd with unpigz or igzip
 //! takes them, so they are accepted. Anything else after the last piece is damage, as in Go.
 //!
-//! Called by `pump`. It streams: memory is bounded by gzip's 32 KiB and by [`LARGEST_WINDOW`] whatever the layer says, and
-//! what it yields has no bound, so the caller counts it.
+//! Called by `pump`. It streams: memory is bounded by gzip's 32 KiB and by [`LARGEST_WINDOW`] whatever the layer says, for
+//! [`MOST_LARGE`] layers at the same time and by less for others; what it yields has no bound, so the caller counts it.
 
 use flate2::bufread::GzDecoder;
 use std::fmt::Display;
 use std::io::{self, BufRead, Cursor, ErrorKind, Read};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use zstd::stream::raw::{DParameter, Decoder, Operation};
 
 /// Binary logarithm of the largest window of a zstd frame: 128 MiB, which the decoder keeps in memory. All levels of zstd stay
 /// within it, and so does `--long` without a number; the zstd program refuses more without an option as well. containerd
 /// allows 512 MiB, which hostile layers that are pulled in parallel could make a node's memory of.
 pub const LARGEST_WINDOW: u32 = 27;
+
+/// zstd layers that may have such windows at the same time: 1 GiB of the daemon's memory.
+pub const MOST_LARGE: usize = 8;
+
+/// Binary logarithm of the largest window while so many others are read: 8 MiB, within which levels up to 19 stay.
+const USUAL_WINDOW: u32 = 23;
 
 const GZIP: [u8; 3] = [0x1f, 0x8b, 8];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -38,7 +45,15 @@ pub struct CompressionError {
 ///
 /// # Errors
 /// Those of the source; the reader gives [`CompressionError`] for damaged data.
-pub fn decompress(mut source: impl BufRead + 'static) -> io::Result<Box<dyn Read>> {
+pub fn decompress(source: impl BufRead + 'static) -> io::Result<Box<dyn Read>> {
+    static OF_THE_DAEMON: Windows = Windows(AtomicUsize::new(0));
+    decompress_within(source, &OF_THE_DAEMON)
+}
+
+fn decompress_within(
+    mut source: impl BufRead + 'static,
+    windows: &'static Windows,
+) -> io::Result<Box<dyn Read>> {
     let mut first = Vec::new();
     (&mut source).take(LONGEST_MAGIC).read_to_end(&mut first)?;
     let is_gzip = first.starts_with(&GZIP);
@@ -47,10 +62,51 @@ pub fn decompress(mut source: impl BufRead + 'static) -> io::Result<Box<dyn Read
     Ok(if is_gzip {
         Box::new(Members { decoder: GzDecoder::new(Slot(Some(source))), part: 1, is_ended: false })
     } else if is_zstd {
-        Box::new(Frames::new(source)?)
+        Box::new(Frames::new(source, windows.take())?)
     } else {
         Box::new(source)
     })
+}
+
+/// How many zstd layers are read that may have the largest window.
+struct Windows(AtomicUsize);
+
+/// The largest window of one layer. Dropped, it makes room for another's.
+struct Window {
+    log: u32,
+    of: Option<&'static Windows>,
+}
+
+impl Windows {
+    /// A layer never waits for a large window: those that have one may be waiting for this layer.
+    fn take(&'static self) -> Window {
+        let more = |count: usize| (count < MOST_LARGE).then_some(count + 1);
+        match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => Window { log: LARGEST_WINDOW, of: Some(self) },
+            Err(_) => Window { log: USUAL_WINDOW, of: None },
+        }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        if let Some(windows) = self.of {
+            windows.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Window {
+    /// Says of a frame that it needs a larger one.
+    fn told(&self, error: io::Error) -> io::Error {
+        if error.to_string() != "Frame requires too much memory for decoding" {
+            return error;
+        }
+        let mib = 1u64 << (self.log - 20);
+        let when = if self.of.is_some() { "" } else { ", and many layers with large windows are read now" };
+        let text = format!("it needs more than {mib} MiB of memory{when}; compress it with a smaller window");
+        io::Error::new(ErrorKind::InvalidData, text)
+    }
 }
 
 fn is_skippable(first: &[u8]) -> bool {
@@ -99,10 +155,6 @@ fn damaged(error: io::Error, format: &'static str, part: u64) -> io::Error {
 fn reason(error: &(impl Display + ?Sized)) -> String {
     match error.to_string().as_str() {
         "" | "unexpected end of file" => "it breaks off".to_owned(),
-        "Frame requires too much memory for decoding" => {
-            let limit = 1u64 << (LARGEST_WINDOW - 20);
-            format!("it needs more than {limit} MiB of memory; compress it with a smaller window")
-        }
         text => text.to_owned(),
     }
 }
@@ -169,6 +221,7 @@ impl<R: BufRead> BufRead for Slot<R> {
 /// The frames of a zstd stream. The decoder passes over skippable frames by itself.
 struct Frames<R> {
     decoder: Decoder<'static>,
+    window: Window,
     source: R,
     /// The frame that is being read, counted from 1, with skippable frames.
     part: u64,
@@ -183,10 +236,10 @@ enum Place {
 }
 
 impl<R: BufRead> Frames<R> {
-    fn new(source: R) -> io::Result<Self> {
+    fn new(source: R, window: Window) -> io::Result<Self> {
         let mut decoder = Decoder::new()?;
-        decoder.set_parameter(DParameter::WindowLogMax(LARGEST_WINDOW))?;
-        Ok(Self { decoder, source, part: 0, place: Place::Between })
+        decoder.set_parameter(DParameter::WindowLogMax(window.log))?;
+        Ok(Self { decoder, window, source, part: 0, place: Place::Between })
     }
 
     fn read_frames(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -208,7 +261,8 @@ impl<R: BufRead> Frames<R> {
             }
             let input = self.source.fill_buf()?;
             let is_last = input.is_empty();
-            let status = self.decoder.run_on_buffers(input, buffer)?;
+            let status = self.decoder.run_on_buffers(input, buffer);
+            let status = status.map_err(|error| self.window.told(error))?;
             self.source.consume(status.bytes_read);
             if status.remaining == 0 {
                 self.place = Place::Between;

@@ -142,6 +142,25 @@ fn checksums_are_checked() {
 }
 
 #[test]
+fn many_layers_at_once_do_not_all_have_large_windows() {
+    static WINDOWS: Windows = Windows(AtomicUsize::new(0));
+    let open = |log| decompress_within(Cursor::new(frame_with_window(log)), &WINDOWS).unwrap();
+    let read = |mut layer: Box<dyn Read>| {
+        let mut content = Vec::new();
+        layer.read_to_end(&mut content).map(|_| content)
+    };
+    let large = u8::try_from(LARGEST_WINDOW).unwrap();
+    let many: Vec<_> = (0..MOST_LARGE).map(|_| open(large)).collect();
+    let error = read(open(large)).unwrap_err().to_string();
+    assert!(error.contains("more than 8 MiB of memory, and many layers"), "{error}");
+    assert_eq!(read(open(23)).unwrap(), b"abc");
+    for layer in many {
+        assert_eq!(read(layer).unwrap(), b"abc");
+    }
+    assert_eq!(read(open(large)).unwrap(), b"abc");
+}
+
+#[test]
 fn windows_are_bounded() {
     let bound = u8::try_from(LARGEST_WINDOW).unwrap();
     assert_eq!(run(&frame_with_window(bound), 100).unwrap(), b"abc");

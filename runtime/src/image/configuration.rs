@@ -1,10 +1,41 @@
 //! An image's configuration: the platform it is for, what its containers are unless the pod says otherwise, and the digests
 //! of its uncompressed layers. OCI image specification 1.1, config.md; Docker's differs in nothing that is read here.
 //!
-//! Read by `describe` and by the service when it starts; used by `container`, which makes containers of it.
+//! Read by `describe` and by the service when it starts; used by `container`, which makes containers of it: of a description of
+//! bounded size, so that whoever built an image decides little about what that costs.
 
 use super::json::{self, JsonError, Names, Read, Reader};
 use super::platform::Platform;
+
+/// Most entries of one list: environment, entrypoint, command, volumes.
+const MOST_ENTRIES: usize = 4096;
+
+/// Longest entry of a list in bytes: what Linux's execve(2) takes of one argument (`MAX_ARG_STRLEN`), less its zero byte.
+const LONGEST_ENTRY: usize = (128 << 10) - 1;
+
+/// Longest path or name in bytes, as Linux bounds paths (`PATH_MAX`).
+const LONGEST_NAME: usize = 4096;
+
+/// Most bytes of all of it. Linux takes 2 MiB of arguments and environment with the usual limit of the stack.
+const MOST_BYTES: usize = 1 << 20;
+
+/// Why a configuration is of no use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigurationError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// It holds more than any container has a use for.
+    #[error("{part} {found}, more than {limit}: build the image with less")]
+    TooMuch {
+        /// Which part of it.
+        part: &'static str,
+        /// How much of what it has.
+        found: String,
+        /// How much it may have.
+        limit: usize,
+    },
+}
 
 /// What Isopod uses of a configuration. What the document leaves out is empty here, as is what is `null` in it; what is not
 /// used is not looked at.
@@ -38,9 +69,53 @@ impl ImageConfiguration {
     /// Reads a document.
     ///
     /// # Errors
-    /// What Go's `encoding/json` does not read into the specification's structs either.
-    pub fn parse(document: &[u8]) -> Result<Self, JsonError> {
-        json::read(document)
+    /// What Go's `encoding/json` does not read into the specification's structs either; more than containers can have.
+    pub fn parse(document: &[u8]) -> Result<Self, ConfigurationError> {
+        let read: Self = json::read(document)?;
+        read.check()?;
+        Ok(read)
+    }
+
+    /// Checks the sizes of all that it holds.
+    fn check(&self) -> Result<(), ConfigurationError> {
+        let volumes: Vec<&str> = self.volumes.iter().map(String::as_str).collect();
+        let lists = [
+            ("config.Env has", refs(&self.env), LONGEST_ENTRY),
+            ("config.Entrypoint has", refs(&self.entrypoint), LONGEST_ENTRY),
+            ("config.Cmd has", refs(&self.cmd), LONGEST_ENTRY),
+            ("config.Volumes has", volumes, LONGEST_NAME),
+            ("rootfs.diff_ids has", refs(&self.diff_ids), LONGEST_NAME),
+        ];
+        let names = [
+            ("architecture has", &self.architecture),
+            ("os has", &self.os),
+            ("variant has", &self.variant),
+            ("config.User has", &self.user),
+            ("config.WorkingDir has", &self.working_dir),
+            ("config.StopSignal has", &self.stop_signal),
+        ];
+        let too_much =
+            |part, found: String, limit| Err(ConfigurationError::TooMuch { part, found, limit });
+        let mut bytes = 0;
+        for (part, entries, longest) in lists {
+            if entries.len() > MOST_ENTRIES {
+                return too_much(part, format!("{} entries", entries.len()), MOST_ENTRIES);
+            }
+            if let Some(entry) = entries.iter().find(|entry| entry.len() > longest) {
+                return too_much(part, format!("an entry of {} bytes", entry.len()), longest);
+            }
+            bytes += entries.iter().map(|entry| entry.len()).sum::<usize>();
+        }
+        for (part, name) in names {
+            if name.len() > LONGEST_NAME {
+                return too_much(part, format!("{} bytes", name.len()), LONGEST_NAME);
+            }
+            bytes += name.len();
+        }
+        match bytes > MOST_BYTES {
+            true => too_much("its lists and names have", format!("{bytes} bytes together"), MOST_BYTES),
+            false => Ok(()),
+        }
     }
 
     /// The platform that it is for.
@@ -52,6 +127,10 @@ impl ImageConfiguration {
             os_features: Vec::new(),
         }
     }
+}
+
+fn refs(texts: &[String]) -> Vec<&str> {
+    texts.iter().map(String::as_str).collect()
 }
 
 impl Read for ImageConfiguration {
@@ -101,7 +180,8 @@ mod tests {
         let again = r#""Volumes": {},"#.repeat(40_000);
         let document = format!(r#"{{"config": {{"Volumes": {{{names} "x": {{}}}}, {again} "User": "u"}}}}"#);
         let begun = std::time::Instant::now();
-        assert_eq!(parse(&document).volumes.len(), 40_001);
+        let read: ImageConfiguration = json::read(document.as_bytes()).unwrap();
+        assert_eq!(read.volumes.len(), 40_001);
         assert!(begun.elapsed() < std::time::Duration::from_secs(20), "quadratic");
     }
 
@@ -161,7 +241,78 @@ mod tests {
         }
     }
 
+    fn refused(config: serde_json::Value) -> String {
+        let document = serde_json::json!({"os": "linux", "config": config}).to_string();
+        ImageConfiguration::parse(document.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn configuration_that_would_take_long_to_make_a_container_of_is_refused() {
+        let many = vec!["A=b"; 4097];
+        for field in ["Env", "Entrypoint", "Cmd"] {
+            let told = refused(serde_json::json!({ field: many }));
+            let expected = format!("config.{field} has 4097 entries, more than 4096: build the image with less");
+            assert_eq!(told, expected);
+        }
+        let volumes: serde_json::Map<_, _> =
+            (0..4097).map(|number| (format!("/{number}"), serde_json::json!({}))).collect();
+        assert!(refused(serde_json::json!({"Volumes": volumes})).starts_with("config.Volumes has 4097 entries"));
+        let long = "x".repeat(128 << 10);
+        let told = refused(serde_json::json!({"Cmd": [long]}));
+        assert!(told.starts_with("config.Cmd has an entry of 131072 bytes, more than 131071"), "{told}");
+        let told = refused(serde_json::json!({"Env": vec![&long[1..]; 9]}));
+        assert!(told.starts_with("its lists and names have 1179644 bytes together"), "{told}");
+        for field in ["User", "WorkingDir", "StopSignal"] {
+            let told = refused(serde_json::json!({ field: "x".repeat(4097) }));
+            assert!(told.starts_with(&format!("config.{field} has 4097 bytes, more than 4096")), "{told}");
+        }
+    }
+
+    #[test]
+    fn all_that_containers_can_have_is_read() {
+        let entry = "x".repeat((128 << 10) - 1);
+        let document = serde_json::json!({"config": {"Env": vec!["A=b"; 4096], "Cmd": vec![entry; 7],
+            "User": "u".repeat(4096)}});
+        assert_eq!(parse(&document.to_string()).cmd.len(), 7);
+    }
+
+    fn any_value() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(serde_json::Value::from),
+            any::<i64>().prop_map(serde_json::Value::from),
+            ".{0,20}".prop_map(serde_json::Value::from),
+        ];
+        leaf.prop_recursive(3, 40, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(serde_json::Value::from),
+                prop::collection::btree_map(".{0,8}", inner, 0..6)
+                    .prop_map(|fields| serde_json::Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
     proptest! {
+        #[test]
+        fn any_values_of_the_fields_are_read_within_bounds_or_refused(
+            config in prop::collection::btree_map(
+                prop_oneof![
+                    Just("User"), Just("Env"), Just("Entrypoint"), Just("Cmd"), Just("Volumes"), Just("Labels"),
+                    Just("WorkingDir"), Just("StopSignal"), Just("ENV"), Just("volumes")
+                ],
+                any_value(),
+                0..6
+            ),
+            diff_ids in any_value(),
+        ) {
+            let document = serde_json::json!({"config": config, "rootfs": {"diff_ids": diff_ids}}).to_string();
+            if let Ok(read) = ImageConfiguration::parse(document.as_bytes()) {
+                prop_assert!(read.check().is_ok());
+                let held = read.env.iter().chain(&read.cmd).chain(&read.entrypoint).chain(&read.volumes);
+                prop_assert!(held.map(String::len).sum::<usize>() <= document.len());
+            }
+        }
+
         #[test]
         fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
             let _ = ImageConfiguration::parse(&bytes);

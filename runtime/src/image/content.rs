@@ -136,12 +136,33 @@ impl Content {
         Ok(Incoming { path, file })
     }
 
+    /// Checks that so many bytes can be written, and `reserve` bytes stay free after that: a tenth of the file system, where
+    /// that is less.
+    ///
+    /// # Errors
+    /// [`ImageError::DiskReserve`]; a file system that cannot be looked at.
+    pub fn check_room(&self, wanted: u64, reserve: u64) -> Result<(), ImageError> {
+        let space = nix::sys::statvfs::statvfs(&self.root);
+        let space = space.map_err(|errno| ImageError::io(&self.root, errno.into()))?;
+        let (whole, free) = (space.blocks(), space.blocks_available());
+        let reserve = reserve.min(whole.saturating_mul(space.fragment_size()) / 10);
+        // a file system that does not tell its size has no bounds to keep
+        if whole == 0 || free.saturating_mul(space.fragment_size()) >= reserve.saturating_add(wanted) {
+            return Ok(());
+        }
+        Err(ImageError::DiskReserve { directory: self.root.clone(), reserve_mib: reserve >> 20 })
+    }
+
     /// Makes a written file the layer `chain_id`: from here on it is read-only, root's, and survives a crash of the machine.
+    /// Where the layer is there already, as another pull made it meanwhile, that one stays.
     ///
     /// # Errors
     /// The file stays incoming.
     pub fn adopt_layer(&self, incoming: &Incoming, chain_id: &Digest) -> Result<(), ImageError> {
         let failed = |error| ImageError::io(&incoming.path, error);
+        if self.layer_size(chain_id)?.is_some() {
+            return remove(&incoming.path);
+        }
         if nix::unistd::geteuid().is_root() {
             chown(&incoming.path, Some(0), Some(0)).map_err(failed)?;
         }
@@ -319,6 +340,29 @@ mod tests {
         fs::write(&stuck, "").unwrap();
         content.remove_condemned().unwrap();
         assert!(!stuck.exists());
+    }
+
+    #[test]
+    fn reserve_of_the_disk_is_kept_and_is_never_most_of_a_small_one() {
+        let (_directory, content) = store();
+        let space = nix::sys::statvfs::statvfs(content.root()).unwrap();
+        let whole = space.blocks() * space.fragment_size();
+        let free = space.blocks_available() * space.fragment_size();
+        content.check_room(free / 2, 0).unwrap();
+        let refused = content.check_room(whole, u64::MAX).unwrap_err();
+        let tenth = (whole / 10) >> 20;
+        assert!(matches!(refused, ImageError::DiskReserve { reserve_mib, .. } if reserve_mib == tenth), "{refused}");
+        assert!(refused.to_string().contains("image.disk_reserve_mib"), "{refused}");
+    }
+
+    #[test]
+    fn layer_that_another_pull_has_made_meanwhile_stays() {
+        let (_directory, content) = store();
+        let first = layer(&content, b"layer");
+        let open = File::open(content.layer_path(&first)).unwrap().metadata().unwrap().ino();
+        layer(&content, b"layer");
+        assert_eq!(fs::metadata(content.layer_path(&first)).unwrap().ino(), open);
+        assert_eq!(files(&content.root().join("incoming")).unwrap().len(), 0);
     }
 
     #[test]

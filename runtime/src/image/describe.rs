@@ -7,9 +7,9 @@
 //!            `----> entries that do not say: the configuration does, the first that suits best
 //! ```
 //!
-//! Called by `pull`. Depth of indexes and number of documents are bounded. It must not fetch layers.
+//! Called by `pull`. Depth of indexes and number of documents are bounded, and documents are read off the threads that serve
+//! calls: they may be megabytes. It must not fetch layers.
 
-use super::chain;
 use super::configuration::ImageConfiguration;
 use super::digest::Digest;
 use super::download::Download;
@@ -19,6 +19,7 @@ use super::manifest::{Descriptor, Entry, LARGEST_CONFIG, LARGEST_MANIFEST, Manif
 use super::platform::{Fit, Platform, processor_level};
 use super::reference::Version;
 use super::session::Session;
+use super::{blocking, chain};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -82,7 +83,7 @@ pub async fn describe(session: &Session) -> Result<Described, ImageError> {
         passed_over: None,
     };
     let (bytes, named) = search.fetch(session.reference().version()).await?;
-    let found = match Manifest::parse(&bytes, "", &search.what)? {
+    let found = match search.parse(&bytes, "").await? {
         // What a user names is taken for what was meant, as containerd does.
         Manifest::Image { config, layers } => {
             Some(search.image((named, bytes), &config, layers, Fit::Amd64(1)).await?)
@@ -91,7 +92,7 @@ pub async fn describe(session: &Session) -> Result<Described, ImageError> {
     };
     let Some(found) = found else { return Err(search.nothing()) };
     let Found { manifest, config, configuration, layers, .. } = found;
-    let layers = chain::layers(layers);
+    let layers = chain::layers(session.reference().registry(), layers);
     Ok(Described { named, manifest, config, configuration, layers })
 }
 
@@ -102,6 +103,11 @@ impl Search<'_> {
             return Err(self.unsupported(format!("has more than {MOST_DOCUMENTS} manifests to look through")));
         }
         self.session.manifest(version).await
+    }
+
+    async fn parse(&self, bytes: &Bytes, announced: &str) -> Result<Manifest, ImageError> {
+        let (bytes, announced, what) = (bytes.clone(), announced.to_owned(), self.what.clone());
+        blocking(move || Manifest::parse(&bytes, &announced, &what)).await
     }
 
     fn unsupported(&self, reason: String) -> ImageError {
@@ -145,7 +151,7 @@ impl Search<'_> {
                 Some((platform, None)) => self.note_other(platform.to_string()),
             }
         }
-        decided.sort_by_key(|(fit, entry)| (*fit, entry.image().is_err()));
+        decided.sort_by_cached_key(|(fit, entry)| (*fit, entry.image().is_err()));
         (decided, undecided)
     }
 
@@ -155,7 +161,7 @@ impl Search<'_> {
             self.unsupported(format!("has an entry for this machine that names no image: {reason}"))
         })?;
         let (bytes, digest) = self.fetch(&Version::Digest(descriptor.digest)).await?;
-        match Manifest::parse(&bytes, &descriptor.media_type, &self.what)? {
+        match self.parse(&bytes, &descriptor.media_type).await? {
             Manifest::Index(entries) => Box::pin(self.index(&entries, depth + 1)).await,
             Manifest::Image { config, layers } => {
                 self.image((digest, bytes), &config, layers, fit).await.map(Some)
@@ -173,7 +179,12 @@ impl Search<'_> {
     ) -> Result<Found, ImageError> {
         let download = Download::new(self.session, config, format!("configuration of {}", self.what), 0);
         let document = download.whole(LARGEST_CONFIG, "a fixed limit").await?;
-        let configuration = parse_configuration(&document, &self.what)?;
+        let what = self.what.clone();
+        let (document, configuration) = blocking(move || {
+            let configuration = parse_configuration(&document, &what)?;
+            Ok((document, configuration))
+        })
+        .await?;
         let fit = match promised {
             Fit::Unknown => {
                 let platform = configuration.platform();

@@ -1,4 +1,5 @@
-//! One blob from its registry: taken up again where a connection broke, checked against size and digest at its end.
+//! One blob from its registry: taken up again where a connection broke, checked against size and digest at its end. A place
+//! that sends less than a minimum rate is given up like one that sends nothing.
 //!
 //! Used by `layer` for layers, piece by piece, and by `pull` for configurations, whole. What [`Download::next`] gives
 //! is unchecked until it has given `None`.
@@ -7,13 +8,18 @@ use super::answer::{Kind, Refusal, Refusals, reason};
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
 use super::manifest::Descriptor;
+use super::rate::MinimumRate;
 use super::session::{Place, Session};
 use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, HeaderMap};
 use reqwest::{Response, StatusCode};
+use std::time::Instant;
 
 /// As many bytes since the last break count as progress: attempts are counted anew.
 const PROGRESS: u64 = 64 << 10;
+
+/// Content in the manifest is given in pieces of so many bytes, as if it came from the network: each is hashed in between.
+const PIECE: usize = 64 << 10;
 
 /// A blob that is being downloaded.
 pub struct Download<'a> {
@@ -31,6 +37,8 @@ pub struct Download<'a> {
     places: Vec<Place>,
     body: Option<Body>,
     attempt: u32,
+    /// Whether the present place sends enough.
+    rate: MinimumRate,
     refusals: Refusals,
 }
 
@@ -49,9 +57,7 @@ impl<'a> Download<'a> {
         let mut places = session.places_of(descriptor, &mut refusals);
         let turn = start % places.len().max(1);
         places.rotate_left(turn);
-        let whole =
-            |data: &&Vec<u8>| data.len() as u64 == descriptor.size && Digest::of(data) == descriptor.digest;
-        let given = Some(&descriptor.data).filter(whole);
+        let given = Some(descriptor.data.clone()).filter(|data| !data.is_empty());
         Self {
             session,
             what,
@@ -59,11 +65,12 @@ impl<'a> Download<'a> {
             size: descriptor.size,
             received: 0,
             hasher: Hasher::default(),
-            given: given.map(|data| Bytes::from(data.clone())),
+            given,
             elsewhere: session.not_asked().filter(|_| !descriptor.urls.is_empty()),
             places,
             body: None,
             attempt: 0,
+            rate: new_rate(session),
             refusals,
         }
     }
@@ -81,7 +88,13 @@ impl<'a> Download<'a> {
                 }
                 return Err(ImageError::Corrupt { what: self.what.clone(), expected: self.digest, got });
             }
-            match self.piece().await {
+            if let Some(refusal) = self.rate.refusal() {
+                self.next_place(refusal)?;
+            }
+            let begun = Instant::now();
+            let piece = self.piece().await;
+            self.rate.waited(begun.elapsed());
+            match piece {
                 Ok(piece) if piece.is_empty() => {}
                 Ok(piece) => return Ok(Some(piece)),
                 Err(refusal) => self.recover(refusal).await?,
@@ -105,8 +118,10 @@ impl<'a> Download<'a> {
     }
 
     async fn piece(&mut self) -> Result<Bytes, Refusal> {
-        if let Some(given) = self.given.take() {
-            return self.take(given);
+        if let Some(mut given) = self.given.take() {
+            let piece = given.split_to(given.len().min(PIECE));
+            self.given = Some(given).filter(|rest| !rest.is_empty());
+            return self.take(piece);
         }
         let body = match &mut self.body {
             Some(body) => body,
@@ -122,6 +137,7 @@ impl<'a> Download<'a> {
         let chunk =
             body.response.chunk().await.map_err(|error| broke_off(format!(" ({})", reason(&error))))?;
         let mut chunk = chunk.ok_or_else(|| broke_off(String::new()))?;
+        self.rate.received(chunk.len());
         let known = body.skip.min(chunk.len() as u64);
         body.skip -= known;
         let new = chunk.split_off(usize::try_from(known).unwrap_or(chunk.len()));
@@ -144,12 +160,21 @@ impl<'a> Download<'a> {
         if body.is_some_and(|body| self.received - body.begun_at >= PROGRESS) {
             self.attempt = 0;
         }
-        let Err(refusal) = self.session.pause_or_give_up(refusal, &mut self.attempt).await else {
-            return Ok(());
-        };
+        let begun = Instant::now();
+        match self.session.pause_or_give_up(refusal, &mut self.attempt).await {
+            Ok(()) => self.rate.waited(begun.elapsed()),
+            Err(refusal) => self.next_place(refusal)?,
+        }
+        Ok(())
+    }
+
+    /// Turns to the next place, as the present one has refused.
+    fn next_place(&mut self, refusal: Refusal) -> Result<(), ImageError> {
+        self.body = None;
         let place = self.places.remove(0);
         self.refusals.add(self.session.name_of(&place), refusal);
         self.attempt = 0;
+        self.rate = new_rate(self.session);
         if self.places.is_empty() {
             return Err(self.all_refused());
         }
@@ -167,6 +192,11 @@ impl<'a> Download<'a> {
             _ => refusals.into_error(self.what.clone()),
         }
     }
+}
+
+fn new_rate(session: &Session) -> MinimumRate {
+    let patience = session.patience();
+    MinimumRate::new(patience.least_rate, patience.grace())
 }
 
 /// How many bytes of an answer to a request from byte `from` on are known already (RFC 9110, 14.4).

@@ -7,19 +7,21 @@
 //! ```
 //!
 //! Credentials are for the place that the user named, and for the token service that this place names. What it redirects to
-//! is another place, even where that asks for them.
+//! is another place, even where that asks for them. Only the place itself is quoted in errors: of a token service elsewhere, and of
+//! what it redirects to, the status is told, as a hostile registry may name what only this node reaches.
 //!
 //! Made by `registry`; used by `session`.
 
-use super::answer::{Refusal, accept_status, read_bounded, said, send};
+use super::answer::{Refusal, accept_foreign, accept_status, read_bounded, said, send};
 use super::auth::{Challenge, Credentials};
+use super::destinations::{AllowedHost, Destinations};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Largest answer of a token service, in bytes.
@@ -28,6 +30,9 @@ const LARGEST_TOKEN: u64 = 1 << 20;
 /// Most requests for one answer: unauthenticated and authenticated, at the place itself and at those it redirects to.
 const MOST_ROUNDS: usize = 6;
 
+/// Longest address of another place that errors tell, in characters.
+const LONGEST_ORIGIN: usize = 200;
+
 /// How a place is reached.
 #[derive(Clone)]
 pub struct Clients {
@@ -35,6 +40,8 @@ pub struct Clients {
     pub any: Client,
     /// For forms with secrets in their body: follows no redirect to another host.
     pub same_host: Client,
+    /// Where answers may lead.
+    pub destinations: Arc<Destinations>,
 }
 
 /// A place that may have the image.
@@ -43,6 +50,8 @@ pub struct Endpoint {
     repository: String,
     namespace: Option<String>,
     clients: Clients,
+    /// Lets its own host be wherever the user or the configuration has it.
+    _allowed: AllowedHost,
     credentials: Credentials,
     /// What the last challenge of each place led to, used until it is refused: of this place itself, and of those that it
     /// redirects to, by scheme, host and port.
@@ -65,7 +74,9 @@ impl Endpoint {
         clients: Clients,
         credentials: Credentials,
     ) -> Self {
-        Self { base, repository, namespace, clients, credentials, authorizations: Mutex::default() }
+        let allowed = clients.destinations.allow(&base);
+        let authorizations = Mutex::default();
+        Self { base, repository, namespace, clients, _allowed: allowed, credentials, authorizations }
     }
 
     /// Its address, as errors have it.
@@ -73,9 +84,9 @@ impl Endpoint {
         self.base.as_str().trim_end_matches('/').to_owned()
     }
 
-    /// Whether what is sent to it can be read on the way.
-    pub fn is_plain(&self) -> bool {
-        self.base.scheme() != "https"
+    /// Its address.
+    pub fn base(&self) -> &Url {
+        &self.base
     }
 
     /// The address of something of the image.
@@ -113,7 +124,7 @@ impl Endpoint {
             let answered = origin(response.url());
             let refused = response.status() == StatusCode::UNAUTHORIZED;
             if !refused || challenged.contains(&answered) || rounds == MOST_ROUNDS {
-                return accept_status(response).await;
+                return self.accept(response).await;
             }
             let unused = answered != asked && self.authorization(&answered).is_some();
             if !unused {
@@ -130,6 +141,23 @@ impl Endpoint {
         }
     }
 
+    /// Gives back an answer that is what was asked for.
+    async fn accept(&self, response: Response) -> Result<Response, Refusal> {
+        if self.is_own(response.url()) {
+            return accept_status(response).await;
+        }
+        let elsewhere = shown_origin(response.url());
+        accept_foreign(response).map_err(|refusal| Refusal {
+            reason: format!("redirects to {elsewhere}, which answers {}", refusal.reason),
+            ..refusal
+        })
+    }
+
+    /// Whether an address is at this place, and not at one that it leads to.
+    fn is_own(&self, url: &Url) -> bool {
+        origin(url) == origin(&self.base)
+    }
+
     fn authorization(&self, origin_asked: &str) -> Option<HeaderValue> {
         let authorizations = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
         let known = authorizations.get(origin_asked).cloned();
@@ -143,11 +171,11 @@ impl Endpoint {
 
     /// Answers the challenge of a 401: as the user at this place, as nobody at places that it redirects to.
     async fn answer(&self, response: &Response, stall: Duration) -> Result<HeaderValue, Refusal> {
-        let elsewhere = origin(response.url()) != origin(&self.base);
+        let elsewhere = !self.is_own(response.url());
         let credentials = if elsewhere { &Credentials::Anonymous } else { &self.credentials };
         let told = |refusal: Refusal| match elsewhere {
             true => Refusal {
-                reason: format!("redirects to {}, which {}", origin(response.url()), refusal.reason),
+                reason: format!("redirects to {}, which {}", shown_origin(response.url()), refusal.reason),
                 ..refusal
             },
             false => refusal,
@@ -162,7 +190,8 @@ impl Endpoint {
                 // Only the other place knows what its repository is called.
                 let scope = if elsewhere { scope.unwrap_or_default() } else { own };
                 let request = TokenRequest { credentials, service: service.as_deref(), scope: &scope };
-                self.token(&realm, &request, stall).await.map_err(told)
+                let service = token_service(&realm, response.url(), &self.clients.destinations).map_err(told)?;
+                self.token(service, &request, stall).await.map_err(told)
             }
             (Some(Challenge::Basic), Credentials::Basic { username, password }) => {
                 let encoded = BASE64_STANDARD.encode(format!("{username}:{password}"));
@@ -177,30 +206,23 @@ impl Endpoint {
         }
     }
 
-    /// Gets a bearer token from the token service that a challenge names (distribution token specification; OAuth2 for
-    /// refresh tokens). A service without TLS gets no credentials on behalf of a registry with it.
+    /// Gets a bearer token from a token service (distribution token specification; OAuth2 for refresh tokens).
     async fn token(
         &self,
-        realm: &str,
+        service: Url,
         wanted: &TokenRequest<'_>,
         stall: Duration,
     ) -> Result<HeaderValue, Refusal> {
-        let url = Url::parse(realm).map_err(|_| Refusal::bad_answer("names no usable token service"))?;
-        let exposed = !self.is_plain() && url.scheme() != "https";
-        if exposed && *wanted.credentials != Credentials::Anonymous {
-            return Err(Refusal::bad_answer("would have credentials sent without TLS"));
-        }
-        let response = send(self.token_request(url, wanted), stall).await?;
-        let response = match response.status() {
-            StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                return Err(Refusal::unauthorized(format!(
-                    "token service refuses: {}",
-                    said(response).await
-                )));
+        let response = send(self.token_request(service, wanted), stall).await?;
+        let response = match (response.status(), self.is_own(response.url())) {
+            (status @ (StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), own) => {
+                let words = if own { said(response).await } else { format!("status {}", status.as_u16()) };
+                return Err(Refusal::unauthorized(format!("token service refuses: {words}")));
             }
-            _ => accept_status(response).await?,
+            (_, true) => accept_status(response).await?,
+            (_, false) => accept_foreign(response)?,
         };
-        let bytes = read_bounded(response, LARGEST_TOKEN).await?;
+        let bytes = read_bounded(response, LARGEST_TOKEN, stall).await?;
         let token: Token =
             serde_json::from_slice(&bytes).map_err(|_| Refusal::bad_answer("token service sent no token"))?;
         let mut tokens =
@@ -238,6 +260,24 @@ struct Token {
     access_token: Option<String>,
 }
 
+/// The token service that `place` names in a challenge. Whoever runs the place chose it, so it must not be easier to overhear
+/// than the place, nor be on this node or its link unless that was configured.
+fn token_service(realm: &str, place: &Url, destinations: &Destinations) -> Result<Url, Refusal> {
+    let url = Url::parse(realm).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let url = url.ok_or_else(|| Refusal::bad_answer("names no usable token service"))?;
+    if place.scheme() == "https" && url.scheme() != "https" {
+        return Err(Refusal::bad_answer("names a token service without TLS, and has TLS itself"));
+    }
+    let refused = |reason| Refusal::bad_answer(format!("names a token service at {reason}"));
+    destinations.check(&url, place).map_err(refused)?;
+    Ok(url)
+}
+
+/// An origin as errors tell it.
+fn shown_origin(url: &Url) -> String {
+    origin(url).chars().take(LONGEST_ORIGIN).collect()
+}
+
 /// Scheme, host and port: what credentials are given to.
 fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
@@ -248,4 +288,39 @@ fn secret(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
     Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RegistryConfig;
+
+    fn named(realm: &str, place: &str) -> Result<String, String> {
+        let sections = [("169.254.1.1".to_owned(), RegistryConfig::default())].into();
+        let service = token_service(realm, &Url::parse(place).unwrap(), &Destinations::new(&sections));
+        service.map(|url| url.to_string()).map_err(|refusal| refusal.reason)
+    }
+
+    #[test]
+    fn registry_with_tls_has_a_token_service_with_tls() {
+        let refused = named("http://auth.test/token", "https://r.test/v2/").unwrap_err();
+        assert_eq!(refused, "names a token service without TLS, and has TLS itself");
+        assert!(named("https://auth.test/token", "https://r.test/v2/").is_ok());
+        assert!(named("https://auth.test/token", "http://r.test/v2/").is_ok());
+        assert!(named("http://auth.test/token", "http://r.test/v2/").is_ok());
+        for realm in ["", "token", "file:///etc/shadow", "data:,x", "unix:/run/x.sock"] {
+            assert_eq!(named(realm, "http://r.test/v2/").unwrap_err(), "names no usable token service");
+        }
+    }
+
+    #[test]
+    fn registry_cannot_have_this_node_asked_for_tokens() {
+        for realm in ["https://127.0.0.1:10250/pods", "https://[::1]/", "https://169.254.169.254/latest"] {
+            let refused = named(realm, "https://r.test/v2/").unwrap_err();
+            assert!(refused.contains("names a token service at") && refused.contains("this node"), "{refused}");
+        }
+        assert!(named("http://169.254.169.254/latest", "http://r.test/v2/").is_err());
+        assert!(named("https://169.254.1.1/token", "https://r.test/v2/").is_ok(), "the configuration names it");
+        assert!(named("http://127.0.0.1:5000/token", "http://127.0.0.1:5000/v2/").is_ok());
+    }
 }

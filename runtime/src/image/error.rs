@@ -135,6 +135,17 @@ pub enum ImageError {
         /// The image directory.
         directory: PathBuf,
     },
+    /// The image file system has no more than what stays free on it.
+    #[error(
+        "no space left in {directory} beside the {reserve_mib} MiB that stay free (image.disk_reserve_mib): remove \
+         images that are not used, or make room"
+    )]
+    DiskReserve {
+        /// The image directory.
+        directory: PathBuf,
+        /// What stays free, in MiB.
+        reserve_mib: u64,
+    },
     /// A file of the image store could not be read or written.
     #[error("image file {path}: {source}")]
     Io {
@@ -163,11 +174,6 @@ impl ImageError {
             }
             _ => Self::Io { path: path.to_owned(), source: Arc::new(source) },
         }
-    }
-
-    /// Whether somebody with other credentials, or another place to ask, may succeed.
-    pub(super) fn depends_on_who_asks(&self) -> bool {
-        matches!(self, Self::NotFound { .. } | Self::Unauthorized { .. } | Self::BadCredentials { .. })
     }
 }
 

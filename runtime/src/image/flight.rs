@@ -1,4 +1,5 @@
-//! One flight per layer: however many pulls need a layer, it is fetched and converted once, and all wait for the one.
+//! One flight per layer and origin: however many pulls need the same blobs of the same registry, they are fetched and converted
+//! once, and all wait for the one.
 //!
 //! ```text
 //! board ---> no flight yet: the work starts, as a task of its own ---> outcome, for every passenger
@@ -6,7 +7,8 @@
 //! leave (outcome known, or the pull was cancelled) ---> the last one out aborts the work
 //! ```
 //!
-//! Used by `pull`. It must not know what the work is.
+//! What a flight is for is its key, a digest that `chain` makes: it must hold all that the outcome hangs on, as whoever begins
+//! a flight may be hostile to its passengers. Used by `chain`. It must not know what the work is.
 
 use super::digest::Digest;
 use super::error::ImageError;
@@ -29,8 +31,10 @@ struct Table {
 }
 
 struct Flight {
-    /// Tells it from an earlier flight for the same layer, whose passengers may still be leaving.
+    /// Tells it from an earlier flight of the same key, whose passengers may still be leaving.
     number: u64,
+    /// The pull that began it.
+    pull: u64,
     passengers: usize,
     work: AbortHandle,
     outcome: watch::Receiver<Option<Outcome>>,
@@ -41,29 +45,29 @@ struct Flight {
 pub struct Landed {
     /// What came of the work.
     pub outcome: Outcome,
-    /// Whether it was this passenger's own work, and not what somebody else had begun.
+    /// Whether the passenger's own pull began it. The failure of another pull's flight may be that pull's fault.
     pub own: bool,
 }
 
 /// A seat. Giving it up, for whatever reason, may end the work.
 struct Seat {
     flights: Flights,
-    layer: Digest,
+    key: Digest,
     number: u64,
 }
 
 impl Flights {
-    /// Waits for the flight that fetches `layer`, beginning `work` where there is none.
-    pub async fn board<F>(&self, layer: Digest, work: impl FnOnce() -> F) -> Landed
+    /// Waits, for the pull of number `pull`, for the flight of `key`, beginning `work` where there is none.
+    pub async fn board<F>(&self, key: Digest, pull: u64, work: impl FnOnce() -> F) -> Landed
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let (seat, mut outcome, own) = self.take_seat(layer, work);
+        let (seat, mut outcome, own) = self.take_seat(key, pull, work);
         let known = outcome.wait_for(Option::is_some).await.map(|known| known.clone());
         let outcome = match known {
             Ok(Some(outcome)) => outcome,
             // the task panicked: nobody aborts it while this seat is taken
-            Ok(None) | Err(_) => Err(ImageError::Interrupted(format!("layer {layer}"))),
+            Ok(None) | Err(_) => Err(ImageError::Interrupted("a layer".to_owned())),
         };
         drop(seat);
         Landed { outcome, own }
@@ -71,17 +75,18 @@ impl Flights {
 
     fn take_seat<F>(
         &self,
-        layer: Digest,
+        key: Digest,
+        pull: u64,
         work: impl FnOnce() -> F,
     ) -> (Seat, watch::Receiver<Option<Outcome>>, bool)
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
         let mut table = self.table();
-        if let Some(flight) = table.flights.get_mut(&layer) {
+        if let Some(flight) = table.flights.get_mut(&key) {
             flight.passengers += 1;
-            let seat = Seat { flights: self.clone(), layer, number: flight.number };
-            return (seat, flight.outcome.clone(), false);
+            let seat = Seat { flights: self.clone(), key, number: flight.number };
+            return (seat, flight.outcome.clone(), flight.pull == pull);
         }
         table.numbers += 1;
         let number = table.numbers;
@@ -89,19 +94,19 @@ impl Flights {
         let (work, flights) = (work(), self.clone());
         let task = tokio::spawn(async move {
             let outcome = work.await;
-            flights.close(&layer, number);
+            flights.close(&key, number);
             tell.send_replace(Some(outcome));
         });
-        let flight = Flight { number, passengers: 1, work: task.abort_handle(), outcome: outcome.clone() };
-        table.flights.insert(layer, flight);
-        (Seat { flights: self.clone(), layer, number }, outcome, true)
+        let work = task.abort_handle();
+        table.flights.insert(key, Flight { number, pull, passengers: 1, work, outcome: outcome.clone() });
+        (Seat { flights: self.clone(), key, number }, outcome, true)
     }
 
     /// No more passengers: the work is done.
-    fn close(&self, layer: &Digest, number: u64) {
+    fn close(&self, key: &Digest, number: u64) {
         let mut table = self.table();
-        if table.flights.get(layer).is_some_and(|flight| flight.number == number) {
-            table.flights.remove(layer);
+        if table.flights.get(key).is_some_and(|flight| flight.number == number) {
+            table.flights.remove(key);
         }
     }
 
@@ -113,14 +118,14 @@ impl Flights {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut table = self.flights.table();
-        let Some(flight) = table.flights.get_mut(&self.layer).filter(|flight| flight.number == self.number)
+        let Some(flight) = table.flights.get_mut(&self.key).filter(|flight| flight.number == self.number)
         else {
             return;
         };
         flight.passengers -= 1;
         if flight.passengers == 0 {
             flight.work.abort();
-            table.flights.remove(&self.layer);
+            table.flights.remove(&self.key);
         }
     }
 }
@@ -173,8 +178,8 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
-    fn layer() -> Digest {
-        Digest::of(b"layer")
+    fn key() -> Digest {
+        Digest::of(b"key")
     }
 
     #[tokio::test]
@@ -184,12 +189,12 @@ mod tests {
         let (_unused, never) = oneshot::channel();
         let first = tokio::spawn({
             let (f, w) = (flights.clone(), counts.work(ended));
-            async move { f.board(layer(), w).await }
+            async move { f.board(key(), 1, w).await }
         });
         settle().await;
         let second = tokio::spawn({
             let (f, w) = (flights.clone(), counts.work(never));
-            async move { f.board(layer(), w).await }
+            async move { f.board(key(), 2, w).await }
         });
         settle().await;
         end.send(Ok(())).unwrap();
@@ -206,12 +211,12 @@ mod tests {
         let (_unused, never) = oneshot::channel();
         let first = tokio::spawn({
             let (f, w) = (flights.clone(), counts.work(ended));
-            async move { f.board(layer(), w).await }
+            async move { f.board(key(), 1, w).await }
         });
         settle().await;
         let second = tokio::spawn({
             let (f, w) = (flights.clone(), counts.work(never));
-            async move { f.board(layer(), w).await }
+            async move { f.board(key(), 2, w).await }
         });
         settle().await;
         first.abort();
@@ -227,7 +232,7 @@ mod tests {
         let (_end, ended) = oneshot::channel();
         let only = tokio::spawn({
             let (f, w) = (flights.clone(), counts.work(ended));
-            async move { f.board(layer(), w).await }
+            async move { f.board(key(), 1, w).await }
         });
         settle().await;
         only.abort();
@@ -237,21 +242,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn layers_of_one_pull_know_its_flights_for_their_own() {
+        let (flights, counts) = (Flights::default(), Counts::default());
+        let (end, ended) = oneshot::channel();
+        let (_unused, never) = oneshot::channel();
+        let (first, second) = (flights.board(key(), 1, counts.work(ended)), flights.board(key(), 1, counts.work(never)));
+        let landed = futures_util::future::join(first, second);
+        end.send(Err(ImageError::Interrupted("x".to_owned()))).unwrap();
+        let (first, second) = landed.await;
+        assert!(first.own && second.own && second.outcome.is_err());
+        assert_eq!(counts.seen(), (1, 0));
+    }
+
+    #[tokio::test]
     async fn next_flight_starts_anew_after_a_failure() {
         let (flights, counts) = (Flights::default(), Counts::default());
         let (end, ended) = oneshot::channel();
         end.send(Err(ImageError::Interrupted("x".to_owned()))).unwrap();
-        assert!(flights.board(layer(), counts.work(ended)).await.outcome.is_err());
+        assert!(flights.board(key(), 1, counts.work(ended)).await.outcome.is_err());
         let (end, ended) = oneshot::channel();
         end.send(Ok(())).unwrap();
-        assert!(flights.board(layer(), counts.work(ended)).await.outcome.is_ok());
+        assert!(flights.board(key(), 1, counts.work(ended)).await.outcome.is_ok());
         assert_eq!(counts.seen(), (2, 0));
     }
 
     #[tokio::test]
     async fn panic_in_the_work_is_an_error_for_its_passengers() {
         let flights = Flights::default();
-        let landed = flights.board(layer(), || async { panic!("on purpose") }).await;
+        let landed = flights.board(key(), 1, || async { panic!("on purpose") }).await;
         assert!(matches!(landed.outcome, Err(ImageError::Interrupted(_))));
     }
 }

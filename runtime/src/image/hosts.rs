@@ -5,13 +5,14 @@
 
 use super::endpoint::Clients;
 use super::error::ImageError;
+use super::destinations::{Destinations, Resolver};
 use super::registry::Patience;
 use crate::config::RegistryConfig;
 use reqwest::{Certificate, Client, Url, redirect};
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Most redirects of one request: registries send blobs from elsewhere with one or two.
 const MOST_REDIRECTS: usize = 5;
@@ -19,6 +20,7 @@ const MOST_REDIRECTS: usize = 5;
 /// All hosts, and the HTTP clients for them.
 pub struct Hosts {
     sections: BTreeMap<String, RegistryConfig>,
+    destinations: Arc<Destinations>,
     patience: Patience,
     clients: Mutex<HashMap<Trust, Clients>>,
     /// `image.foreign_layers`
@@ -39,7 +41,8 @@ impl Hosts {
     pub fn new(sections: BTreeMap<String, RegistryConfig>, foreign_layers: bool, patience: Patience) -> Self {
         // The cryptography of all TLS of this process; a second call changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { sections, patience, clients: Mutex::default(), foreign_layers }
+        let destinations = Arc::new(Destinations::new(&sections));
+        Self { sections, destinations, patience, clients: Mutex::default(), foreign_layers }
     }
 
     /// How slow and failing hosts are borne.
@@ -72,21 +75,24 @@ impl Hosts {
             return Ok(clients.clone());
         }
         let bad = |reason| ImageError::BadConfiguration { registry: host.to_owned(), reason };
-        let any = build(&trust, self.patience, redirect::Policy::custom(follow)).map_err(bad)?;
-        let same_host = redirect::Policy::custom(follow_at_home);
-        let same_host = build(&trust, self.patience, same_host).map_err(bad)?;
-        let built = Clients { any, same_host };
+        let destinations = Arc::clone(&self.destinations);
+        let anywhere = redirect::Policy::custom(move |attempt| follow(attempt, &destinations));
+        let destinations = Arc::clone(&self.destinations);
+        let at_home = redirect::Policy::custom(move |attempt| follow_at_home(attempt, &destinations));
+        let any = self.build(&trust, anywhere).map_err(bad)?;
+        let same_host = self.build(&trust, at_home).map_err(bad)?;
+        let built = Clients { any, same_host, destinations: Arc::clone(&self.destinations) };
         clients.insert(trust, built.clone());
         Ok(built)
     }
 
-    /// The client for an address in a manifest, which whoever made the image chose. An image's own registry could redirect
-    /// there too; so the same holds as for its redirects: no plain text on behalf of a registry with TLS, unless the host is
-    /// configured as `plain_http`.
+    /// The client for an address in a manifest, which whoever made the image chose. The image's own `registry` could redirect
+    /// there too; so the same holds as for its redirects: nowhere on this node or its link, and no plain text on behalf of a
+    /// registry with TLS, unless the host is configured as `plain_http`.
     ///
     /// # Errors
     /// Why it is not asked.
-    pub fn client_for_foreign(&self, url: &Url, registry_is_plain: bool) -> Result<Client, String> {
+    pub fn client_for_foreign(&self, url: &Url, registry: &Url) -> Result<Client, String> {
         let host = host_and_port(url);
         let section = self.section(&host);
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
@@ -95,31 +101,34 @@ impl Hosts {
         if !url.username().is_empty() || url.password().is_some() {
             return Err("has credentials in it".to_owned());
         }
-        if url.scheme() == "http" && !registry_is_plain && !section.plain_http {
+        if url.scheme() == "http" && registry.scheme() == "https" && !section.plain_http {
             return Err(format!("is without TLS: set registry.{host:?}.plain_http = true to allow that"));
         }
+        self.destinations.check(url, registry).map_err(|reason| format!("is at {reason}"))?;
         self.clients(&host, url, &section).map(|clients| clients.any).map_err(|error| error.to_string())
+    }
+
+    fn build(&self, trust: &Trust, redirects: redirect::Policy) -> Result<Client, String> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("isopod/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(self.patience.stall)
+            .read_timeout(self.patience.stall)
+            .dns_resolver(Resolver(Arc::clone(&self.destinations)))
+            .redirect(redirects)
+            .referer(false);
+        if trust.direct {
+            builder = builder.no_proxy();
+        }
+        if trust.skip_verify {
+            builder = builder.tls_danger_accept_invalid_certs(true);
+        }
+        if let Some(path) = &trust.ca_file {
+            builder = builder.tls_certs_merge(certificates(path)?);
+        }
+        builder.build().map_err(|error| format!("no HTTP client: {error}"))
     }
 }
 
-fn build(trust: &Trust, patience: Patience, redirects: redirect::Policy) -> Result<Client, String> {
-    let mut builder = Client::builder()
-        .user_agent(concat!("isopod/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(patience.stall)
-        .read_timeout(patience.stall)
-        .redirect(redirects)
-        .referer(false);
-    if trust.direct {
-        builder = builder.no_proxy();
-    }
-    if trust.skip_verify {
-        builder = builder.tls_danger_accept_invalid_certs(true);
-    }
-    if let Some(path) = &trust.ca_file {
-        builder = builder.tls_certs_merge(certificates(path)?);
-    }
-    builder.build().map_err(|error| format!("no HTTP client: {error}"))
-}
 
 fn certificates(path: &Path) -> Result<Vec<Certificate>, String> {
     let pem = std::fs::read(path).map_err(|error| format!("ca_file {}: {error}", path.display()))?;
@@ -129,8 +138,8 @@ fn certificates(path: &Path) -> Result<Vec<Certificate>, String> {
     }
 }
 
-/// Follows redirects, never from TLS to plain text.
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+/// Follows redirects, never from TLS to plain text, and to this node or its link only as [`Destinations`] has it.
+fn follow(attempt: redirect::Attempt<'_>, destinations: &Destinations) -> redirect::Action {
     let was_encrypted = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
     if attempt.previous().len() > MOST_REDIRECTS {
         return attempt.error("too many redirects");
@@ -138,15 +147,18 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
     if was_encrypted && attempt.url().scheme() != "https" {
         return attempt.error("redirected from https to http");
     }
-    attempt.follow()
+    match attempt.previous().first().map(|asked| destinations.check(attempt.url(), asked)) {
+        Some(Err(reason)) => attempt.error(format!("redirected to {reason}")),
+        Some(Ok(())) | None => attempt.follow(),
+    }
 }
 
 /// As [`follow`], and never to another host: a body is sent again where a redirect leads, with the secrets in it.
-fn follow_at_home(attempt: redirect::Attempt<'_>) -> redirect::Action {
+fn follow_at_home(attempt: redirect::Attempt<'_>, destinations: &Destinations) -> redirect::Action {
     if attempt.previous().iter().any(|url| url.origin() != attempt.url().origin()) {
         return attempt.error("redirected to another host, which gets no credentials");
     }
-    follow(attempt)
+    follow(attempt, destinations)
 }
 
 /// Whether a host is this machine.
@@ -166,29 +178,37 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    const PATIENCE: Patience =
-        Patience { stall: Duration::from_secs(1), first_pause: Duration::from_millis(1), attempts: 2 };
+    const PATIENCE: Patience = Patience {
+        stall: Duration::from_secs(1),
+        least_rate: 0,
+        first_pause: Duration::from_millis(1),
+        attempts: 2,
+    };
 
     #[test]
     fn foreign_addresses_are_asked_as_safely_as_the_registry() {
         let plain = RegistryConfig { plain_http: true, ..Default::default() };
         let hosts = Hosts::new([("inner.test:8080".to_owned(), plain)].into(), true, PATIENCE);
-        let asked = |url: &str, registry_is_plain| {
-            hosts.client_for_foreign(&Url::parse(url).unwrap(), registry_is_plain).map(drop)
+        let asked = |url: &str, registry: &str| {
+            hosts.client_for_foreign(&Url::parse(url).unwrap(), &Url::parse(registry).unwrap()).map(drop)
         };
-        assert_eq!(asked("https://a.test/x?y=z", false), Ok(()));
-        assert_eq!(asked("http://a.test/x", true), Ok(()));
-        assert_eq!(asked("http://inner.test:8080/x", false), Ok(()));
+        let registry = "https://r.test";
+        assert_eq!(asked("https://a.test/x?y=z", registry), Ok(()));
+        assert_eq!(asked("http://a.test/x", "http://r.test"), Ok(()));
+        assert_eq!(asked("http://inner.test:8080/x", registry), Ok(()));
+        assert_eq!(asked("http://127.0.0.1:1/x", "http://127.0.0.1:5000"), Ok(()));
         for (url, reason) in [
             ("http://127.0.0.1/x", "set registry.\"127.0.0.1\".plain_http = true"),
             ("http://inner.test/x", "without TLS"),
+            ("https://127.0.0.1:10250/x", "is at 127.0.0.1:10250, which is this node or on its link"),
+            ("https://169.254.169.254/x", "this node or on its link"),
             ("ftp://a.test/x", "no address of HTTP"),
             ("file:///etc/passwd", "no address of HTTP"),
             ("data:text/plain,x", "no address of HTTP"),
             ("https://me:secret@a.test/x", "has credentials"),
             ("https://me@a.test/x", "has credentials"),
         ] {
-            let refused = asked(url, false).unwrap_err();
+            let refused = asked(url, registry).unwrap_err();
             assert!(refused.contains(reason) && !refused.contains("secret"), "{url}: {refused}");
         }
     }

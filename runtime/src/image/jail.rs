@@ -7,6 +7,7 @@
 //! | network, System V objects, host name | namespaces of its own, empty | nowhere to send what it learns |
 //! | root | user and group of its own, no groups, no capabilities, no_new_privs | the output file is all it owns |
 //! | processes, memory, disk, time | rlimits | no fork; a bomb ends itself |
+//! | memory of all converters together | a cgroup, where the daemon has one for them | many bombs end each other |
 //! | system calls | seccomp: those of a program that reads, writes and allocates | the rest of the kernel is out of reach |
 //!
 //! Entered by `worker` before it reads the first byte. It must not know what is done inside.
@@ -21,6 +22,8 @@ use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Files that may be open at once: the layers below, of which an image has 255 at most, and a few.
@@ -77,6 +80,8 @@ const SYSTEM_CALLS: &[libc::c_long] = &[
 pub struct Jail {
     /// User and group id it runs as; the output file must be this user's.
     pub uid: u32,
+    /// The cgroup that bounds the memory of all converters; absent where there is none.
+    pub cgroup: Option<PathBuf>,
     /// An empty directory to mount its root on, in a mount namespace of its own.
     pub mount_point: PathBuf,
     /// Largest file it may write, in bytes.
@@ -94,6 +99,9 @@ pub enum JailError {
     /// A system call was refused.
     #[error("{0}: {1}")]
     Step(&'static str, nix::errno::Errno),
+    /// The cgroup does not take this process.
+    #[error("enter cgroup {0}: {1}")]
+    Cgroup(PathBuf, std::io::Error),
     /// The filter's rules make no program.
     #[error("compile the seccomp filter: {0}")]
     Compile(#[from] seccompiler::BackendError),
@@ -111,10 +119,21 @@ impl Jail {
         // Whatever this process was started with, it keeps its input, its output, its complaints and its socket only.
         step("close other files", sys::close_others())?;
         step("take a name", prctl::set_name(NAME))?;
+        self.enter_cgroup()?;
         self.shut_out_the_node()?;
         self.limit()?;
         self.become_nobody()?;
         filter_system_calls()
+    }
+
+    /// Moves this process. It does so itself, as the kernel may take tens of milliseconds for that, which the daemon would
+    /// wait for otherwise.
+    fn enter_cgroup(&self) -> Result<(), JailError> {
+        let Some(cgroup) = &self.cgroup else { return Ok(()) };
+        // opened and not made: the directory may be gone
+        let file = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"));
+        let entered = file.and_then(|mut file| file.write_all(b"0"));
+        entered.map_err(|error| JailError::Cgroup(cgroup.clone(), error))
     }
 
     /// New namespaces, and an empty root.

@@ -5,29 +5,35 @@
 //!                                                         layers below -> socket ----------^ where it asks for them
 //! ```
 //!
-//! The file becomes the layer only when both digests are right and the converter has succeeded without a message. Called by `pull`, in a flight.
+//! The file becomes the layer only when both digests are right and the converter has succeeded without a message. A conversion has
+//! a slot while it works (`slots`), charges what it takes to its image's quota (`quota`), and stops at the disk's reserve. Called
+//! by `chain`, in a flight.
 
+use super::blocking;
 use super::content::{Content, Incoming, remove};
 use super::digest::Digest;
 use super::download::Download;
 use super::error::ImageError;
 use super::manifest::Descriptor;
+use super::pull::Pull;
 use super::pump::{PumpError, pump};
-use super::session::Session;
+use super::quota::{Charge, file_limit};
+use super::slots::{Claim, Slots};
 use super::worker::{self, JAIL_FAILED, Jail, Worker};
 use crate::undo::Undo;
 use std::fs::File;
 use std::io::PipeWriter;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr};
-use tokio::sync::{Mutex, Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 /// Pieces of a download that wait for the pump.
 const PIECES_WAITING: usize = 32;
@@ -44,6 +50,9 @@ const FULL: u64 = 4 << 20;
 /// Processor time of one conversion, in seconds; a million files take two.
 const CPU_SECONDS: u64 = 900;
 
+/// Pause between two checks of a conversion's file and of the disk.
+const LOOK_AFTER: Duration = Duration::from_millis(250);
+
 /// Memory for the names of one layer, in bytes: four million files.
 const NAMES: usize = 1 << 30;
 
@@ -55,10 +64,14 @@ pub struct Converter {
     pub uid: u32,
     /// Largest uncompressed layer, in bytes.
     pub largest_layer: u64,
+    /// Bytes of the file system that stay free.
+    pub reserve: u64,
+    /// The cgroup that bounds the memory of all workers together; absent where each has its own limits only.
+    pub cgroup: Option<PathBuf>,
     /// Longest wait for the worker to take more of its archive, or to finish after its end.
     pub patience: Duration,
-    /// Conversions at the same time, less those that wait for another.
-    pub slots: Semaphore,
+    /// Conversions at the same time, less those that wait for another or for their registry.
+    pub slots: Slots,
 }
 
 /// What is to be made.
@@ -70,15 +83,23 @@ pub struct LayerSource {
     pub diff_id: Digest,
     /// Name of the file: the layer upon those below it.
     pub chain_id: Digest,
+    /// Names what is fetched, and where: the registry, and the blobs of this layer and of those below it.
+    pub origin: Digest,
+}
+
+impl LayerSource {
+    /// As its origin, and of one pull alone.
+    pub fn alone(&self, pull: u64) -> Digest {
+        Digest::of(format!("{} {pull}", self.origin).as_bytes())
+    }
 }
 
 /// Brings the layers below onto the disk and opens them, the topmost first.
 pub type Below = Pin<Box<dyn Future<Output = Result<Vec<File>, ImageError>> + Send>>;
 
 /// One conversion, as the parts of it that run at the same time see it.
-struct Running<'a> {
-    slots: &'a Semaphore,
-    slot: SyncMutex<Option<SemaphorePermit<'a>>>,
+struct Running {
+    claim: Claim,
     /// The worker waits for layers below: that it gets nowhere is not its fault.
     waits: AtomicBool,
 }
@@ -92,26 +113,23 @@ impl Converter {
     pub async fn fetch(
         self: Arc<Self>,
         content: Arc<Content>,
-        session: Arc<Session>,
+        pull: Arc<Pull>,
         layer: LayerSource,
         below: impl Fn() -> Below,
     ) -> Result<(), ImageError> {
-        let slot = self.slots.acquire().await.expect("the semaphore is never closed");
         if layer.blob.size > self.largest_layer {
             let (what, limit) = (format!("layer {}", layer.blob.digest), self.largest_layer);
             return Err(ImageError::TooLarge { what, limit, key: "image.max_layer_mib" });
         }
-        let running =
-            Running { slots: &self.slots, slot: SyncMutex::new(Some(slot)), waits: AtomicBool::new(false) };
-        let first = self.attempt(&content, &session, &layer, below(), &running, 0).await;
+        let running = Running { claim: self.slots.claim(pull.requester()), waits: AtomicBool::new(false) };
+        let first = self.attempt(&content, &pull, &layer, below(), &running, 0).await;
         match first {
             // not the corruption of a layer below, which has had its second attempt
             Err(ImageError::Corrupt { expected, .. })
                 if expected == layer.blob.digest || expected == layer.diff_id =>
             {
                 tracing::warn!(layer = %layer.blob.digest, "corrupt download, trying again");
-                running.take_slot().await;
-                self.attempt(&content, &session, &layer, below(), &running, 1).await
+                self.attempt(&content, &pull, &layer, below(), &running, 1).await
             }
             other => other,
         }
@@ -120,16 +138,24 @@ impl Converter {
     async fn attempt(
         &self,
         content: &Arc<Content>,
-        session: &Session,
+        pull: &Pull,
         layer: &LayerSource,
         below: Below,
-        running: &Running<'_>,
+        running: &Running,
         number: usize,
     ) -> Result<(), ImageError> {
+        running.waits.store(false, Ordering::Relaxed);
+        running.claim.acquire().await;
         let mut undo = Undo::new("PullLayer");
-        let download = Download::new(session, &layer.blob, format!("layer {}", layer.blob.digest), number);
-        match self.steps(content, download, layer, below, running, &mut undo).await {
+        let what = format!("layer {}", layer.blob.digest);
+        let part = Part {
+            download: Download::new(&pull.session, &layer.blob, what, number),
+            charge: pull.quota.charge(),
+        };
+        let charge = Arc::clone(&part.charge);
+        match self.steps(content, part, layer, below, running, &mut undo).await {
             Ok(()) => {
+                charge.keep();
                 undo.keep();
                 Ok(())
             }
@@ -144,13 +170,13 @@ impl Converter {
     async fn steps(
         &self,
         content: &Arc<Content>,
-        download: Download<'_>,
+        part: Part<'_>,
         layer: &LayerSource,
         below: Below,
-        running: &Running<'_>,
+        running: &Running,
         undo: &mut Undo,
     ) -> Result<(), ImageError> {
-        running.waits.store(false, Ordering::Relaxed);
+        content.check_room(layer.blob.size, self.reserve)?;
         let incoming = content.incoming()?;
         let path = incoming.path.clone();
         undo.push("incoming file", move || async move { remove(&path) })?;
@@ -161,30 +187,41 @@ impl Converter {
         let killed = Arc::clone(&process);
         undo.push("converter", move || async move { killed.lock().await.kill().await })?;
 
+        let written = Written {
+            content: Arc::clone(content),
+            file: Arc::new(incoming.file.try_clone().map_err(|error| ImageError::io(&incoming.path, error))?),
+            charge: Arc::clone(&part.charge),
+            reserve: self.reserve,
+        };
         let status = tokio::select! {
-            status = self.convert(download, layer.diff_id, archive, &process, running) => status?,
+            status = self.convert(part, layer.diff_id, archive, &process, running) => status?,
             error = running.serve(socket, below) => return Err(error),
+            error = written.watch() => return Err(error),
         };
         judge(content, layer.diff_id, status, &complaints.await.unwrap_or_default())?;
 
         let (content, chain_id) = (Arc::clone(content), layer.chain_id);
-        let adopted = tokio::task::spawn_blocking(move || content.adopt_layer(&incoming, &chain_id)).await;
-        adopted.map_err(|_| interrupted(layer.diff_id))?
+        blocking(move || {
+            written.look()?;
+            content.adopt_layer(&incoming, &chain_id)
+        })
+        .await
     }
 
     /// From the first byte of the download to the end of the worker.
     async fn convert(
         &self,
-        mut download: Download<'_>,
+        Part { mut download, charge }: Part<'_>,
         diff_id: Digest,
         archive: PipeWriter,
         process: &Mutex<Child>,
-        running: &Running<'_>,
+        running: &Running,
     ) -> Result<ExitStatus, ImageError> {
         let (pieces, waiting) = mpsc::channel(PIECES_WAITING);
         let limit = self.largest_layer;
-        let pumping = tokio::task::spawn_blocking(move || pump(waiting, archive, limit));
-        while let Some(piece) = download.next().await? {
+        let pumping = apart(move || pump(waiting, archive, limit, &charge))?;
+        while let Some(piece) = running.claim.while_idle(download.next()).await? {
+            running.hold_slot().await;
             // a pump that has ended says below how it went; the digest still wants every byte
             let _ = self.soon(diff_id, running, pieces.send(piece)).await?;
         }
@@ -204,7 +241,7 @@ impl Converter {
     async fn soon<T>(
         &self,
         layer: Digest,
-        running: &Running<'_>,
+        running: &Running,
         work: impl Future<Output = T>,
     ) -> Result<T, ImageError> {
         let mut work = pin!(work);
@@ -229,9 +266,10 @@ impl Converter {
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::chown(&incoming.path, Some(self.uid), Some(self.uid)).map_err(failed)?;
         }
-        let output = self.largest_layer.saturating_add(self.largest_layer / 2);
+        let output = file_limit(self.largest_layer);
         let jail = Jail {
             uid: self.uid,
+            cgroup: self.cgroup.clone(),
             mount_point: content.empty_directory(),
             largest_file: output,
             cpu_seconds: CPU_SECONDS,
@@ -255,12 +293,15 @@ impl Converter {
     }
 }
 
-impl Running<'_> {
-    /// Waits for a slot where it has none: it may have given it back while it waited for layers below.
-    async fn take_slot(&self) {
-        if self.slot.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
-            let slot = self.slots.acquire().await.expect("the semaphore is never closed");
-            *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(slot);
+impl Running {
+    /// Acquires a slot where this conversion has none any more. One that waits for layers below must have none: they need it.
+    async fn hold_slot(&self) {
+        if self.waits.load(Ordering::Relaxed) {
+            return;
+        }
+        self.claim.acquire().await;
+        if self.waits.load(Ordering::Relaxed) {
+            self.claim.release();
         }
     }
 
@@ -273,18 +314,67 @@ impl Running<'_> {
         worker::wait_for_request(&mut socket).await;
         self.waits.store(true, Ordering::Relaxed);
         // others go on meanwhile: the layers waited for may be among them
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.claim.release();
         let files = match below.await {
             Ok(files) => files,
             Err(error) => return error,
         };
-        self.take_slot().await;
+        self.claim.acquire().await;
         self.waits.store(false, Ordering::Relaxed);
         // a worker that has ended tells why itself
         let _ = worker::send_files(&socket, &files).await;
         drop(files);
         std::future::pending().await
     }
+}
+
+/// The input of a conversion, and what it charges to its image's quota.
+struct Part<'a> {
+    download: Download<'a>,
+    charge: Arc<Charge>,
+}
+
+/// The output of a conversion, and what bounds it.
+#[derive(Clone)]
+struct Written {
+    content: Arc<Content>,
+    file: Arc<File>,
+    charge: Arc<Charge>,
+    reserve: u64,
+}
+
+impl Written {
+    /// Checks again and again; ends with the first bound that is exceeded.
+    async fn watch(&self) -> ImageError {
+        loop {
+            tokio::time::sleep(LOOK_AFTER).await;
+            let written = self.clone();
+            if let Err(error) = blocking(move || written.look()).await {
+                return error;
+            }
+        }
+    }
+
+    /// Checks the file against its image's quota, and the disk against its reserve.
+    fn look(&self) -> Result<(), ImageError> {
+        let length = self.file.metadata().map_err(|error| ImageError::io(self.content.root(), error))?.len();
+        self.charge.set_file(length)?;
+        self.content.check_room(0, self.reserve)
+    }
+}
+
+/// Runs the pump on a thread of its own: it may wait for a registry for hours, and the runtime's blocking threads are bounded.
+fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<oneshot::Receiver<T>, ImageError> {
+    let (tell, done) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("layer-pump".to_owned());
+    // nobody listens to the pump of a pull that was given up
+    let started = thread.spawn(move || {
+        let _ = tell.send(work());
+    });
+    started.map_err(|error| broken(format!("no thread: {error}")))?;
+    Ok(done)
 }
 
 /// Whether the worker did its work.
@@ -300,6 +390,10 @@ fn judge(content: &Content, diff_id: Digest, status: ExitStatus, complaints: &st
         return Err(ImageError::DiskFull { directory: content.root().to_owned() });
     }
     let reason = match complaints {
+        "" if status.signal() == Some(libc::SIGKILL) => {
+            "the kernel killed the converter, for want of memory (image.converter_memory_mib) or of processor time"
+                .to_owned()
+        }
         "" => format!("the converter ended with {status} and printed no error"),
         complaints => complaints.to_owned(),
     };
@@ -320,6 +414,7 @@ fn pump_error(layer: Digest, error: PumpError) -> ImageError {
             let what = format!("uncompressed layer {layer}");
             ImageError::TooLarge { what, limit, key: "image.max_layer_mib" }
         }
+        PumpError::Image(error) => error,
         PumpError::Layer(error) => ImageError::BadLayer { layer, reason: error.to_string() },
     }
 }

@@ -6,6 +6,7 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::json::{self, Base64, JsonError, Kind, Read, Reader};
 use super::platform::Platform;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 
 /// What is asked for, in `Accept` headers.
@@ -22,6 +23,9 @@ pub const LARGEST_CONFIG: u64 = 8 << 20;
 
 /// Most layers of one image: the guest's overlayfs takes 500, and Docker makes 127 at most.
 const MOST_LAYERS: usize = 256;
+
+/// Most entries of one index: each may be looked at.
+const MOST_ENTRIES: usize = 4096;
 
 /// Most addresses elsewhere of one blob.
 const MOST_URLS: usize = 16;
@@ -40,8 +44,8 @@ pub struct Descriptor {
     pub size: u64,
     /// Where else than in the registry it may be.
     pub urls: Vec<String>,
-    /// The content itself, where the document holds it; else empty.
-    pub data: Vec<u8>,
+    /// The content itself, where the document of an image holds it; else empty.
+    pub data: Bytes,
 }
 
 /// A descriptor as a document has it. Whether it is of any use is asked when it is wanted, as in Go: what is wrong with one
@@ -180,6 +184,10 @@ impl Manifest {
         }
         match (is(Sort::Image), is(Sort::Index)) {
             (true, false) => document.image().map_err(unsupported),
+            (false, true) if document.manifests.len() > MOST_ENTRIES => {
+                let count = document.manifests.len();
+                Err(unsupported(format!("is an index of {count} entries, more than {MOST_ENTRIES}")))
+            }
             (false, true) => Ok(Self::Index(document.manifests)),
             (true, true) => Err(unsupported("can be read as an image manifest and as an index".to_owned())),
             (false, false) => Err(unsupported("is neither an image manifest nor an index".to_owned())),
@@ -196,9 +204,9 @@ impl Document {
             return Err(format!("has {} layers, more than {MOST_LAYERS}", self.layers.len()));
         }
         let config =
-            self.config.descriptor().map_err(|fault| format!("has no usable configuration: {fault}"))?;
+            self.config.content().map_err(|fault| format!("has no usable configuration: {fault}"))?;
         let layer = |(number, layer): (usize, Entry)| {
-            layer.descriptor().map_err(|fault| format!("cannot use layer {number} of the manifest: {fault}"))
+            layer.content().map_err(|fault| format!("cannot use layer {number} of the manifest: {fault}"))
         };
         let layers = self.layers.into_iter().enumerate().map(layer).collect::<Result<_, _>>()?;
         Ok(Manifest::Image { config, layers })
@@ -220,8 +228,16 @@ impl Entry {
         if self.urls.len() > MOST_URLS {
             return Err(format!("{digest} has {} addresses, more than {MOST_URLS}", self.urls.len()));
         }
-        let (media_type, urls, data) = (self.media_type.clone(), self.urls.clone(), self.data.0.clone());
+        let (media_type, urls, data) = (self.media_type.clone(), self.urls.clone(), Bytes::new());
         Ok(Descriptor { media_type, digest, size, urls, data })
+    }
+
+    /// As [`Self::descriptor`], with the content that the document holds, where that is what its digest says.
+    fn content(self) -> Result<Descriptor, String> {
+        let descriptor = self.descriptor()?;
+        let data = self.data.0;
+        let whole = data.len() as u64 == descriptor.size && Digest::of(&data) == descriptor.digest;
+        Ok(Descriptor { data: if whole { data.into() } else { Bytes::new() }, ..descriptor })
     }
 
     /// The platform that an index says it is for.
@@ -321,7 +337,7 @@ mod tests {
             digest: Digest::of(b"l"),
             size: 1,
             urls: Vec::new(),
-            data: Vec::new(),
+            data: Bytes::new(),
         };
         assert_eq!(layers(&document), [expected]);
         for manifests in [Value::Null, json!([])] {
@@ -336,7 +352,11 @@ mod tests {
         layer["urls"] = json!(["https://a.test/x", "b"]);
         layer["data"] = json!("Zm9y\nZWln\r\nbg==");
         let layer = layers(&json!({"config": entry("c"), "layers": [layer]})).remove(0);
-        assert_eq!((layer.urls.len(), layer.data.as_slice()), (2, b"foreign".as_slice()));
+        assert_eq!((layer.urls.len(), &layer.data[..]), (2, b"foreign".as_slice()));
+        let mut other = entry("foreign");
+        other["data"] = json!("b3RoZXI=");
+        let other = layers(&json!({"config": entry("c"), "layers": [other]})).remove(0);
+        assert!(other.data.is_empty(), "it is not what its digest says");
         let mut many = entry("foreign");
         many["urls"] = json!(vec!["https://a.test"; 17]);
         let error = parse(&json!({"config": entry("c"), "layers": [many]})).unwrap_err();
@@ -398,6 +418,13 @@ mod tests {
     }
 
     #[test]
+    fn index_of_very_many_entries_is_refused() {
+        let error = parse(&json!({"manifests": vec![json!({}); 4097]})).unwrap_err();
+        assert!(error.contains("an index of 4097 entries, more than 4096"), "{error}");
+        assert!(parse(&json!({"manifests": vec![json!({}); 4096]})).is_ok());
+    }
+
+    #[test]
     fn bad_entries_of_an_index_spoil_only_themselves() {
         let entries = json!([null, {}, "text", 5, [], {"digest": "sha512:00"}, {"digest": 1, "size": "x"}, {"size": -1},
             {"platform": "linux/amd64"}, {"annotations": {"a": 1}}, {"data": "!"}, entry("good")]);
@@ -440,7 +467,47 @@ mod tests {
         ]
     }
 
+    /// An entry of an index with fields of any type, among them the right one.
+    fn any_entry() -> impl Strategy<Value = Value> {
+        let name = prop_oneof![
+            Just("digest"),
+            Just("Size"),
+            Just("size"),
+            Just("urls"),
+            Just("data"),
+            Just("annotations"),
+            Just("platform"),
+            Just("mediaType")
+        ];
+        let value = prop_oneof![
+            any_field(),
+            Just(json!(Digest::of(b"x"))),
+            Just(json!(7)),
+            Just(json!(["https://a.test"])),
+            Just(json!({"os": "linux", "architecture": "amd64", "vnd.docker.reference.type": "x"})),
+        ];
+        prop::collection::btree_map(name, value, 0..7).prop_map(|fields| json!(fields))
+    }
+
     proptest! {
+        #[test]
+        fn any_entries_of_an_index_are_used_or_passed_over(
+            entries in prop::collection::vec(prop_oneof![any_entry(), any_field()], 0..8)
+        ) {
+            let document = json!({"manifests": entries}).to_string();
+            let Ok(Manifest::Index(read)) = Manifest::parse(document.as_bytes(), "", "x") else {
+                panic!("{document} is an index")
+            };
+            prop_assert_eq!(read.len(), entries.len());
+            for entry in &read {
+                let _ = (entry.platform().map(ToString::to_string), entry.belongs_to_an_image());
+                match entry.descriptor() {
+                    Ok(descriptor) => prop_assert!(descriptor.size > 0 && descriptor.data.is_empty()),
+                    Err(_) => prop_assert!(entry.image().is_err()),
+                }
+            }
+        }
+
         #[test]
         fn any_bytes_parse_or_are_refused(bytes: Vec<u8>) {
             let _ = Manifest::parse(&bytes, "", "x");

@@ -4,7 +4,8 @@
 //! cri/pull_image -> pull -> describe, manifest, configuration        what it is
 //!                        -> registry, session, endpoint, auth         who has it, and who may have it
 //!                        -> chain, flight -> layer -> download, pump, worker      each layer once
-//!                                                   worker: jail, tar, convert, erofs, overlay
+//!                                              |    worker: jail, tar, convert, erofs, overlay
+//!                                              `--> slots, quota               when, and how much
 //!                        -> content, records                          kept by digest, found by name
 //! container      -> Images::resolve
 //! ```
@@ -19,6 +20,7 @@ mod configuration;
 mod content;
 pub mod convert;
 mod describe;
+mod destinations;
 mod digest;
 mod download;
 mod endpoint;
@@ -34,18 +36,21 @@ pub mod overlay;
 mod platform;
 mod pull;
 mod pump;
+mod quota;
+mod rate;
 mod records;
 mod reference;
 mod registry;
 mod remove;
 mod session;
+mod slots;
 mod sys;
 pub mod tar;
 #[cfg(test)]
 mod test_registry;
 pub mod worker;
 
-pub use auth::SentCredentials;
+pub use auth::{Challenge, SentCredentials};
 pub use configuration::ImageConfiguration;
 pub use content::Usage;
 pub use digest::Digest;
@@ -60,11 +65,18 @@ use layer::Converter;
 use records::{Record, Records};
 use reference::Query;
 use registry::{Patience, Registry};
+use slots::{Rules, Slots};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+
+/// Time for which a conversion keeps its slot while a registry or pull with fewer slots waits for one.
+const TIME_SLICE: Duration = Duration::from_secs(10);
+
+/// Time for which it keeps its slot while it waits for its registry, and any other conversion waits for a slot.
+const IDLE_SLICE: Duration = Duration::from_secs(2);
 
 /// An image that can be run.
 #[derive(Debug, Clone)]
@@ -129,6 +141,10 @@ struct Shared {
     flights: Flights,
     registry: Registry,
     converter: Arc<Converter>,
+    /// Most bytes of all layers of one image, uncompressed.
+    largest_image: u64,
+    /// Pulls so far.
+    pulls: AtomicU64,
 }
 
 #[derive(Default)]
@@ -141,7 +157,8 @@ struct State {
 
 impl Images {
     /// Opens the store below `directory`. Half-done pulls of a killed daemon are removed, and images of which a part is
-    /// missing are dropped, so that kubelet pulls them again.
+    /// missing are dropped, so that kubelet pulls them again. `cgroup` bounds the memory of converters together; without it
+    /// each has its own limits only.
     ///
     /// # Errors
     /// A directory that cannot be used, or a registry configuration that makes no sense.
@@ -149,24 +166,33 @@ impl Images {
         directory: &Path,
         config: &ImageConfig,
         registries: &BTreeMap<String, RegistryConfig>,
+        cgroup: Option<PathBuf>,
     ) -> Result<Self, ImageError> {
-        let stall = Duration::from_secs(config.stall_timeout_s.into());
-        let patience = Patience { stall, first_pause: Duration::from_millis(300), attempts: 4 };
+        let patience = Patience {
+            stall: Duration::from_secs(config.stall_timeout_s.into()),
+            least_rate: u64::from(config.min_rate_kib_s) << 10,
+            first_pause: Duration::from_millis(300),
+            attempts: 4,
+        };
         let converter = Converter {
             launcher: PathBuf::from("/proc/self/exe"),
             uid: config.jail_uid,
             largest_layer: config.max_layer_mib << 20,
+            reserve: config.disk_reserve_mib << 20,
+            cgroup,
             patience: Duration::from_secs(180),
-            slots: Semaphore::new(config.parallel_layers),
+            slots: Slots::new(Rules { slots: config.parallel_layers, slice: TIME_SLICE, idle: IDLE_SLICE }),
         };
-        Self::open_with(
-            directory,
-            converter,
-            Registry::open(registries.clone(), config.foreign_layers, patience)?,
-        )
+        let registry = Registry::open(registries.clone(), config.foreign_layers, patience)?;
+        Self::open_with(directory, converter, registry, config.max_image_mib << 20)
     }
 
-    fn open_with(directory: &Path, converter: Converter, registry: Registry) -> Result<Self, ImageError> {
+    fn open_with(
+        directory: &Path,
+        converter: Converter,
+        registry: Registry,
+        largest_image: u64,
+    ) -> Result<Self, ImageError> {
         let content = Content::open(directory)?;
         let documents = Collection::open(directory.join("records"), Durability::Machine)?;
         let mut state = State::default();
@@ -200,6 +226,8 @@ impl Images {
             flights: Flights::default(),
             registry,
             converter: Arc::new(converter),
+            largest_image,
+            pulls: AtomicU64::new(0),
         }));
         images.collect_garbage()?;
         Ok(images)
@@ -241,11 +269,13 @@ impl Images {
     /// A file that cannot be read: somebody has removed the image since.
     pub async fn configuration_document(&self, id: &Digest) -> Result<String, ImageError> {
         let (content, id) = (Arc::clone(&self.0.content), *id);
-        let document = blocking(move || content.read_blob(&id)).await?;
-        json::legible(&document).map_err(|error| ImageError::Unsupported {
-            what: format!("configuration {id}"),
-            reason: error.to_string(),
-        })
+        let legible = move || {
+            json::legible(&content.read_blob(&id)?).map_err(|error| ImageError::Unsupported {
+                what: format!("configuration {id}"),
+                reason: error.to_string(),
+            })
+        };
+        blocking(legible).await
     }
 
     /// What images take of their file system.

@@ -8,17 +8,39 @@ use super::describe::{Described, describe};
 use super::digest::Digest;
 use super::error::ImageError;
 use super::records::{LayerRecord, Record};
+use super::layer::LayerSource;
+use super::quota::Quota;
 use super::reference::{Reference, Version};
+use super::session::Session;
+use super::slots::Requester;
 use super::{Images, State, blocking};
 use crate::undo::Undo;
 use crate::wall_clock::now_ns;
 use futures_util::future::try_join_all;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Layers of one image that are on their way at once. A layer that waits for those below it has given its slot back, but its
 /// converter and its pump stay in memory; each waits for all below it before it ends, so no more than these exist.
 const LAYERS_AT_ONCE: usize = 8;
+
+/// One pull: whom it asks, and what its image may take.
+pub struct Pull {
+    /// Its conversation with registries.
+    pub session: Session,
+    /// Bound of its image.
+    pub quota: Arc<Quota>,
+    /// Tells it from the daemon's other pulls.
+    pub number: u64,
+}
+
+impl Pull {
+    /// For whom its layers are made.
+    pub fn requester(&self) -> Requester {
+        Requester { registry: self.session.reference().registry().to_owned(), pull: self.number }
+    }
+}
 
 impl Images {
     /// Pulls an image, whatever of it is not here yet, and gives its id.
@@ -48,29 +70,54 @@ impl Images {
         credentials: &SentCredentials,
         undo: &mut Undo,
     ) -> Result<Digest, ImageError> {
-        let session = Arc::new(self.0.registry.session(reference, credentials)?);
-        let described = describe(&session).await?;
+        let pull = Arc::new(Pull {
+            session: self.0.registry.session(reference, credentials)?,
+            quota: Quota::new(format!("image {reference}"), self.0.largest_image),
+            number: self.0.pulls.fetch_add(1, Ordering::Relaxed),
+        });
+        let described = describe(&pull.session).await?;
+        let announced = described.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.blob.size));
+        pull.quota.check_archives(announced)?;
 
         self.pin_until_undone(undo, "manifest", described.manifest.0)?;
         self.pin_until_undone(undo, "configuration", described.config.0)?;
         for layer in described.layers.iter() {
             self.pin_until_undone(undo, "layer", layer.chain_id)?;
         }
+        self.check_room(&described.layers).await?;
         self.put_documents(&described).await?;
-        let (session, layers) = (&session, &described.layers);
+        let (pull, layers) = (&pull, &described.layers);
         let have = |at: usize| async move {
             if let Some(earlier) = at.checked_sub(LAYERS_AT_ONCE) {
-                self.have_layer(session, layers, earlier).await?;
+                self.have_layer(pull, layers, earlier).await?;
             }
-            self.have_layer(session, layers, at).await
+            self.have_layer(pull, layers, at).await
         };
         let sizes = try_join_all((0..layers.len()).map(have)).await?;
+        // with the files of layers that were here, or that other pulls made
+        pull.quota.check_files(sizes.iter().fold(0, |sum, size| sum.saturating_add(*size)))?;
         let lowest = self.lowest_shown(layers).await?;
 
         let pinned = described.content();
         let id = self.commit(reference, described, &sizes, lowest).await?;
         self.unpin(&pinned);
         Ok(id)
+    }
+
+    /// Checks that the disk has room for the layers that are not here, as far as their sizes are known before they are.
+    async fn check_room(&self, layers: &Arc<[LayerSource]>) -> Result<(), ImageError> {
+        let (content, layers, reserve) =
+            (Arc::clone(&self.0.content), Arc::clone(layers), self.0.converter.reserve);
+        blocking(move || {
+            let mut wanted = 0u64;
+            for layer in layers.iter() {
+                if content.layer_size(&layer.chain_id)?.is_none() {
+                    wanted = wanted.saturating_add(layer.blob.size);
+                }
+            }
+            if wanted == 0 { Ok(()) } else { content.check_room(wanted, reserve) }
+        })
+        .await
     }
 
     /// Keeps content from being collected while this pull lasts.

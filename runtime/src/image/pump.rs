@@ -5,6 +5,8 @@
 
 use super::compression::decompress;
 use super::digest::{Digest, Hasher};
+use super::error::ImageError;
+use super::quota::Charge;
 use bytes::{Buf, Bytes};
 use std::io::{self, BufRead, Read, Write};
 use tokio::sync::mpsc;
@@ -15,6 +17,9 @@ pub enum PumpError {
     /// The compressed data is damaged.
     #[error("{0}")]
     Layer(io::Error),
+    /// The image's layers together are beyond what this node takes.
+    #[error(transparent)]
+    Image(ImageError),
     /// A bomb, or a layer beyond what this node takes.
     #[error("it is larger than {limit} bytes")]
     TooLarge {
@@ -23,11 +28,17 @@ pub enum PumpError {
     },
 }
 
-/// Pumps until the pieces end. Gives the digest of what was decompressed.
+/// Pumps until the pieces end. Gives the digest of what was decompressed. Of that, `limit` bounds this layer, and `charge` all
+/// layers of the image.
 ///
 /// # Errors
 /// Those of the data. A sink that takes no more is no error: why it did is the converter's answer.
-pub fn pump(pieces: mpsc::Receiver<Bytes>, sink: impl Write, limit: u64) -> Result<Digest, PumpError> {
+pub fn pump(
+    pieces: mpsc::Receiver<Bytes>,
+    sink: impl Write,
+    limit: u64,
+    charge: &Charge,
+) -> Result<Digest, PumpError> {
     let mut source = decompress(Pieces { pieces, current: Bytes::new() }).map_err(PumpError::Layer)?;
     let mut archive = Willing { sink: Some(sink) };
     let mut hasher = Hasher::default();
@@ -44,6 +55,7 @@ pub fn pump(pieces: mpsc::Receiver<Bytes>, sink: impl Write, limit: u64) -> Resu
         if total > limit {
             return Err(PumpError::TooLarge { limit });
         }
+        charge.add_archive(read as u64).map_err(PumpError::Image)?;
         hasher.update(&buffer[..read]);
         archive.write_all(&buffer[..read]).map_err(PumpError::Layer)?;
     }
@@ -105,7 +117,10 @@ impl<W: Write> Write for Willing<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::quota::Quota;
     use flate2::write::GzEncoder;
+
+    const LARGEST_IMAGE: u64 = 20_000;
 
     fn run(bytes: &[u8], limit: u64) -> Result<(Digest, Vec<u8>), PumpError> {
         let (send, pieces) = mpsc::channel(10_000);
@@ -114,7 +129,8 @@ mod tests {
         }
         drop(send);
         let mut out = Vec::new();
-        pump(pieces, &mut out, limit).map(|digest| (digest, out))
+        let charge = Quota::new("image".to_owned(), LARGEST_IMAGE).charge();
+        pump(pieces, &mut out, limit, &charge).map(|digest| (digest, out))
     }
 
     fn tar() -> Vec<u8> {
@@ -151,6 +167,13 @@ mod tests {
     }
 
     #[test]
+    fn bomb_within_the_limit_of_a_layer_is_stopped_at_that_of_its_image() {
+        let bomb = gzip(&vec![0; 1 << 20]);
+        let stopped = run(&bomb, 2 << 20);
+        assert!(matches!(&stopped, Err(PumpError::Image(ImageError::TooLarge { limit: LARGEST_IMAGE, .. }))));
+    }
+
+    #[test]
     fn digest_is_known_though_the_converter_stopped_listening() {
         struct Deaf;
         impl Write for Deaf {
@@ -164,6 +187,7 @@ mod tests {
         let (send, pieces) = mpsc::channel(1000);
         send.try_send(Bytes::from(tar())).unwrap();
         drop(send);
-        assert_eq!(pump(pieces, Deaf, 1 << 20).unwrap(), Digest::of(&tar()));
+        let charge = Quota::new("image".to_owned(), LARGEST_IMAGE).charge();
+        assert_eq!(pump(pieces, Deaf, 1 << 20, &charge).unwrap(), Digest::of(&tar()));
     }
 }

@@ -19,10 +19,19 @@ use std::time::Duration;
 pub struct Patience {
     /// Longest wait for a connection, an answer or the next bytes of one.
     pub stall: Duration,
+    /// Fewest bytes of a blob a second, over [`Patience::grace`]; 0 accepts any.
+    pub least_rate: u64,
     /// Pause before the second attempt; it doubles with each further one.
     pub first_pause: Duration,
     /// Attempts at one place without progress before the next place is asked.
     pub attempts: u32,
+}
+
+impl Patience {
+    /// Longest wait for a whole small answer, and longest time in which a blob may come slower than it should.
+    pub fn grace(&self) -> Duration {
+        self.stall.saturating_mul(10)
+    }
 }
 
 /// All registries.
@@ -107,8 +116,12 @@ fn registry_url(host: &str, section: &RegistryConfig) -> Result<Url, ImageError>
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience =
-        Patience { stall: Duration::from_secs(1), first_pause: Duration::from_millis(1), attempts: 2 };
+    const PATIENCE: Patience = Patience {
+        stall: Duration::from_secs(1),
+        least_rate: 0,
+        first_pause: Duration::from_millis(1),
+        attempts: 2,
+    };
 
     fn places(sections: &[(&str, RegistryConfig)], reference: &str) -> Vec<String> {
         let sections = sections.iter().map(|(host, section)| ((*host).to_owned(), section.clone())).collect();

@@ -18,6 +18,7 @@ use super::error::ImageError;
 use super::hosts::Hosts;
 use super::manifest::{ACCEPTED, Descriptor, LARGEST_MANIFEST};
 use super::reference::{Reference, Version};
+use super::registry::Patience;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, RANGE};
 use reqwest::{Client, Response, Url};
@@ -103,13 +104,14 @@ impl Session {
         };
         let mut attempt = 0;
         loop {
-            let answer = match endpoint.get(&path, ACCEPTED, 0, self.hosts.patience().stall).await {
-                Ok(response) => read_bounded(response, LARGEST_MANIFEST).await,
+            let patience = self.hosts.patience();
+            let answer = match endpoint.get(&path, ACCEPTED, 0, patience.stall).await {
+                Ok(response) => read_bounded(response, LARGEST_MANIFEST, patience.grace()).await,
                 Err(refusal) => Err(refusal),
             };
             match answer {
                 Ok(bytes) => {
-                    let digest = Digest::of(&bytes);
+                    let (bytes, digest) = digested(bytes).await?;
                     return match version {
                         Version::Digest(wanted) if *wanted != digest => Err(Refusal::bad_answer(format!(
                             "sent a manifest with digest {digest} in place of {wanted}"
@@ -129,10 +131,10 @@ impl Session {
         if !self.foreign {
             return places;
         }
-        let plain = self.endpoints.last().is_some_and(Endpoint::is_plain);
+        let Some(registry) = self.endpoints.last().map(Endpoint::base) else { return places };
         for address in &blob.urls {
             let url = Url::parse(address).map_err(|error| format!("is no address: {error}"));
-            let reached = url.and_then(|url| Ok((self.hosts.client_for_foreign(&url, plain)?, url)));
+            let reached = url.and_then(|url| Ok((self.hosts.client_for_foreign(&url, registry)?, url)));
             match reached {
                 Ok((client, url)) => places.push(Place::Foreign { url, client }),
                 Err(reason) => refusals.add(shown(address), Refusal::bad_answer(reason)),
@@ -177,6 +179,11 @@ impl Session {
         }
     }
 
+    /// How slow and failing places are borne.
+    pub(super) fn patience(&self) -> Patience {
+        self.hosts.patience()
+    }
+
     /// Waits before the next attempt at the same place.
     ///
     /// # Errors
@@ -198,6 +205,15 @@ impl Session {
     pub(super) fn places(&self) -> Vec<String> {
         self.endpoints.iter().map(|e| e.url("").as_str().trim_end_matches('/').to_owned()).collect()
     }
+}
+
+/// A document with its digest, which takes milliseconds where it is large.
+async fn digested(bytes: Vec<u8>) -> Result<(Vec<u8>, Digest), Refusal> {
+    let hashed = tokio::task::spawn_blocking(move || {
+        let digest = Digest::of(&bytes);
+        (bytes, digest)
+    });
+    hashed.await.map_err(|_| Refusal::unavailable("was read, and the daemon is going down"))
 }
 
 /// An address of a manifest as it is told: without its query, which may hold a signature.

@@ -30,11 +30,13 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// Bytes of the body after which the connection breaks off, and whether it hangs first.
     pub breaks_after: Option<(usize, bool)>,
+    /// Pause before each byte of the body.
+    pub drips: Option<Duration>,
 }
 
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), breaks_after: None }
+        Self { status, headers: Vec::new(), body: body.into(), breaks_after: None, drips: None }
     }
 
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -120,6 +122,13 @@ async fn serve(
         head += &format!("{name}: {value}\r\n");
     }
     stream.write_all(format!("{head}\r\n").as_bytes()).await?;
+    if let Some(pause) = reply.drips {
+        for byte in &reply.body {
+            tokio::time::sleep(pause).await;
+            stream.write_all(&[*byte]).await?;
+        }
+        return stream.shutdown().await;
+    }
     let (end, hangs) = reply.breaks_after.unwrap_or((reply.body.len(), false));
     stream.write_all(&reply.body[..end.min(reply.body.len())]).await?;
     stream.flush().await?;

@@ -2,8 +2,10 @@
 //! are in `runtime/tests/layer_stacks`.
 
 use super::*;
+use crate::image::Digest;
 use crate::image::erofs::{Erofs, Inode};
 use crate::image::overlay::{Directory, Node};
+use crate::image::tar::TarError;
 use crate::image::tar::build::{Fields, device, dir, end, fifo, file, hard, pax, symlink};
 use std::collections::BTreeMap;
 
@@ -112,6 +114,17 @@ fn base() -> Vec<Vec<u8>> {
         symlink("absolute", "/usr/lib"),
         symlink("out", "../../../usr"),
     ]
+}
+
+/// A layer upon another has the digest of such a text for its name. A layer that *is* the text would have that name alone, and take
+/// the place of the two for every image.
+#[test]
+fn text_that_names_a_chain_of_layers_is_no_layer() {
+    let text = format!("{} {}", Digest::of(b"lower"), Digest::of(b"upper"));
+    for archive in [text.clone(), format!("{} {}", Digest::of(text.as_bytes()), Digest::of(b"third"))] {
+        let refused = Stack::default().push(archive.as_bytes());
+        assert!(matches!(refused, Err(ConvertError::Archive(TarError::Truncated { .. }))), "{refused:?}");
+    }
 }
 
 #[test]

@@ -4,11 +4,13 @@
 //! reach past loopback.
 
 mod foreign;
+mod hostile;
 mod indexes;
 mod layers;
 mod records;
 mod refusals;
 mod registries;
+mod slots;
 
 use super::*;
 use std::fs;
@@ -19,6 +21,10 @@ struct Node {
     /// Which program of `testdata/converters` stands for the converter.
     converter: &'static str,
     foreign_layers: bool,
+    largest_image: u64,
+    reserve: u64,
+    /// Fewest bytes a second of a registry.
+    least_rate: u64,
 }
 
 impl Node {
@@ -28,6 +34,9 @@ impl Node {
             registries: BTreeMap::new(),
             converter: "makes-empty",
             foreign_layers: false,
+            largest_image: 8 << 20,
+            reserve: 0,
+            least_rate: 0,
         }
     }
 
@@ -44,16 +53,24 @@ impl Node {
                 .join(self.converter),
             uid: nix::unistd::geteuid().as_raw(),
             largest_layer: 1 << 20,
+            reserve: self.reserve,
+            cgroup: None,
             patience: Duration::from_millis(500),
-            slots: Semaphore::new(2),
+            slots: Slots::new(Rules {
+                slots: 2,
+                slice: Duration::from_millis(200),
+                idle: Duration::from_millis(50),
+            }),
         };
         let patience = Patience {
             stall: Duration::from_millis(300),
+            least_rate: self.least_rate,
             first_pause: Duration::from_millis(1),
             attempts: 3,
         };
         let registry = Registry::open(self.registries.clone(), self.foreign_layers, patience).unwrap();
-        Images::open_with(&self.directory.path().join("images"), converter, registry).unwrap()
+        let directory = self.directory.path().join("images");
+        Images::open_with(&directory, converter, registry, self.largest_image).unwrap()
     }
 
     fn files(&self, name: &str) -> usize {

@@ -1,0 +1,270 @@
+//! Where the answers of registries and the manifests of images may send this node: to no service of the node itself or of its
+//! link, unless the configuration or the user names that host.
+//!
+//! Registries name token services and redirect, and manifests name addresses of layers. The operator wrote none of these, and
+//! services on loopback or on the link (such as a cloud's metadata service) trust whoever reaches them. So:
+//!
+//! | host | is allowed |
+//! |---|---|
+//! | an address of loopback or of the link, or `localhost` | if the same host names it, if a host on loopback names loopback, or if `[registry."HOST"]` or a mirror names it |
+//! | a name | if it resolves to other addresses; to these only if the configuration names it, or a pull under way is from there |
+//!
+//! Used by `hosts`, whose clients resolve names here, and by `endpoint`. It must not send requests.
+
+use super::hosts::{host_and_port, is_loopback};
+use crate::config::RegistryConfig;
+use reqwest::Url;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Variables of the environment that name proxies, in capitals too.
+const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
+
+/// Longest host that errors tell, in characters.
+const LONGEST_HOST: usize = 100;
+
+/// The hosts that are allowed to be on this node or its link.
+#[derive(Debug, Default)]
+pub struct Destinations {
+    /// Hosts of the configuration, with their ports where it names one.
+    hosts: BTreeSet<String>,
+    /// The same without ports, and the proxies of the environment: names that may resolve to anything.
+    names: BTreeSet<String>,
+    /// Hosts that pulls under way ask, each with the number of places: users named them.
+    asked: Mutex<BTreeMap<String, usize>>,
+}
+
+/// Allows the host of a place to resolve to any address, until it is dropped.
+#[derive(Debug)]
+pub struct AllowedHost {
+    destinations: Arc<Destinations>,
+    host: String,
+}
+
+impl Destinations {
+    /// The hosts that the configuration and the environment name.
+    pub fn new(sections: &BTreeMap<String, RegistryConfig>) -> Self {
+        let mirrors = sections.values().flat_map(|section| &section.mirrors);
+        let mirrors = mirrors.filter_map(|mirror| Url::parse(mirror).ok().map(|url| host_and_port(&url)));
+        let hosts: BTreeSet<String> = sections.keys().cloned().chain(mirrors).collect();
+        let url = |host: &String| Url::parse(&format!("http://{host}")).ok();
+        let names = hosts.iter().filter_map(url).chain(proxies());
+        let names = names.filter_map(|url| url.host_str().map(str::to_owned)).collect();
+        Self { hosts, names, asked: Mutex::default() }
+    }
+
+    /// Allows the host of `place`, which a user or the configuration names, to resolve to any address.
+    pub fn allow(self: &Arc<Self>, place: &Url) -> AllowedHost {
+        let host = place.host_str().unwrap_or_default().to_owned();
+        *self.asked().entry(host.clone()).or_default() += 1;
+        AllowedHost { destinations: Arc::clone(self), host }
+    }
+
+    /// Checks an address that an answer of `place` names. Names are checked again when they are resolved.
+    ///
+    /// # Errors
+    /// The host and why it is refused: the end of a sentence.
+    pub fn check(&self, url: &Url, place: &Url) -> Result<(), String> {
+        let host = url.host_str().unwrap_or_default();
+        let same = place.host_str() == Some(host);
+        let both_loopback = is_loopback(host) && is_loopback(place.host_str().unwrap_or_default());
+        let section = host_and_port(url);
+        let configured = self.hosts.contains(host) || self.hosts.contains(&section);
+        if !is_near(host) || same || both_loopback || configured {
+            return Ok(());
+        }
+        Err(refusal(&section))
+    }
+
+    /// Whether `name` may resolve to addresses of this node or its link. `localhost` may: [`Self::check`], which knows who names
+    /// it, has allowed it.
+    fn may_be_near(&self, name: &str) -> bool {
+        is_near(name) || self.names.contains(name) || self.asked().contains_key(name)
+    }
+
+    fn asked(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for AllowedHost {
+    fn drop(&mut self) {
+        let mut asked = self.destinations.asked();
+        if let Some(count) = asked.get_mut(&self.host) {
+            *count -= 1;
+            if *count == 0 {
+                asked.remove(&self.host);
+            }
+        }
+    }
+}
+
+/// Resolves names for HTTP clients, and leaves out the addresses that they may not have.
+pub struct Resolver(pub Arc<Destinations>);
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let destinations = Arc::clone(&self.0);
+        Box::pin(async move {
+            let name = name.as_str();
+            // the port is the client's to fill in
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((name, 0)).await?.collect();
+            let kept = if destinations.may_be_near(name) { found } else { far_ones(name, found)? };
+            Ok(Box::new(kept.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// What of the addresses of `name` is neither this node nor on its link.
+fn far_ones(name: &str, found: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
+    let any = !found.is_empty();
+    let far: Vec<_> = found.into_iter().filter(|address| !is_near_address(address.ip())).collect();
+    match far.is_empty() && any {
+        true => Err(io::Error::other(format!("resolves to {}", refusal(name)))),
+        false => Ok(far),
+    }
+}
+
+fn refusal(host: &str) -> String {
+    let host: String = host.chars().take(LONGEST_HOST).collect();
+    format!("{host}, which is this node or on its link: add [registry.{host:?}] to the configuration to allow that")
+}
+
+/// The addresses of the environment's proxies.
+fn proxies() -> impl Iterator<Item = Url> {
+    let variables = PROXIES.into_iter().flat_map(|name| [name.to_owned(), name.to_ascii_uppercase()]);
+    let values = variables.filter_map(|name| std::env::var(name).ok());
+    values.filter_map(|value| {
+        let url = Url::parse(&value).ok().filter(Url::has_host);
+        url.or_else(|| Url::parse(&format!("http://{value}")).ok())
+    })
+}
+
+/// Whether a host names this node or an address on its link without being resolved.
+fn is_near(host: &str) -> bool {
+    let host = host.trim_end_matches('.');
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let local = host == "localhost" || host.ends_with(".localhost");
+    local || address.parse::<IpAddr>().is_ok_and(is_near_address)
+}
+
+fn is_near_address(address: IpAddr) -> bool {
+    let address = match address {
+        IpAddr::V6(address) => address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4),
+        address => address,
+    };
+    match address {
+        IpAddr::V4(address) => address.is_loopback() || address.is_link_local() || address.is_unspecified(),
+        IpAddr::V6(address) => {
+            address.is_loopback() || address.is_unspecified() || is_link_local(address)
+        }
+    }
+}
+
+/// fe80::/10 (RFC 4291, 2.5.6).
+fn is_link_local(address: Ipv6Addr) -> bool {
+    address.segments()[0] & 0xffc0 == 0xfe80
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn destinations(hosts: &[&str], mirrors: &[&str]) -> Arc<Destinations> {
+        let mut sections: BTreeMap<String, RegistryConfig> =
+            hosts.iter().map(|host| ((*host).to_owned(), RegistryConfig::default())).collect();
+        let mirrors = mirrors.iter().map(|&mirror| mirror.to_owned()).collect();
+        sections.insert("docker.io".to_owned(), RegistryConfig { mirrors, ..Default::default() });
+        Arc::new(Destinations::new(&sections))
+    }
+
+    fn check(destinations: &Destinations, url: &str, place: &str) -> Result<(), String> {
+        destinations.check(&Url::parse(url).unwrap(), &Url::parse(place).unwrap())
+    }
+
+    #[test]
+    fn registry_cannot_send_this_node_to_itself_or_its_link() {
+        let destinations = destinations(&[], &[]);
+        for url in [
+            "https://127.0.0.1/token",
+            "https://127.9.9.9/token",
+            "https://2130706433/token",
+            "https://0x7f.1/token",
+            "https://[::1]/token",
+            "https://[::ffff:127.0.0.1]/token",
+            "https://0.0.0.0/token",
+            "https://[::]/token",
+            "https://169.254.169.254/latest",
+            "https://[::ffff:169.254.169.254]/latest",
+            "https://[fe80::1]/token",
+            "https://[febf::1]/token",
+            "https://localhost:10250/token",
+            "https://localhost./token",
+            "https://x.localhost/token",
+        ] {
+            let refused = check(&destinations, url, "https://evil.test/v2/").unwrap_err();
+            assert!(refused.contains("this node or on its link") && refused.contains("[registry."), "{refused}");
+        }
+        for url in ["https://auth.test/token", "https://10.0.0.1/token", "https://[fec0::1]/token"] {
+            assert_eq!(check(&destinations, url, "https://evil.test/v2/"), Ok(()), "{url}");
+        }
+    }
+
+    #[test]
+    fn host_that_the_configuration_or_the_user_names_is_allowed() {
+        let destinations = destinations(&["169.254.1.1:5000", "[::1]"], &["http://127.0.0.1:5000/hub"]);
+        for (url, place) in [
+            ("https://169.254.1.1:5000/token", "https://a.test/"),
+            ("https://[::1]:7/token", "https://a.test/"),
+            ("http://127.0.0.1:5000/token", "https://a.test/"),
+            ("http://127.0.0.1:7/token", "http://127.0.0.1:5000/"),
+            ("http://localhost:7/token", "http://127.0.0.1:5000/"),
+            ("http://169.254.7.7:1/token", "http://169.254.7.7/"),
+        ] {
+            assert_eq!(check(&destinations, url, place), Ok(()), "{url}");
+        }
+        assert!(check(&destinations, "https://169.254.1.1:22/token", "https://a.test/").is_err());
+        assert!(check(&destinations, "http://127.0.0.1:7/token", "https://a.test/").is_err());
+        assert!(check(&destinations, "http://169.254.169.254/", "http://127.0.0.1:5000/").is_err());
+    }
+
+    #[tokio::test]
+    async fn name_is_resolved_to_loopback_only_while_a_pull_is_from_there() {
+        let destinations = destinations(&["named.test"], &[]);
+        assert!(!destinations.may_be_near("evil.test"));
+        assert!(destinations.may_be_near("named.test"));
+        let place = Url::parse("https://user.test:444/v2/").unwrap();
+        let (first, second) = (destinations.allow(&place), destinations.allow(&place));
+        drop(first);
+        assert!(destinations.may_be_near("user.test"));
+        drop(second);
+        assert!(!destinations.may_be_near("user.test"));
+
+        // the only name that every machine resolves to itself
+        let resolver = Resolver(Arc::clone(&destinations));
+        let addresses = resolver.resolve("localhost".parse().unwrap()).await.unwrap();
+        assert!(addresses.count() > 0);
+    }
+
+    #[test]
+    fn near_addresses_of_a_name_are_left_out() {
+        let addresses = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| SocketAddr::new(text.parse().unwrap(), 0)).collect()
+        };
+        let far = far_ones("evil.test", addresses(&["127.0.0.1", "192.0.2.1", "fe80::1", "2001:db8::1"]));
+        assert_eq!(far.unwrap(), addresses(&["192.0.2.1", "2001:db8::1"]));
+        let refused = far_ones("evil.test", addresses(&["169.254.169.254", "::1"])).unwrap_err().to_string();
+        assert!(refused.contains("resolves to evil.test, which is this node"), "{refused}");
+        assert_eq!(far_ones("evil.test", Vec::new()).unwrap(), []);
+    }
+
+    #[test]
+    fn long_hosts_are_cut_in_errors() {
+        let host = format!("{}localhost", "a.".repeat(100));
+        let refused = check(&destinations(&[], &[]), &format!("https://{host}/"), "https://evil.test/").unwrap_err();
+        assert!(refused.len() < 350, "{refused}");
+    }
+}

@@ -1,0 +1,166 @@
+//! Registries that are slow on purpose, and images that name layers of others: whoever pulls something else is not held up.
+
+use super::{Node, anonymous};
+use crate::image::test_registry::{Reply, Request, Shelf, TestImage, TestRegistry, descriptor, from_shelf, gzip};
+use crate::image::{Digest, ImageError, Images};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+/// Longer than any pull here that is not held up.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A pull in the background, given up with the test.
+fn pull(images: &Images, name: String) -> JoinHandle<Result<Digest, ImageError>> {
+    let images = images.clone();
+    tokio::spawn(async move { images.pull(&name, &anonymous()).await })
+}
+
+fn is_blob(request: &Request, blob: &[u8]) -> bool {
+    request.line.contains(&Digest::of(blob).to_string())
+}
+
+/// An answer whose bytes come one by one, each before the registry counts as stalled.
+fn dripping(reply: Reply) -> Reply {
+    Reply { drips: Some(Duration::from_millis(100)), ..reply }
+}
+
+/// A registry with one image, `app:1`, whose layer drips.
+async fn slow(text: &str) -> TestRegistry {
+    let image = TestImage::of_texts(&[text]);
+    let (shelf, blob) = (image.shelf("app", "1"), image.blobs().remove(0));
+    TestRegistry::start(move |request| match is_blob(request, &blob) {
+        true => dripping(from_shelf(&shelf, request)),
+        false => from_shelf(&shelf, request),
+    })
+    .await
+}
+
+/// An image with the layer names of `image` and another blob in place of its lowest: what it is not.
+fn claiming(image: &TestImage, blob: &[u8]) -> Shelf {
+    let mut shelf = image.shelf("evil", "1");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest()).unwrap();
+    manifest["layers"][0] = descriptor(blob, "application/vnd.oci.image.layer.v1.tar+gzip");
+    shelf.insert("evil/manifests/1".to_owned(), manifest.to_string().into_bytes());
+    shelf.insert(format!("evil/blobs/{}", Digest::of(blob)), blob.to_vec());
+    shelf
+}
+
+#[tokio::test]
+async fn registries_that_send_a_byte_now_and_then_hold_up_nobody() {
+    let node = Node::new();
+    let images = node.images();
+    let mut registries = Vec::new();
+    for number in 0..4 {
+        registries.push(slow(&format!("slow {number}")).await);
+    }
+    let slow: Vec<_> = registries.iter().map(|registry| pull(&images, registry.name("app:1"))).collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let image = TestImage::of_texts(&["one", "two", "three"]);
+    let good = TestRegistry::of(image.shelf("app", "1")).await;
+    let pulled = tokio::time::timeout(SOON, images.pull(&good.name("app:1"), &anonymous())).await;
+    assert_eq!(pulled.expect("it waits for registries that it has nothing to do with").unwrap(), image.id());
+    assert!(slow.iter().all(|pull| !pull.is_finished()), "they were not slow");
+    slow.iter().for_each(JoinHandle::abort);
+    assert_eq!(node.settled().await[2], 0, "of pulls that were given up");
+}
+
+#[tokio::test]
+async fn registry_that_sends_next_to_nothing_is_given_up() {
+    let registry = slow("slow").await;
+    let node = Node { least_rate: 1000, ..Node::new() };
+    let begin = Instant::now();
+    let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");
+    assert!(error.to_string().contains("less than 1000 bytes a second"), "{error}");
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    assert_eq!(node.kept(), [0, 0, 0, 0]);
+}
+
+/// A blob that takes half a minute to drip, and is no layer.
+fn evil_blob() -> Vec<u8> {
+    gzip(&(0..=255).collect::<Vec<u8>>())
+}
+
+#[tokio::test]
+async fn image_of_another_registry_that_claims_a_layer_neither_delays_nor_breaks_it() {
+    let image = TestImage::of_texts(&["public", "upper"]);
+    let blob = evil_blob();
+    let evil = claiming(&image, &blob);
+    let evil = TestRegistry::start(move |request| match is_blob(request, &blob) {
+        true => dripping(from_shelf(&evil, request)),
+        false => from_shelf(&evil, request),
+    })
+    .await;
+    let good = TestRegistry::of(image.shelf("app", "1")).await;
+    let node = Node::new();
+    let images = node.images();
+    let attack = pull(&images, evil.name("evil:1"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let pulled = tokio::time::timeout(SOON, images.pull(&good.name("app:1"), &anonymous()));
+    assert_eq!(pulled.await.expect("it waits for the other image's layer").unwrap(), image.id());
+    assert!(!attack.is_finished());
+    attack.abort();
+}
+
+#[tokio::test]
+async fn image_of_the_same_registry_that_claims_a_layer_does_not_break_it() {
+    let image = TestImage::of_texts(&["public", "upper"]);
+    let blob = evil_blob();
+    let mut shelf = claiming(&image, &blob);
+    image.shelve(&mut shelf, "app", "1");
+    let registry = TestRegistry::start(move |request| match is_blob(request, &blob) {
+        true => dripping(from_shelf(&shelf, request)),
+        false => from_shelf(&shelf, request),
+    })
+    .await;
+    let node = Node::new();
+    let images = node.images();
+    let attack = pull(&images, registry.name("evil:1"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let pulled = tokio::time::timeout(SOON, images.pull(&registry.name("app:1"), &anonymous()));
+    assert_eq!(pulled.await.expect("it waits for the other image's layer").unwrap(), image.id());
+    assert!(!attack.is_finished());
+    attack.abort();
+    assert_eq!(images.list(None).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn failure_of_another_pull_of_the_same_blob_is_retried_alone() {
+    let image = TestImage::of_texts(&["shared"]);
+    let mut shelf = image.shelf("app", "1");
+    image.shelve(&mut shelf, "evil", "1");
+    let blob = image.blobs().remove(0);
+    let layer = Digest::of(&blob).to_string();
+    let registry = TestRegistry::start(move |request| {
+        let honest = from_shelf(&shelf, request);
+        match is_blob(request, &blob) && request.line.contains("/evil/") {
+            true => Reply { breaks_after: Some((1, true)), ..honest },
+            false => honest,
+        }
+    })
+    .await;
+    let node = Node::new();
+    let images = node.images();
+    let attack = pull(&images, registry.name("evil:1"));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(images.pull(&registry.name("app:1"), &anonymous()).await.unwrap(), image.id());
+    assert!(matches!(attack.await.unwrap(), Err(ImageError::Unavailable { .. })));
+    let asked = registry.asked(&layer);
+    assert!(asked[..3].iter().all(|request| request.line.contains("/evil/")), "it did not wait: {asked:?}");
+    assert!(asked.len() == 4 && asked[3].line.contains("/app/"), "{asked:?}");
+}
+
+#[tokio::test]
+async fn layer_that_several_pulls_of_one_registry_need_is_still_fetched_once() {
+    let image = TestImage::of_texts(&["base"]);
+    let mut shelf = image.shelf("one", "1");
+    image.shelve(&mut shelf, "two", "1");
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node::new();
+    let images = node.images();
+    let pulls = ["one:1", "two:1"].map(|name| pull(&images, registry.name(name)));
+    for pulled in futures_util::future::join_all(pulls).await {
+        pulled.unwrap().unwrap();
+    }
+    assert_eq!(registry.asked(&Digest::of(&image.blobs()[0]).to_string()).len(), 1);
+}
