@@ -3,6 +3,7 @@
 //!
 //! Called by `sandbox`.
 
+use crate::private;
 use nix::unistd::{Whence, lseek};
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -259,13 +259,16 @@ fn cgroup_that_is_gone_is_told_and_the_archive_is_not_read() {
 #[test]
 fn converter_enters_its_cgroup_before_anything_else() {
     let Some(fixture) = Fixture::new() else { return };
-    let (cgroup, mount_point) = (fixture.directory.path().join("cgroup"), fixture.directory.path().join("jail"));
+    let (cgroup, mount_point) =
+        (fixture.directory.path().join("cgroup"), fixture.directory.path().join("jail"));
     for directory in [&cgroup, &mount_point] {
         fs::create_dir(directory).unwrap();
     }
     fs::write(cgroup.join("cgroup.procs"), "").unwrap();
-    let jail = Jail { uid: UID, cgroup: Some(cgroup.clone()), mount_point, largest_file: 1 << 20, cpu_seconds: 60 };
-    let output = fixture.start_worker(&Worker { jail, output: 1 << 20, names: 1 << 20 }).finish(one_file(100));
+    let jail =
+        Jail { uid: UID, cgroup: Some(cgroup.clone()), mount_point, largest_file: 1 << 20, cpu_seconds: 60 };
+    let output =
+        fixture.start_worker(&Worker { jail, output: 1 << 20, names: 1 << 20 }).finish(one_file(100));
     assert!(output.status.success(), "{output:?}");
     assert_eq!(fs::read_to_string(cgroup.join("cgroup.procs")).unwrap(), "0");
 }

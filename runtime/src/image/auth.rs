@@ -225,8 +225,19 @@ mod tests {
     /// Pieces that headers are made of, in any order.
     fn any_pieces() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
-            Just("Bearer "), Just("basic"), Just("realm"), Just("service"), Just("scope"), Just("="), Just("\""),
-            Just("\\"), Just(","), Just(" "), Just("https://a.test/token"), Just("\u{e9}"), Just("x"),
+            Just("Bearer "),
+            Just("basic"),
+            Just("realm"),
+            Just("service"),
+            Just("scope"),
+            Just("="),
+            Just("\""),
+            Just("\\"),
+            Just(","),
+            Just(" "),
+            Just("https://a.test/token"),
+            Just("\u{e9}"),
+            Just("x"),
         ];
         prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
     }

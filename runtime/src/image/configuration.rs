@@ -94,8 +94,7 @@ impl ImageConfiguration {
             ("config.WorkingDir has", &self.working_dir),
             ("config.StopSignal has", &self.stop_signal),
         ];
-        let too_much =
-            |part, found: String, limit| Err(ConfigurationError::TooMuch { part, found, limit });
+        let too_much = |part, found: String, limit| Err(ConfigurationError::TooMuch { part, found, limit });
         let mut bytes = 0;
         for (part, entries, longest) in lists {
             if entries.len() > MOST_ENTRIES {
@@ -251,12 +250,15 @@ mod tests {
         let many = vec!["A=b"; 4097];
         for field in ["Env", "Entrypoint", "Cmd"] {
             let told = refused(serde_json::json!({ field: many }));
-            let expected = format!("config.{field} has 4097 entries, more than 4096: build the image with less");
+            let expected =
+                format!("config.{field} has 4097 entries, more than 4096: build the image with less");
             assert_eq!(told, expected);
         }
         let volumes: serde_json::Map<_, _> =
             (0..4097).map(|number| (format!("/{number}"), serde_json::json!({}))).collect();
-        assert!(refused(serde_json::json!({"Volumes": volumes})).starts_with("config.Volumes has 4097 entries"));
+        assert!(
+            refused(serde_json::json!({"Volumes": volumes})).starts_with("config.Volumes has 4097 entries")
+        );
         let long = "x".repeat(128 << 10);
         let told = refused(serde_json::json!({"Cmd": [long]}));
         assert!(told.starts_with("config.Cmd has an entry of 131072 bytes, more than 131071"), "{told}");

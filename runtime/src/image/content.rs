@@ -351,7 +351,10 @@ mod tests {
         content.check_room(free / 2, 0).unwrap();
         let refused = content.check_room(whole, u64::MAX).unwrap_err();
         let tenth = (whole / 10) >> 20;
-        assert!(matches!(refused, ImageError::DiskReserve { reserve_mib, .. } if reserve_mib == tenth), "{refused}");
+        assert!(
+            matches!(refused, ImageError::DiskReserve { reserve_mib, .. } if reserve_mib == tenth),
+            "{refused}"
+        );
         assert!(refused.to_string().contains("image.disk_reserve_mib"), "{refused}");
     }
 

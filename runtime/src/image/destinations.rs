@@ -130,7 +130,9 @@ fn far_ones(name: &str, found: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
 
 fn refusal(host: &str) -> String {
     let host: String = host.chars().take(LONGEST_HOST).collect();
-    format!("{host}, which is this node or on its link: add [registry.{host:?}] to the configuration to allow that")
+    format!(
+        "{host}, which is this node or on its link: add [registry.{host:?}] to the configuration to allow that"
+    )
 }
 
 /// The addresses of the environment's proxies.
@@ -158,9 +160,7 @@ fn is_near_address(address: IpAddr) -> bool {
     };
     match address {
         IpAddr::V4(address) => address.is_loopback() || address.is_link_local() || address.is_unspecified(),
-        IpAddr::V6(address) => {
-            address.is_loopback() || address.is_unspecified() || is_link_local(address)
-        }
+        IpAddr::V6(address) => address.is_loopback() || address.is_unspecified() || is_link_local(address),
     }
 }
 
@@ -206,7 +206,10 @@ mod tests {
             "https://x.localhost/token",
         ] {
             let refused = check(&destinations, url, "https://evil.test/v2/").unwrap_err();
-            assert!(refused.contains("this node or on its link") && refused.contains("[registry."), "{refused}");
+            assert!(
+                refused.contains("this node or on its link") && refused.contains("[registry."),
+                "{refused}"
+            );
         }
         for url in ["https://auth.test/token", "https://10.0.0.1/token", "https://[fec0::1]/token"] {
             assert_eq!(check(&destinations, url, "https://evil.test/v2/"), Ok(()), "{url}");
@@ -264,7 +267,8 @@ mod tests {
     #[test]
     fn long_hosts_are_cut_in_errors() {
         let host = format!("{}localhost", "a.".repeat(100));
-        let refused = check(&destinations(&[], &[]), &format!("https://{host}/"), "https://evil.test/").unwrap_err();
+        let refused =
+            check(&destinations(&[], &[]), &format!("https://{host}/"), "https://evil.test/").unwrap_err();
         assert!(refused.len() < 350, "{refused}");
     }
 }

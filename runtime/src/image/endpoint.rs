@@ -190,7 +190,8 @@ impl Endpoint {
                 // Only the other place knows what its repository is called.
                 let scope = if elsewhere { scope.unwrap_or_default() } else { own };
                 let request = TokenRequest { credentials, service: service.as_deref(), scope: &scope };
-                let service = token_service(&realm, response.url(), &self.clients.destinations).map_err(told)?;
+                let service =
+                    token_service(&realm, response.url(), &self.clients.destinations).map_err(told)?;
                 self.token(service, &request, stall).await.map_err(told)
             }
             (Some(Challenge::Basic), Credentials::Basic { username, password }) => {
@@ -317,10 +318,16 @@ mod tests {
     fn registry_cannot_have_this_node_asked_for_tokens() {
         for realm in ["https://127.0.0.1:10250/pods", "https://[::1]/", "https://169.254.169.254/latest"] {
             let refused = named(realm, "https://r.test/v2/").unwrap_err();
-            assert!(refused.contains("names a token service at") && refused.contains("this node"), "{refused}");
+            assert!(
+                refused.contains("names a token service at") && refused.contains("this node"),
+                "{refused}"
+            );
         }
         assert!(named("http://169.254.169.254/latest", "http://r.test/v2/").is_err());
-        assert!(named("https://169.254.1.1/token", "https://r.test/v2/").is_ok(), "the configuration names it");
+        assert!(
+            named("https://169.254.1.1/token", "https://r.test/v2/").is_ok(),
+            "the configuration names it"
+        );
         assert!(named("http://127.0.0.1:5000/token", "http://127.0.0.1:5000/v2/").is_ok());
     }
 }

@@ -246,7 +246,8 @@ mod tests {
         let (flights, counts) = (Flights::default(), Counts::default());
         let (end, ended) = oneshot::channel();
         let (_unused, never) = oneshot::channel();
-        let (first, second) = (flights.board(key(), 1, counts.work(ended)), flights.board(key(), 1, counts.work(never)));
+        let (first, second) =
+            (flights.board(key(), 1, counts.work(ended)), flights.board(key(), 1, counts.work(never)));
         let landed = futures_util::future::join(first, second);
         end.send(Err(ImageError::Interrupted("x".to_owned()))).unwrap();
         let (first, second) = landed.await;

@@ -3,9 +3,9 @@
 //!
 //! Used by `registry` for the places of an image, and by `session` for addresses in manifests. It must not send requests.
 
+use super::destinations::{Destinations, Resolver};
 use super::endpoint::Clients;
 use super::error::ImageError;
-use super::destinations::{Destinations, Resolver};
 use super::registry::Patience;
 use crate::config::RegistryConfig;
 use reqwest::{Certificate, Client, Url, redirect};
@@ -128,7 +128,6 @@ impl Hosts {
         builder.build().map_err(|error| format!("no HTTP client: {error}"))
     }
 }
-
 
 fn certificates(path: &Path) -> Result<Vec<Certificate>, String> {
     let pem = std::fs::read(path).map_err(|error| format!("ca_file {}: {error}", path.display()))?;

@@ -93,7 +93,7 @@ impl Charge {
 
     /// Keeps the charge: the layer's file stays.
     pub fn keep(&self) {
-        self.kept.set_file(true, Ordering::Relaxed);
+        self.kept.store(true, Ordering::Relaxed);
     }
 }
 

@@ -26,7 +26,7 @@ async fn door(node: FakeNode) -> (RuntimeDoor, Arc<TempDir>) {
     let templates =
         Templates::open(state, cgroups, config.vm.template_uid(), Box::new(agents)).await.unwrap();
     let images = config.daemon.root_dir.join("images");
-    let images = Images::open(&images, &config.image, &config.registry).unwrap();
+    let images = Images::open(&images, &config.image, &config.registry, None).unwrap();
     let containers = Containers::open(state, Arc::clone(&node.sandboxes), node.events).unwrap();
     let node_of_door = Node { sandboxes: node.sandboxes, containers, images, templates, config };
     (RuntimeDoor::new(Arc::new(node_of_door)), node.directory)

@@ -43,7 +43,7 @@ where
     let Setting { memory, make, mut host } = setting;
     let new = |poller| make(poller, None).expect("a device without a state is always made");
     let mut rig = Rig::in_memory(memory.clone(), new);
-    if source.u8() % 4 > 0 {
+    if !source.u8().is_multiple_of(4) {
         rig.start(u64::from(source.u32()) << 32 | u64::from(source.u32()) | 1 << 32);
     }
     for _ in 0..STEPS {

@@ -101,6 +101,7 @@ impl Builder {
             directory: &directory,
             cgroup: cgroup.as_ref().map(|cgroup| cgroup.path()),
             uid: self.uid,
+            largest_file: self.preparation.largest_file(),
             vmm: &recipe.vmm,
             patience: LIMIT,
         };

@@ -87,11 +87,12 @@ async fn words_of_what_a_registry_redirects_to_are_not_told() {
     let image = TestImage::of_texts(&["a"]);
     for of_blobs in [false, true] {
         let shelf = image.shelf("app", "1");
-        let registry = TestRegistry::start(move |request| match request.line.contains("/blobs/") == of_blobs {
-            true => Reply::new(307, "").header("Location", format!("http://{there}/secret")),
-            false => from_shelf(&shelf, request),
-        })
-        .await;
+        let registry =
+            TestRegistry::start(move |request| match request.line.contains("/blobs/") == of_blobs {
+                true => Reply::new(307, "").header("Location", format!("http://{there}/secret")),
+                false => from_shelf(&shelf, request),
+            })
+            .await;
         let error = Node::new().images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
         let told = error.to_string();
         let expected = format!("redirects to http://{there}, which answers status 403");

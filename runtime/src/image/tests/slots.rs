@@ -1,7 +1,9 @@
 //! Registries that are slow on purpose, and images that name layers of others: whoever pulls something else is not held up.
 
 use super::{Node, anonymous};
-use crate::image::test_registry::{Reply, Request, Shelf, TestImage, TestRegistry, descriptor, from_shelf, gzip};
+use crate::image::test_registry::{
+    Reply, Request, Shelf, TestImage, TestRegistry, descriptor, from_shelf, gzip,
+};
 use crate::image::{Digest, ImageError, Images};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
