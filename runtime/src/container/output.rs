@@ -150,7 +150,7 @@ mod tests {
 
         /// The agent's end of the stream, opened as the host asked.
         async fn accept(&mut self) -> (u64, UnixStream) {
-            let (_, mut agent) = self.guest.recv().await.unwrap();
+            let Connection { stream: mut agent, .. } = self.guest.recv().await.unwrap();
             let mut prefix = [0; 2];
             agent.read_exact(&mut prefix).await.unwrap();
             let mut body = vec![0; wire::opening_length(prefix).unwrap()];
@@ -192,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn agent_that_answers_nonsense_is_not_asked_again() {
         let mut carrying = Carrying::begin().await;
-        let (_, mut agent) = carrying.guest.recv().await.unwrap();
+        let Connection { stream: mut agent, .. } = carrying.guest.recv().await.unwrap();
         let lie = StreamOpened { error: String::new(), offset: 99 };
         agent.write_all(&wire::encode_opened(&lie)).await.unwrap();
         (&mut carrying.carried.task).await.unwrap();

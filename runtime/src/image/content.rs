@@ -335,7 +335,7 @@ mod tests {
         fs::remove_file(&stuck).unwrap();
         fs::create_dir(&stuck).unwrap();
         assert!(content.remove_condemned().is_err());
-        assert_eq!(files(&content.root().join("incoming")).unwrap(), [stuck.clone()]);
+        assert_eq!(files(&content.root().join("incoming")).unwrap(), std::slice::from_ref(&stuck));
         fs::remove_dir(&stuck).unwrap();
         fs::write(&stuck, "").unwrap();
         content.remove_condemned().unwrap();

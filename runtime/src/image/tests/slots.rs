@@ -98,7 +98,8 @@ async fn image_of_another_registry_that_claims_a_layer_neither_delays_nor_breaks
     let images = node.images();
     let attack = pull(&images, evil.name("evil:1"));
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let pulled = tokio::time::timeout(SOON, images.pull(&good.name("app:1"), &anonymous()));
+    let (name, nobody) = (good.name("app:1"), anonymous());
+    let pulled = tokio::time::timeout(SOON, images.pull(&name, &nobody));
     assert_eq!(pulled.await.expect("it waits for the other image's layer").unwrap(), image.id());
     assert!(!attack.is_finished());
     attack.abort();
@@ -119,7 +120,8 @@ async fn image_of_the_same_registry_that_claims_a_layer_does_not_break_it() {
     let images = node.images();
     let attack = pull(&images, registry.name("evil:1"));
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let pulled = tokio::time::timeout(SOON, images.pull(&registry.name("app:1"), &anonymous()));
+    let (name, nobody) = (registry.name("app:1"), anonymous());
+    let pulled = tokio::time::timeout(SOON, images.pull(&name, &nobody));
     assert_eq!(pulled.await.expect("it waits for the other image's layer").unwrap(), image.id());
     assert!(!attack.is_finished());
     attack.abort();

@@ -151,7 +151,7 @@ fn any_attribute() -> impl Strategy<Value = RouteAttribute> {
     let metrics = prop_oneof![
         any::<u32>().prop_map(RouteMetric::Mtu),
         any::<u32>().prop_map(RouteMetric::Hoplimit),
-        any::<u32>().prop_map(RouteMetric::CcAlgo),
+        any::<u32>().prop_map(RouteMetric::Advmss),
     ];
     let via = prop_oneof![
         any::<[u8; 16]>().prop_map(|ip| RouteVia::Inet6(ip.into())),
