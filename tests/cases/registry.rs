@@ -380,7 +380,8 @@ fn converters_share_a_bound_of_memory() -> Result<()> {
             honest
         })?;
         let pull = begin_pull(cri, &registry.name("web"));
-        let bounded = || Ok(held::converters()?.iter().any(|cgroup| cgroup.contains("/isopod-converters")));
+        let bounded =
+            || anyhow::Ok(held::converters()?.iter().any(|cgroup| cgroup.contains("/isopod-converters")));
         wait_for("a converter in its cgroup", || Ok(bounded()?.then_some(())))?;
         pull.abort();
         let limit = fs::read_to_string("/sys/fs/cgroup/isopod-converters/memory.max")?;
