@@ -251,10 +251,13 @@ fn flush_waits_for_the_one_before_and_for_what_was_written_since() {
 fn flush_that_the_host_fails_is_an_error_and_the_next_one_tries_again() {
     let mut guest = Guest::new();
     guest.extents.attach(fd(&file_of(&[1; 512])), 512, false).unwrap();
-    // What is in procfs can be written and not flushed.
-    let name = File::options().read(true).write(true).open("/proc/self/comm").unwrap();
-    let offset = guest.extents.attach(name.into(), 512, false).unwrap();
-    assert_eq!(guest.write(offset / 512, &[b'x'; 512]), OK);
+    // A regular file that can be written, 12 bytes at a time, and not flushed (fsync(2), EINVAL). It keeps its value.
+    let path = "/proc/self/oom_score_adj";
+    let value = std::fs::read_to_string(path).unwrap();
+    let score = File::options().read(true).write(true).open(path).unwrap();
+    let offset = guest.extents.attach(score.into(), 512, false).unwrap();
+    let written = format!("{:<12}", value.trim()).repeat(43);
+    assert_eq!(guest.write(offset / 512, &written.as_bytes()[..512]), OK);
     assert_eq!(guest.command(VIRTIO_BLK_T_FLUSH, &[]), IOERR);
     assert!(guest.extents.any_dirty());
     assert_eq!(guest.command(VIRTIO_BLK_T_FLUSH, &[]), IOERR);
