@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         cases!["guest_kernel":
             thirty_two_bit_program_runs_with_and_without_the_default_profile,
             unprivileged_container_has_sctp_mptcp_af_alg_and_kernel_tls,
+            huge_pages_are_made_as_far_as_limits_allow,
             privileged_container_makes_a_tun_interface_and_mounts_fuse,
             privileged_container_mounts_overlay_also_in_a_user_namespace,
             privileged_container_loads_nftables_and_iptables,
@@ -73,6 +74,25 @@ fn unprivileged_container_has_sctp_mptcp_af_alg_and_kernel_tls() -> Result<()> {
     for feature in ["sctp", "mptcp", "af-alg", "ktls"] {
         let said = cri.shell(&container, &format!("kernel-features {feature}")).context(feature)?;
         ensure!(said == "ok", "{feature}: {said}");
+    }
+    cri.clean()
+}
+
+fn huge_pages_are_made_as_far_as_limits_allow() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("huge")?;
+    for (name, limit, expected) in [("enough", 16 << 20, 0), ("too-few", 4 << 20, 1)] {
+        let page = v1::HugepageLimit { page_size: "2MB".into(), limit };
+        let resources = v1::LinuxContainerResources {
+            memory_limit_in_bytes: 128 << 20,
+            hugepage_limits: vec![page],
+            ..Default::default()
+        };
+        let mut config = config(name, &["kernel-features", "huge-pages"], Default::default());
+        config.linux.get_or_insert_default().resources = Some(resources);
+        let container = cri.run_container(&pod, config)?;
+        let status = cri.wait_exited(&container)?;
+        ensure!(status.exit_code == expected, "{name}: {status:?}, {}", cri.log(&container)?);
     }
     cri.clean()
 }

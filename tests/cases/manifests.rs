@@ -30,6 +30,7 @@ fn main() -> ExitCode {
             null_and_missing_fields_are_as_if_absent,
             odd_names_and_bytes_of_a_configuration_run_and_are_shown,
             image_without_layers_is_pulled,
+            content_that_is_no_layer_is_set_aside_where_layers_remain,
             foreign_layer_is_refused_by_the_key_and_fetched_where_that_is_set,
             registry_behind_a_redirect_with_tokens_of_its_own_sees_no_password,
         ],
@@ -285,6 +286,28 @@ fn image_without_layers_is_pulled() -> Result<()> {
     let registry = it.serve(|_, honest| honest)?;
     let id = cri.pull(&name(&registry, "empty"))?;
     ensure!(cri.image(&name(&registry, "empty"))?.is_some_and(|image| image.id == id), "it is not there");
+    Ok(())
+}
+
+fn content_that_is_no_layer_is_set_aside_where_layers_remain() -> Result<()> {
+    let cri = Cri::connect()?;
+    let mut it = Repository::new()?;
+    let notes = it.put("application/vnd.example.notes+json", r#"{"made": "by hand"}"#);
+    let beside = |manifest: &mut Value| {
+        manifest["layers"].as_array_mut().expect("a list").insert(1, notes.clone());
+    };
+    let good = it.marked("beside notes", |_, manifest| beside(manifest));
+    it.tag("beside", &good);
+    let alone = it.marked("", |config, manifest| {
+        config["rootfs"]["diff_ids"] = json!([notes["digest"]]);
+        manifest["layers"] = json!([notes]);
+    });
+    it.tag("alone", &alone);
+    let registry = it.serve(|_, honest| honest)?;
+    let seen = mark(&cri, &registry, "beside")?;
+    ensure!(seen == "beside notes", "{seen:?}");
+    let refused = cri.pull(&name(&registry, "alone")).expect_err("it has no layer");
+    ensure!(refused.message().contains("which is no layer of a container image"), "{refused:?}");
     Ok(())
 }
 

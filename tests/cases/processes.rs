@@ -33,6 +33,9 @@ fn main() -> ExitCode {
             limits_that_the_guest_lacks_are_accepted,
             recorded_profile_allows_no_more_than_its_program,
             filter_leaves_no_privilege_and_its_faults_are_named,
+            profile_that_leaves_fields_out_is_read_as_by_containerd,
+            empty_home_is_filled_in_and_a_set_one_stays,
+            terminal_belongs_to_its_user,
             statistics_of_a_pod_list_containers_with_rates,
             shared_memory_and_sessions_are_there_for_servers,
         ],
@@ -254,6 +257,69 @@ fn filtered(name: &str, profile: &Value, no_new_privs: bool, command: &[&str]) -
     };
     let linux = LinuxContainerConfig { security_context: Some(context), ..LinuxContainerConfig::default() };
     Ok(ContainerConfig { linux: Some(linux), ..container_config(name, "busybox", command) })
+}
+
+fn profile_that_leaves_fields_out_is_read_as_by_containerd() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("lenient")?;
+    // As the security profiles operator writes it: numbers that are 0 are left out.
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": null,
+        "syscalls": [
+            { "names": null, "action": "SCMP_ACT_ERRNO" },
+            { "names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28, "args": [{ "op": "SCMP_CMP_NE" }] },
+        ],
+    });
+    let script = "mkdir /x 2>&1; sleep 1000";
+    let container = cri.run_container(&pod, filtered("lenient", &profile, true, &["sh", "-c", script])?)?;
+    cri.wait_logged(&container, "No space left")?;
+    cri.clean()
+}
+
+fn empty_home_is_filled_in_and_a_set_one_stays() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("home")?;
+    let seen = |name: &str, homes: &[&str]| {
+        let home = |value: &&str| v1::KeyValue { key: "HOME".into(), value: (*value).into() };
+        let config = ContainerConfig {
+            envs: homes.iter().map(home).collect(),
+            ..container_config(name, "busybox", &["sleep", "1000"])
+        };
+        let container = cri.run_container(&pod, config)?;
+        cri.shell(&container, "echo $HOME")
+    };
+    let own = seen("unset", &[])?;
+    ensure!(own.starts_with('/'), "{own:?}");
+    for (name, homes, expected) in [
+        ("empty", ["", ""], own.as_str()),
+        ("emptied", ["/set", ""], own.as_str()),
+        ("set", ["", "/set"], "/set"),
+    ] {
+        let seen = seen(name, &homes)?;
+        ensure!(seen == expected, "{name}: {seen:?}");
+    }
+    cri.clean()
+}
+
+fn terminal_belongs_to_its_user() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("terminal")?;
+    let script =
+        "stat -c %u $(tty); echo out >/dev/stdout && echo err >/dev/stderr && echo opened; sleep 1000";
+    let context = LinuxContainerSecurityContext {
+        run_as_user: Some(v1::Int64Value { value: 1500 }),
+        ..LinuxContainerSecurityContext::default()
+    };
+    let linux = LinuxContainerConfig { security_context: Some(context), ..LinuxContainerConfig::default() };
+    let config = ContainerConfig {
+        tty: true,
+        linux: Some(linux),
+        ..container_config("c", "busybox", &["sh", "-c", script])
+    };
+    let container = cri.run_container(&pod, config)?;
+    let log = cri.wait_logged(&container, "opened")?;
+    ensure!(log.contains("1500") && log.contains("err"), "{log}");
+    cri.clean()
 }
 
 /// What a static busybox calls that sleeps or says something, and execve: all else kills.

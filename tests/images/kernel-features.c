@@ -1,6 +1,6 @@
 /* Uses what the guest's kernel offers to containers, one feature per run:
  *
- *   kernel-features sctp | mptcp | af-alg | ktls | tun | fuse
+ *   kernel-features sctp | mptcp | af-alg | ktls | huge-pages | tun | fuse
  *
  * Each says "ok" and exits with 0, or says what failed. */
 #include <arpa/inet.h>
@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -86,6 +87,14 @@ static void ktls(void) {
   check(setsockopt(served, SOL_TCP_LEVEL, TCP_ULP_OPTION, "tls", 4) == 0, "TCP_ULP of the other end");
   check(setsockopt(served, SOL_TLS, TLS_RX, &keys, sizeof keys) == 0, "TLS_RX");
   passes(client, served);
+}
+
+/* 8 MiB in pages of 2 MiB, touched. */
+static void huge_pages(void) {
+  size_t size = 8 << 20;
+  char *pages = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+  check(pages != MAP_FAILED, "mmap");
+  memset(pages, 1, size);
 }
 
 /* An operation socket of an algorithm. */
@@ -182,7 +191,8 @@ int main(int count, char **words) {
   static const struct {
     const char *name;
     void (*use)(void);
-  } features[] = {{"sctp", sctp}, {"mptcp", mptcp}, {"af-alg", af_alg}, {"ktls", ktls}, {"tun", tun}, {"fuse", fuse}};
+  } features[] = {{"sctp", sctp}, {"mptcp", mptcp}, {"af-alg", af_alg}, {"ktls", ktls},
+      {"huge-pages", huge_pages}, {"tun", tun}, {"fuse", fuse}};
   alarm(30);
   for (unsigned i = 0; count == 2 && i < sizeof features / sizeof *features; i++) {
     if (strcmp(words[1], features[i].name) != 0) continue;
@@ -190,6 +200,6 @@ int main(int count, char **words) {
     puts("ok");
     return 0;
   }
-  fprintf(stderr, "usage: kernel-features sctp | mptcp | af-alg | ktls | tun | fuse\n");
+  fprintf(stderr, "usage: kernel-features sctp | mptcp | af-alg | ktls | huge-pages | tun | fuse\n");
   return 2;
 }

@@ -7,7 +7,7 @@ use super::child::filter::{self, Filter};
 use super::child::message::{ContainerRequest, Request};
 use super::launch::{Launched, launch};
 use super::spec::{Completed, Facts, SpecError, complete};
-use super::{Container, ContainerError, STATES, Step, blocking, remove, targets, to_the_end};
+use super::{Container, ContainerError, STATES, Step, blocking, huge_pages, remove, targets, to_the_end};
 use crate::error::AgentError;
 use crate::id::Id;
 use crate::process::Process;
@@ -76,6 +76,10 @@ async fn make(
         .and_then(|()| own_cgroup.restrict_devices(&resources))
         .and_then(|()| own_cgroup.limit(&resources))
         .map_err(ContainerError::from)?;
+    if let Err(error) = huge_pages::offer(&resources) {
+        // The container has fewer of them then, as on a node that has set none aside.
+        crate::console::error!("huge pages cannot be offered to container {}: {error}", container.id());
+    }
     write_bundle(container, &spec, &environment, filter.as_ref())?;
 
     let process = make_process(sandbox, container, step, &request, user.uid).await?;
@@ -194,7 +198,7 @@ async fn make_process(
     let Launched { child, terminal } = launched.map_err(container.launch_failed())?;
     let streams = match (streams, terminal) {
         (Some(streams), _) => streams,
-        (None, Some(terminal)) => Streams::terminal(terminal, stdin).map_err(connected())?,
+        (None, Some(terminal)) => Streams::terminal(terminal, stdin, uid).map_err(connected())?,
         (None, None) => return Err(connected()(std::io::Error::other("its terminal did not arrive"))),
     };
     step.status = Some(status.into());

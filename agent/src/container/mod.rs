@@ -20,6 +20,7 @@ pub mod cgroup;
 pub mod child;
 mod create;
 mod devices;
+mod huge_pages;
 pub mod launch;
 mod limits;
 mod pid_namespace;

@@ -167,7 +167,9 @@ fn complete_process(spec: &mut Spec, facts: &Facts) -> Result<Vec<Vec<u8>>, Spec
     let mut environment: Vec<Vec<u8>> = own.chain(facts.env.iter().cloned()).collect();
     check_environment(&environment)?;
     let home = format!("HOME={}", facts.home);
-    if !environment.iter().any(|entry| entry.starts_with(b"HOME=")) {
+    // One that is empty is as good as none, as for runc. The last of a name holds.
+    let own = environment.iter().rev().find_map(|entry| entry.strip_prefix(b"HOME="));
+    if own.is_none_or(<[u8]>::is_empty) {
         environment.push(home.clone().into_bytes());
     }
     // The library gets only this one, so that it does not look for it: its lookup may load code out of the image.

@@ -93,7 +93,9 @@ async fn start(
     })?;
     let streams = match (streams, terminal) {
         (Some(streams), _) => streams,
-        (None, Some(terminal)) => Streams::terminal(terminal, stdin).map_err(system("connected"))?,
+        (None, Some(terminal)) => {
+            Streams::terminal(terminal, stdin, container.uid()).map_err(system("connected"))?
+        }
         (None, None) => {
             let missing = std::io::Error::other("its terminal did not arrive");
             return Err(system("connected")(missing));

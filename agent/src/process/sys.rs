@@ -268,6 +268,20 @@ pub fn watch_readiness(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(watched?)
 }
 
+/// Makes `uid` the owner of the terminal that `controller` controls: a program that is not root opens it anew by `/dev/stdout`. The
+/// group stays, which is that of terminals.
+pub fn give_terminal(controller: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes flags and touches no memory of ours.
+    let fd = unsafe { libc::ioctl(controller.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made this descriptor for us in the call above, so nobody else owns it.
+    let terminal = unsafe { OwnedFd::from_raw_fd(fd) };
+    std::os::unix::fs::fchown(&terminal, Some(uid), None)
+}
+
 /// Sets the size of the terminal of which `master` is the controlling end, in characters.
 pub fn set_terminal_size(master: BorrowedFd<'_>, columns: u16, rows: u16) -> io::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };

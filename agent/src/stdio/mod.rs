@@ -74,8 +74,9 @@ impl Streams {
         Ok((streams, [their_stdin, their_stdout, their_stderr]))
     }
 
-    /// The streams of a process on a terminal, of which `controller` is the controlling end.
-    pub fn terminal(controller: OwnedFd, stdin: Stdin) -> io::Result<Streams> {
+    /// The streams of a process of user `owner` on a terminal, of which `controller` is the controlling end.
+    pub fn terminal(controller: OwnedFd, stdin: Stdin, owner: u32) -> io::Result<Streams> {
+        sys::give_terminal(controller.as_fd(), owner)?;
         let controller = unblocking(controller)?;
         let input = if stdin.open {
             Some(Input::new(controller.try_clone()?, Kind::Terminal, stdin.once)?)

@@ -58,7 +58,7 @@ pub fn home(root: &Path, uid: u32) -> Result<String, UserError> {
 }
 
 fn home_in(passwd: &str, uid: u32) -> String {
-    let home = passwd.lines().find_map(|line| {
+    let home = lines(passwd).find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
         (fields.len() > 5 && id(fields[2]) == Some(uid)).then(|| fields[5].to_owned())
     });
@@ -103,7 +103,7 @@ struct Account {
 /// Looks a user up, by number if it is one. Nobody is root; a number that is not listed has group 0.
 fn account(passwd: &str, user: &str) -> Result<Account, UserError> {
     let number = if user.is_empty() { Some(0) } else { number(user)? };
-    let listed = passwd.lines().find_map(|line| {
+    let listed = lines(passwd).find_map(|line| {
         // name:password:uid:gid:comment:home:shell
         let mut fields = line.split(':');
         let (name, uid, gid) = (fields.next()?, id(fields.nth(1)?)?, id(fields.next()?)?);
@@ -117,9 +117,14 @@ fn account(passwd: &str, user: &str) -> Result<Account, UserError> {
     }
 }
 
+/// The lines of a file, without white space around them, as containerd and runc read them.
+fn lines(file: &str) -> impl Iterator<Item = &str> {
+    file.lines().map(str::trim)
+}
+
 /// The lines of `/etc/group` that make sense: name, number, members.
 fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
-    group.lines().filter_map(|line| {
+    lines(group).filter_map(|line| {
         // name:password:gid:members
         let mut fields = line.split(':');
         Some((fields.next()?, id(fields.nth(1)?)?, fields.next().unwrap_or("")))
@@ -138,7 +143,7 @@ fn group_id(group: &str, wanted: &str) -> Result<u32, UserError> {
 
 fn memberships<'a>(group: &'a str, user: &'a str) -> impl Iterator<Item = u32> + 'a {
     groups(group)
-        .filter(move |(_, _, members)| members.split(',').any(|member| member.trim() == user))
+        .filter(move |(_, _, members)| members.split(',').any(|member| member == user))
         .map(|(_, gid, _)| gid)
 }
 
@@ -271,6 +276,15 @@ mod tests {
         assert!(error.to_string().contains("\"eve\""), "{error}");
         let error = resolve_in(PASSWD, GROUP, &user("web:nope")).unwrap_err();
         assert!(error.to_string().contains("\"nope\""), "{error}");
+    }
+
+    #[test]
+    fn indented_lines_count_and_spaces_between_members_do_not() {
+        let passwd = "  lead:x:1200:1201:Lead:/home/lead:/bin/sh \n";
+        let group = "\tteam:x:1700:other,lead \n spaced:x:1800:other, lead,x\n";
+        let resolved = resolve_in(passwd, group, &user("lead")).unwrap();
+        assert_eq!((resolved.uid, resolved.supplemental_groups), (1200, vec![1201, 1700]));
+        assert_eq!(home_in(passwd, 1200), "/home/lead");
     }
 
     #[test]

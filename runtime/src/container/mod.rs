@@ -30,6 +30,7 @@ mod record;
 mod remove;
 mod resources;
 mod seccomp;
+mod seccomp_profile;
 mod security;
 mod spec;
 mod start;

@@ -2,12 +2,11 @@
 //!
 //! Called by `spec`. The VM is the wall between pods; this is the wall between a container and its own pod's agent.
 
-use super::seccomp;
 use super::spec::SpecError;
+use super::{seccomp, seccomp_profile};
 use k8s_cri::v1::security_profile::ProfileType;
 use k8s_cri::v1::{LinuxContainerSecurityContext, SecurityProfile};
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, LinuxSeccomp, LinuxSeccompAction};
-use std::fs;
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, LinuxSeccomp};
 use std::path::Path;
 
 /// What a container may do unless it says otherwise: the set that container engines agree on.
@@ -27,9 +26,6 @@ const DEFAULT_CAPABILITIES: [Capability; 14] = [
     Capability::Kill,
     Capability::AuditWrite,
 ];
-
-/// Largest seccomp profile read from the host, bytes.
-const MAX_PROFILE: u64 = 1024 * 1024;
 
 /// Refuses what the guest's kernel does not have or a VM cannot give.
 ///
@@ -119,7 +115,7 @@ pub fn seccomp(context: &LinuxContainerSecurityContext) -> Result<Option<LinuxSe
         ProfileType::Localhost => {
             let path = &profile.localhost_ref;
             // Older clients prefix the path; containerd takes both.
-            read_profile(Path::new(path.strip_prefix("localhost/").unwrap_or(path))).map(Some)
+            seccomp_profile::read(Path::new(path.strip_prefix("localhost/").unwrap_or(path))).map(Some)
         }
     }
 }
@@ -139,34 +135,6 @@ fn old_profile(context: &LinuxContainerSecurityContext) -> Result<Option<Securit
         }
     };
     Ok(Some(SecurityProfile { profile_type: kind.into(), localhost_ref: name.to_owned() }))
-}
-
-fn read_profile(path: &Path) -> Result<LinuxSeccomp, SpecError> {
-    let invalid = |reason: String| SpecError::Invalid {
-        field: "seccomp.localhost_ref",
-        reason: format!("profile {}: {reason}", path.display()),
-    };
-    if !path.is_absolute() {
-        return Err(invalid("the path is not absolute".to_owned()));
-    }
-    let length = fs::metadata(path).map_err(|e| invalid(e.to_string()))?.len();
-    if length > MAX_PROFILE {
-        return Err(invalid(format!("{length} bytes, more than {MAX_PROFILE}")));
-    }
-    let text = fs::read(path).map_err(|e| invalid(e.to_string()))?;
-    let profile: LinuxSeccomp = serde_json::from_slice(&text).map_err(|e| invalid(e.to_string()))?;
-    let notifies = |action| action == LinuxSeccompAction::ScmpActNotify;
-    let rules = profile.syscalls().iter().flatten();
-    if notifies(profile.default_action()) || rules.into_iter().any(|rule| notifies(rule.action())) {
-        let reason = "SCMP_ACT_NOTIFY needs a listener, and one of the node cannot serve a guest's kernel: use another action";
-        return Err(invalid(reason.to_owned()));
-    }
-    if profile.listener_path().is_some() {
-        let reason =
-            "listenerPath names a socket of the node, which the guest's kernel cannot reach: remove it";
-        return Err(invalid(reason.to_owned()));
-    }
-    Ok(profile)
 }
 
 /// Files of /proc and /sys that tell of the guest's kernel more than a container needs.
@@ -238,6 +206,7 @@ const ALL: [Capability; 41] = [
 mod tests {
     use super::*;
     use k8s_cri::v1::Capability as Wishes;
+    use std::fs;
 
     fn with(add: &[&str], drop: &[&str]) -> LinuxContainerSecurityContext {
         let list = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();

@@ -15,7 +15,9 @@ use super::digest::Digest;
 use super::download::Download;
 use super::error::ImageError;
 use super::layer::LayerSource;
-use super::manifest::{Descriptor, Entry, LARGEST_CONFIG, LARGEST_MANIFEST, Manifest, check_layer};
+use super::manifest::{
+    Descriptor, Entry, LARGEST_CONFIG, LARGEST_MANIFEST, Manifest, check_layer, counts_as_layer,
+};
 use super::platform::{Fit, Platform, processor_level};
 use super::reference::Version;
 use super::session::Session;
@@ -259,14 +261,17 @@ fn wrong_platform(what: &str, platform: &Platform) -> ImageError {
     ImageError::WrongPlatform { image: what.to_owned(), available: platform.to_string() }
 }
 
-/// Joins the layers of the manifest with the digests of their uncompressed forms.
+/// Joins the layers of the manifest with the digests of their uncompressed forms. What is no layer is set aside where layers remain.
 fn pair_layers(
-    layers: Vec<Descriptor>,
+    mut layers: Vec<Descriptor>,
     configuration: &ImageConfiguration,
     what: &str,
 ) -> Result<Vec<(Descriptor, Digest)>, ImageError> {
     let unsupported = |reason: String| ImageError::Unsupported { what: what.to_owned(), reason };
     let diff_ids = &configuration.diff_ids;
+    if layers.iter().any(counts_as_layer) {
+        layers.retain(counts_as_layer);
+    }
     if diff_ids.len() != layers.len() {
         let (have, want) = (layers.len(), diff_ids.len());
         return Err(unsupported(format!("has {have} layers, but its configuration lists {want}")));

@@ -270,6 +270,29 @@ impl Entry {
 /// # Errors
 /// [`ImageError::Unsupported`] for encrypted layers and artifacts that are no layers.
 pub fn check_layer(layer: &Descriptor) -> Result<(), ImageError> {
+    if is_layer(layer) {
+        return Ok(());
+    }
+    let reason = if is_encrypted(layer) {
+        "is encrypted, and this runtime holds no keys for images".to_owned()
+    } else {
+        let media_type: String = layer.media_type.chars().take(100).collect();
+        format!("has media type {media_type:?}, which is no layer of a container image")
+    };
+    Err(ImageError::Unsupported { what: format!("layer {}", layer.digest), reason })
+}
+
+/// Whether its media type is that of an image's layer, encrypted or not. Others may lie between layers, for which configurations have
+/// no digest: containerd sets them aside.
+pub fn counts_as_layer(layer: &Descriptor) -> bool {
+    is_layer(layer) || is_encrypted(layer)
+}
+
+fn is_encrypted(layer: &Descriptor) -> bool {
+    layer.media_type.contains("encrypted")
+}
+
+fn is_layer(layer: &Descriptor) -> bool {
     let known = [
         "",
         "application/vnd.oci.image.layer.v1.tar",
@@ -285,16 +308,7 @@ pub fn check_layer(layer: &Descriptor) -> Result<(), ImageError> {
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
         "application/vnd.docker.image.rootfs.foreign.diff.tar.zstd",
     ];
-    if known.contains(&layer.media_type.as_str()) {
-        return Ok(());
-    }
-    let reason = if layer.media_type.contains("encrypted") {
-        "is encrypted, and this runtime holds no keys for images".to_owned()
-    } else {
-        let media_type: String = layer.media_type.chars().take(100).collect();
-        format!("has media type {media_type:?}, which is no layer of a container image")
-    };
-    Err(ImageError::Unsupported { what: format!("layer {}", layer.digest), reason })
+    known.contains(&layer.media_type.as_str())
 }
 
 #[cfg(test)]

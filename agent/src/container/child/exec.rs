@@ -23,6 +23,7 @@ use nix::unistd::{
 };
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Process, Spec};
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::fchown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -129,7 +130,7 @@ fn become_member(
     let syscall = create_syscall();
     let syscall = syscall.as_ref();
     setsid().map_err(|error| Failure::guest("session cannot be made", error))?;
-    connect(stdio, syscall)?;
+    connect(stdio, process.user().uid(), syscall)?;
     for limit in process.rlimits().iter().flatten() {
         syscall.set_rlimit(limit).map_err(|error| Failure::guest("resource limit cannot be set", error))?;
     }
@@ -182,15 +183,20 @@ fn require_inside(process: &Process) -> Result<(), Failure> {
     Err(Failure::request(format!("working directory {directory} leads out of the container's root")))
 }
 
-fn connect(stdio: Stdio, syscall: &dyn Syscall) -> Result<(), Failure> {
+fn connect(stdio: Stdio, uid: u32, syscall: &dyn Syscall) -> Result<(), Failure> {
     match stdio {
         Stdio::Pipes([stdin, stdout, stderr]) => dup2_stdin(stdin)
             .and_then(|()| dup2_stdout(stdout))
             .and_then(|()| dup2_stderr(stderr))
             .map_err(|error| Failure::guest("standard descriptors cannot be set", error)),
         // Closes the socket. /dev/console is the first process's.
-        Stdio::Terminal(socket) => tty::setup_console(syscall, socket.into_raw_fd(), false)
-            .map_err(|error| Failure::guest("terminal cannot be made", error)),
+        Stdio::Terminal(socket) => {
+            tty::setup_console(syscall, socket.into_raw_fd(), false)
+                .map_err(|error| Failure::guest("terminal cannot be made", error))?;
+            // Before the command runs, which may open it anew.
+            fchown(std::io::stdin(), Some(uid), None)
+                .map_err(|error| Failure::guest("terminal cannot be given to the user", error))
+        }
     }
 }
 
