@@ -144,6 +144,7 @@ fn assemble(rules: &[Rule]) -> Vec<u64> {
     // The last rule that matches decides, so the last is asked first.
     for rule in rules.iter().rev() {
         let body = conditions(rule);
+        let decides = body.is_empty();
         let verdict = [instruction(SET, VERDICT, 0, 0, i32::from(rule.allow)), instruction(EXIT, 0, 0, 0, 0)];
         let length = body.len() + verdict.len();
         for (place, condition) in body.into_iter().enumerate() {
@@ -152,6 +153,10 @@ fn assemble(rules: &[Rule]) -> Vec<u64> {
             program.push(condition(skip));
         }
         program.extend(verdict);
+        if decides {
+            // Of what would follow nothing could be reached, and the kernel takes no such program.
+            return program;
+        }
     }
     program.extend([instruction(SET, VERDICT, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
     program
@@ -222,12 +227,32 @@ mod tests {
             assert!(run(&program, BLOCK, MAKE, 254, 0), "{rules}");
             assert!(!run(&program, BLOCK, READ, 254, 0), "{rules}");
             assert!(!run(&program, CHARACTER, READ, 1, 1), "{rules}");
+            assert!(is_reachable(&program), "{rules}");
         }
     }
 
     #[test]
     fn only_privilege_restricts_nothing() {
         assert_eq!(parsed(r#"[{"allow":false},{"allow":true,"access":"rwm"}]"#), Ok(None));
+    }
+
+    /// Whether a run can come to each instruction, without which the kernel refuses a program.
+    fn is_reachable(program: &[u64]) -> bool {
+        let mut reached = vec![false; program.len()];
+        let mut next = vec![0];
+        while let Some(at) = next.pop() {
+            if std::mem::replace(&mut reached[at], true) {
+                continue;
+            }
+            let operation = program[at] as u8;
+            if operation != EXIT {
+                next.push(at + 1);
+            }
+            if matches!(operation, JUMP_IF_EQUAL | JUMP_IF_NOT_EQUAL) {
+                next.push(at + 1 + (program[at] >> 16) as i16 as usize);
+            }
+        }
+        reached.into_iter().all(|reached| reached)
     }
 
     #[test]
@@ -270,6 +295,7 @@ mod tests {
             kind in 1u32..3, access in 1u32..8, major in 0u32..3, minor in 0u32..3,
         ) {
             let program = assemble(&rules);
+            prop_assert!(is_reachable(&program));
             prop_assert_eq!(run(&program, kind, access, major, minor), decide(&rules, kind, access, major, minor));
         }
     }
