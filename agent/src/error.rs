@@ -158,7 +158,7 @@ fn process_code(error: &ProcessError) -> Code {
         ProcessError::State(error) => state_code(error),
         ProcessError::Launch { source, .. } => launch_code(source),
         ProcessError::Cgroup(error) => cgroup_code(error),
-        ProcessError::System { .. } => Code::Internal,
+        ProcessError::Tree { .. } | ProcessError::System { .. } => Code::Internal,
     }
 }
 

@@ -1,8 +1,8 @@
-//! Cases about containers' processes: what an exec leaves behind, how logs end, limits and CPUs that the guest does not have,
+//! Cases about containers' processes: what an exec sees and leaves behind, how logs end, limits and CPUs that the guest does not have,
 //! recorded seccomp profiles, rates of use.
 
 use anyhow::{Context, Result, ensure};
-use isopod_tests::cri::{Cri, Pod, container_config, wait_for};
+use isopod_tests::cri::{Cri, Pod, container_config, pod_config, wait_for};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{cases, daemon};
 use k8s_cri::v1::security_profile::ProfileType;
@@ -24,6 +24,8 @@ fn main() -> ExitCode {
         settings,
         cases!["processes":
             what_an_exec_leaves_in_the_background_lives_until_its_container_ends,
+            exec_sees_the_limits_of_its_container,
+            execs_work_where_a_container_nests_cgroups,
             exec_whose_pipes_are_held_ends_with_its_code,
             client_that_leaves_ends_its_exec_alone,
             daemon_that_follows_ends_execs_without_a_client,
@@ -58,15 +60,94 @@ fn what_an_exec_leaves_in_the_background_lives_until_its_container_ends() -> Res
     let (pod, container) = cri.run_sleeper("hook")?;
     let other = cri.run_container(&pod, container_config("other", "busybox", &["sleep", "1000"]))?;
     cri.shell(&container, "setsid sleep 777 >/dev/null 2>&1 </dev/null & sleep 778 >/dev/null 2>&1 &")?;
-    // One that is killed at its limit takes only its own tree along.
-    let late = cri.exec_for(&container, &["sh", "-c", "setsid sleep 779 & sleep 780"], 1);
+    // One that is killed at its limit takes only its own tree along, and not a daemon whose parent has ended.
+    let script = "setsid sleep 779 & sh -c 'sleep 781 & wait' & (sleep 782 >/dev/null 2>&1 &); sleep 780";
+    let late = cri.exec_for(&container, &["sh", "-c", script], 1);
     ensure!(late.is_err_and(|late| late.code() == Code::DeadlineExceeded), "no limit");
-    let left = [777, 778, 779, 780].map(|seconds| runs(&cri, &container, &format!("sleep {seconds}")));
-    ensure!(matches!(left, [Ok(true), Ok(true), Ok(false), Ok(false)]), "{left:?}");
-    let memory = "cat /proc/self/cgroup; ls /sys/fs/cgroup | grep -c ^exec-";
-    ensure!(cri.shell(&container, memory)?.ends_with("\n1"), "cgroups of execs stay");
+    let runs_still = |seconds: u32| runs(&cri, &container, &format!("sleep {seconds}"));
+    let left = [777, 778, 782].map(runs_still);
+    ensure!(matches!(left, [Ok(true), Ok(true), Ok(true)]), "{left:?}");
+    let left = [779, 780, 781].map(runs_still);
+    ensure!(matches!(left, [Ok(false), Ok(false), Ok(false)]), "{left:?}");
+    let groups = cri.shell(&container, "cat /proc/self/cgroup; echo /sys/fs/cgroup/*/")?;
+    ensure!(groups == "0::/\n/sys/fs/cgroup/*/", "execs have groups of their own: {groups}");
     cri.stop(&container, 0)?;
     ensure!(!runs(&cri, &other, "sleep 777")?, "it outlives its container");
+    cri.clean()
+}
+
+fn exec_sees_the_limits_of_its_container() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("limited")?;
+    let resources = LinuxContainerResources {
+        memory_limit_in_bytes: 64 << 20,
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        ..LinuxContainerResources::default()
+    };
+    let linux = LinuxContainerConfig { resources: Some(resources), ..LinuxContainerConfig::default() };
+    let config =
+        ContainerConfig { linux: Some(linux), ..container_config("c", "busybox", &["sleep", "1000"]) };
+    let container = cri.run_container(&pod, config)?;
+    // As JVM, libuv and Go look for them: in the group that they are told.
+    let look = "group=$(sed -n s/^0:://p /proc/self/cgroup); echo $group; cd /sys/fs/cgroup$group && cat memory.max cpu.max";
+    let expected = format!("/\n{}\n50000 100000", 64 << 20);
+    let seen = cri.shell(&container, look)?;
+    ensure!(seen == expected, "{seen}");
+    // And what an exec leaves in the background.
+    let later =
+        format!("setsid sh -c 'sleep 2; ({look}) >/tmp/seen; touch /tmp/done' >/dev/null 2>&1 </dev/null &");
+    cri.shell(&container, &later)?;
+    let seen = || cri.shell(&container, "[ ! -e /tmp/done ] || cat /tmp/seen");
+    let seen = wait_for("what it sees", || Ok(Some(seen()?).filter(|seen| !seen.is_empty())))?;
+    ensure!(seen == expected, "later: {seen}");
+    cri.clean()
+}
+
+/// What systemd and Docker in Docker do: all processes move to a group below, and controllers are handed down.
+const NEST: &str = "cd /sys/fs/cgroup && mkdir init && for p in $(cat cgroup.procs); do echo $p >init/cgroup.procs; done 2>/dev/null
+    echo +memory +pids >cgroup.subtree_control && echo nested; exec sleep 1000";
+
+fn execs_work_where_a_container_nests_cgroups() -> Result<()> {
+    let cri = cri()?;
+    let mut config = pod_config("nests");
+    let context = v1::LinuxSandboxSecurityContext { privileged: true, ..Default::default() };
+    config.linux = Some(v1::LinuxPodSandboxConfig {
+        security_context: Some(context),
+        ..v1::LinuxPodSandboxConfig::default()
+    });
+    let pod = cri.run_pod_with(config)?;
+    let resources =
+        LinuxContainerResources { memory_limit_in_bytes: 128 << 20, ..LinuxContainerResources::default() };
+    let context = LinuxContainerSecurityContext { privileged: true, ..Default::default() };
+    let linux = LinuxContainerConfig { security_context: Some(context), resources: Some(resources) };
+    let config =
+        ContainerConfig { linux: Some(linux), ..container_config("c", "busybox", &["sh", "-c", NEST]) };
+    let container = cri.run_container(&pod, config)?;
+    cri.wait_logged(&container, "nested")?;
+    let group = |cri: &Cri| cri.shell(&container, "cat /proc/self/cgroup");
+    ensure!(group(&cri)? == "0::/init", "the group of the first process: {}", group(&cri)?);
+    let below = "mkdir -p /sys/fs/cgroup/docker/x && cd /sys/fs/cgroup/docker && echo +memory >cgroup.subtree_control && \
+                 echo 33554432 >x/memory.max && echo $$ >x/cgroup.procs && cat /proc/self/cgroup";
+    ensure!(cri.shell(&container, below)? == "0::/docker/x", "an exec moves as it likes");
+    cri.shell(&container, "setsid sleep 785 >/dev/null 2>&1 </dev/null &")?;
+    let late = cri.exec_for(&container, &["sh", "-c", "sleep 786 & sleep 787"], 1);
+    ensure!(late.is_err_and(|late| late.code() == Code::DeadlineExceeded), "no limit");
+    // One that runs while the daemon is killed, and has moved its processes.
+    let script = "echo $$ >/sys/fs/cgroup/docker/x/cgroup.procs; exec sleep 788";
+    let cmd = ["sh", "-c", script].map(str::to_owned).to_vec();
+    let request = v1::ExecSyncRequest { container_id: container.clone(), cmd, timeout: 0 };
+    let mut service = cri.service();
+    let call = cri.begin(async move { service.exec_sync(request).await });
+    wait_for("the exec", || Ok(Some(()).filter(|()| runs(&cri, &container, "sleep 788").unwrap_or(false))))?;
+    daemon::restart()?;
+    call.abort();
+    let cri = Cri::connect()?;
+    for round in 0..2 {
+        ensure!(group(&cri)? == "0::/init", "round {round} after the restart: {}", group(&cri)?);
+    }
+    let left = [785, 786, 787, 788].map(|seconds| runs(&cri, &container, &format!("sleep {seconds}")));
+    ensure!(matches!(left, [Ok(true), Ok(false), Ok(false), Ok(false)]), "{left:?}");
     cri.clean()
 }
 

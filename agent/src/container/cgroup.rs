@@ -1,8 +1,7 @@
 //! One container's cgroup: made and limited before its process exists, killed and removed after it.
 //!
-//! An exec lives in a group of its own below (`exec-<process id>`), in which no controller is enabled: the container's
-//! limits hold for it, and the whole tree of that exec can be killed alone. What the exec left in the background moves to
-//! the container's own group when the exec is removed, and lives until the container ends.
+//! Execs live in it too: programs look for their limits in the group that `/proc/self/cgroup` names. Groups below it
+//! are the container's own business (systemd, Docker in Docker); they are killed and removed with it.
 
 use super::devices::{self, DevicesError};
 use super::limits::{Limit, LimitsError, limits};
@@ -18,9 +17,6 @@ use std::time::Duration;
 
 /// How long a killed group may take to become empty. Processes in an uninterruptible wait are what takes long.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Passes over a group whose processes move to their container's: one may fork while it is moved.
-const MOVES: u32 = 5;
 
 /// Pause between two looks at a group that is being emptied.
 const EMPTY_POLL: Duration = Duration::from_millis(2);
@@ -64,7 +60,7 @@ fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Cgroup
     move |source| CgroupError::File { path, action, source }
 }
 
-/// A cgroup of this container, or of one exec in it.
+/// The cgroup of one container.
 #[derive(Debug, Clone)]
 pub struct Cgroup {
     path: PathBuf,
@@ -74,11 +70,6 @@ impl Cgroup {
     /// The group of a container; it need not exist.
     pub fn of_container(id: &Id) -> Cgroup {
         Cgroup { path: cgroup::container(id) }
-    }
-
-    /// The group of an exec in this container; it need not exist.
-    pub fn of_exec(&self, process: &Id) -> Cgroup {
-        Cgroup { path: self.path.join(format!("exec-{process}")) }
     }
 
     /// Its directory.
@@ -164,32 +155,6 @@ impl Cgroup {
             }
             tokio::time::sleep(EMPTY_POLL).await;
         }
-    }
-
-    /// Moves the processes in the group to `parent` and removes the group. A group whose processes fork faster than they
-    /// are moved, or made groups of their own below it, stays: it is removed with `parent`.
-    pub async fn dissolve_into(&self, parent: &Cgroup) -> Result<(), CgroupError> {
-        let members = self.path.join("cgroup.procs");
-        let target = parent.path.join("cgroup.procs");
-        for _ in 0..MOVES {
-            match absent_is_done(fs::remove_dir(&self.path)) {
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-                result => return result.map_err(failed(&self.path, "removed")),
-            }
-            let processes = match fs::read_to_string(&members) {
-                Err(error) if is_gone(&error) => return Ok(()),
-                processes => processes.map_err(failed(&members, "read"))?,
-            };
-            for process in processes.lines() {
-                match fs::write(&target, process) {
-                    // It ended meanwhile.
-                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                    result => result.map_err(failed(&target, "written"))?,
-                }
-            }
-            tokio::time::sleep(EMPTY_POLL).await;
-        }
-        Ok(())
     }
 
     fn populated(&self) -> Result<bool, CgroupError> {

@@ -202,14 +202,14 @@ async fn make_process(
         (None, None) => return Err(connected()(std::io::Error::other("its terminal did not arrive"))),
     };
     step.status = Some(status.into());
-    Ok(Process::new(child, streams, container.cgroup()))
+    Ok(Process::new(child, streams))
 }
 
 /// Makes the end of a container's first process known, after the rest of the container has been killed: in a shared pid
 /// namespace the kernel does not do that.
 async fn await_end(sandbox: Arc<Sandbox>, container: Arc<Container>, process: Arc<Process>) {
     let end = process.child().ended().await;
-    if let Err(error) = process.cgroup().kill() {
+    if let Err(error) = container.cgroup().kill() {
         console::error!("what is left of container {} cannot be killed: {error}", container.id());
     }
     let exit = ProcessExit {

@@ -3,6 +3,8 @@
 
 use super::child::COMMAND;
 use super::child::message::{self, Failure, Report, Request};
+use crate::console;
+use crate::process::tree;
 use crate::reaper::{Child, Reaper};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
@@ -67,8 +69,11 @@ pub fn launch(reaper: &Reaper, request: &Request, fds: &[BorrowedFd<'_>]) -> Res
         .map_err(failed("started"))?;
     let launched = converse(reaper, &ours, &helper, request, fds);
     if launched.is_err() {
-        // What it may have made is in the container's cgroup, which the caller kills.
-        let _ = helper.signal(libc::SIGKILL);
+        // What it may have made is still its own child. Where the kernel killed it before its answer, for want of
+        // memory, that child lives until its container ends.
+        if let Err(error) = tree::kill(helper.pid(), helper.as_fd()) {
+            console::error!("a one-shot child that failed left something behind: {error}");
+        }
     }
     launched
 }

@@ -37,7 +37,7 @@ pub async fn start(
             Err(error) => {
                 board.start_failed(&id);
                 // Whoever looks next shall see it exited. If it hangs instead, the error tells.
-                let _ = process.cgroup().kill();
+                let _ = container.cgroup().kill();
                 let _ = tokio::time::timeout(END_DEADLINE, process.exit()).await;
                 return Err(error.into());
             }

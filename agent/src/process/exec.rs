@@ -1,17 +1,18 @@
-//! Another process in a running container, in a cgroup of its own so that its whole tree can be killed alone while the
-//! exec is known. What it leaves in the background becomes the container's when the exec is removed.
+//! Another process in a running container, in the container's cgroup. What it leaves in the background is the
+//! container's; killing the exec at its limit ends its process and that one's descendants ([`super::tree`]).
 
-use super::{Process, ProcessError};
+use super::{Process, ProcessError, tree};
+use crate::console;
 use crate::container::child::message::{ExecRequest, Request};
 use crate::container::launch::{LaunchError, Launched, await_exec, launch};
 use crate::container::spec::{check_arguments, check_environment};
 use crate::container::{Container, blocking, to_the_end};
 use crate::error::AgentError;
 use crate::id::Id;
+use crate::reaper::Child;
 use crate::sandbox::Sandbox;
 use crate::stdio::{Stdin, Streams};
 use isopod_protocols::agent::*;
-use std::fs::File;
 use std::io::pipe;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -32,10 +33,6 @@ pub async fn start_exec(
     to_the_end(async move {
         let started = start(&sandbox, &container, &exec, request).await;
         if started.is_err() {
-            let cgroup = container.cgroup().of_exec(&exec);
-            if let Err(error) = cgroup.remove().await {
-                crate::console::error!("exec {exec} of container {id} left something behind: {error}");
-            }
             container.forget_exec(&exec);
         }
         Ok(StartExecResponse { pid: started?.child().pid() as u32 })
@@ -54,9 +51,6 @@ async fn start(
         move |source| ProcessError::System { container, process, action, source }
     };
     let first = container.first_process().ok_or_else(|| super::unknown(container.id(), None))?;
-    let cgroup = container.cgroup().of_exec(exec);
-    cgroup.make()?;
-    let directory = File::open(cgroup.path()).map_err(system("put into its cgroup"))?;
     let (status, their_status) = pipe().map_err(system("watched"))?;
     let stdin = Stdin { open: request.stdin, once: true };
     let (streams, pipes) = if request.terminal {
@@ -68,6 +62,8 @@ async fn start(
     let ooms = container.cgroup().oom_kills();
     let command = Request::Exec(ExecRequest {
         config: container.config(),
+        cgroup: container.cgroup().path().to_owned(),
+        first_pid: first.child().pid(),
         args: request.args,
         env: request.env,
         terminal: request.terminal,
@@ -76,12 +72,15 @@ async fn start(
         let sandbox = sandbox.clone();
         let first = first.child().clone();
         blocking(move || {
-            let mut fds = vec![their_status.as_fd(), first.as_fd(), directory.as_fd()];
+            let mut fds = vec![their_status.as_fd(), first.as_fd()];
             fds.extend(pipes.iter().flatten().map(AsFd::as_fd));
             let launched = launch(&sandbox.containers.reaper, &command, &fds)?;
             // Only the new process's own end must keep the pipe open.
             drop((their_status, pipes));
-            await_exec(OwnedFd::from(status))?;
+            if let Err(error) = await_exec(OwnedFd::from(status)) {
+                give_up(&launched.child);
+                return Err(error);
+            }
             Ok::<_, LaunchError>(launched)
         })
         .await
@@ -92,20 +91,29 @@ async fn start(
         source,
     })?;
     let streams = match (streams, terminal) {
-        (Some(streams), _) => streams,
-        (None, Some(terminal)) => {
-            Streams::terminal(terminal, stdin, container.uid()).map_err(system("connected"))?
-        }
-        (None, None) => {
-            let missing = std::io::Error::other("its terminal did not arrive");
-            return Err(system("connected")(missing));
+        (Some(streams), _) => Ok(streams),
+        (None, Some(terminal)) => Streams::terminal(terminal, stdin, container.uid()),
+        (None, None) => Err(std::io::Error::other("its terminal did not arrive")),
+    };
+    let streams = match streams {
+        Ok(streams) => streams,
+        Err(error) => {
+            blocking(move || give_up(&child)).await;
+            return Err(system("connected")(error));
         }
     };
-    let process = Arc::new(Process::new(child, streams, cgroup));
+    let process = Arc::new(Process::new(child, streams));
     tokio::spawn(await_end(container.clone(), process.clone(), ooms));
     container.add_exec(exec, process.clone());
     sandbox.containers.tell_appearance();
     Ok(process)
+}
+
+/// Ends what was made for an exec that cannot be started. Blocks.
+fn give_up(child: &Child) {
+    if let Err(error) = tree::kill(child.pid(), child.as_fd()) {
+        console::error!("an exec that was not started left something behind: {error}");
+    }
 }
 
 /// Makes the exec's end known. The kernel counts OOM kills for the container as a whole.
@@ -152,7 +160,6 @@ async fn remove(container: &Container, exec: &Id, process: &Process) -> Result<(
     })?;
     process.exit().await;
     process.streams().abandon();
-    process.cgroup().dissolve_into(&container.cgroup()).await?;
     container.forget_exec(exec);
     Ok(())
 }

@@ -9,9 +9,11 @@
 
 mod exec;
 pub mod sys;
+pub mod tree;
 
 pub use exec::{remove_exec, start_exec};
 
+use crate::container::blocking;
 use crate::container::cgroup::{Cgroup, CgroupError};
 use crate::container::launch::LaunchError;
 use crate::container::spec::SpecError;
@@ -22,8 +24,10 @@ use crate::reaper::Child;
 use crate::sandbox::Sandbox;
 use crate::stdio::Streams;
 use isopod_protocols::agent::*;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use tokio::sync::watch;
+use tree::TreeError;
 
 /// Largest signal number of Linux.
 const MAX_SIGNAL: u32 = 64;
@@ -71,9 +75,17 @@ pub enum ProcessError {
         /// Why.
         source: LaunchError,
     },
-    /// The process's cgroup could not be made, killed or removed.
+    /// The processes of a container could not be killed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// An exec and its descendants could not be killed.
+    #[error("processes of an exec in container {container}")]
+    Tree {
+        /// The container.
+        container: Id,
+        /// Why.
+        source: TreeError,
+    },
     /// A system call on the process or its streams.
     #[error("process {process:?} in container {container} cannot be {action}")]
     System {
@@ -93,14 +105,13 @@ pub enum ProcessError {
 pub struct Process {
     child: Child,
     streams: Streams,
-    cgroup: Cgroup,
     exit: watch::Sender<Option<ProcessExit>>,
 }
 
 impl Process {
-    /// A process in its cgroup, written down in the reaper's book.
-    pub fn new(child: Child, streams: Streams, cgroup: Cgroup) -> Process {
-        Process { child, streams, cgroup, exit: watch::Sender::new(None) }
+    /// A process that is written down in the reaper's book.
+    pub fn new(child: Child, streams: Streams) -> Process {
+        Process { child, streams, exit: watch::Sender::new(None) }
     }
 
     /// The process itself.
@@ -111,11 +122,6 @@ impl Process {
     /// Its streams.
     pub fn streams(&self) -> &Streams {
         &self.streams
-    }
-
-    /// Its cgroup: the container's, or the exec's own.
-    pub fn cgroup(&self) -> &Cgroup {
-        &self.cgroup
     }
 
     /// Waits for its end; at once if it has ended.
@@ -148,6 +154,7 @@ pub async fn signal(
     request: SignalProcessRequest,
 ) -> Result<SignalProcessResponse, AgentError> {
     let process = find(sandbox, &request.container_id, &request.process_id)?;
+    let container = Id::parse("container_id", &request.container_id)?;
     if !(1..=MAX_SIGNAL).contains(&request.signal) {
         return Err(ProcessError::Request { field: "signal", rule: "must be 1 to 64" }.into());
     }
@@ -156,17 +163,26 @@ pub async fn signal(
             let rule = "goes to a whole tree only when it is SIGKILL (9): the kernel offers no other";
             return Err(ProcessError::Request { field: "signal", rule }.into());
         }
-        process.cgroup.kill().map_err(ProcessError::from)?;
+        kill_all(&process, &container, request.process_id.is_empty()).await?;
     } else {
         process.child.signal(request.signal as i32).map_err(|source| ProcessError::System {
-            container: Id::parse("container_id", &request.container_id)
-                .expect("it named a container that was found"),
+            container,
             process: request.process_id,
             action: "signalled",
             source,
         })?;
     }
     Ok(SignalProcessResponse {})
+}
+
+/// Kills all of a container with its first process, or an exec with its descendants.
+async fn kill_all(process: &Arc<Process>, container: &Id, first: bool) -> Result<(), ProcessError> {
+    if first {
+        return Ok(Cgroup::of_container(container).kill()?);
+    }
+    let process = process.clone();
+    let killed = blocking(move || tree::kill(process.child.pid(), process.child.as_fd())).await;
+    killed.map_err(|source| ProcessError::Tree { container: container.clone(), source })
 }
 
 /// Answers `ResizeTerminal`.

@@ -1,7 +1,7 @@
 //! ExecSync: another process in a running container, its output, and its exit code.
 //!
 //! An exec ends with its process. What the process left in the background lives on until the container ends; only the
-//! exec's limit kills its whole tree. A client that leaves ends the exec's process alone, as containerd does, and so does a
+//! exec's limit kills its descendants too, as far as their parents live: others are the container's. A client that leaves ends the exec's process alone, as containerd does, and so does a
 //! daemon that follows one that was killed: the clients of that one are gone.
 
 use super::stdio::{self, Address, Sink, StdioError};

@@ -3,12 +3,12 @@
 //! Not with the library's own exec: that one leaves out the container's resource limits and forks twice. Its parts
 //! (capabilities, ids, terminal) are used here in the order in which it uses them for a
 //! container's first process. Namespaces are entered by the first process's pidfd, all at once, and the new process is
-//! born in its cgroup.
+//! born in its cgroup ([`birth`]).
 
 use super::create::receive_terminal;
 use super::filter::Filter;
 use super::message::{ExecRequest, Failure};
-use super::{Descriptors, Made, command, environment};
+use super::{Descriptors, Made, birth, command, environment};
 use crate::process::sys::{self, Forked};
 use libcontainer::config::PersonalityDomain;
 use libcontainer::syscall::Syscall;
@@ -40,7 +40,7 @@ enum Stdio {
 /// Makes the process. Whether it executes its command is told on the status pipe.
 pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
     let mut fds = Descriptors::new(fds);
-    let (status, first_process, cgroup) = (fds.next()?, fds.next()?, fds.next()?);
+    let (status, first_process) = (fds.next()?, fds.next()?);
     let spec = Spec::load(&request.config)
         .map_err(|error| Failure::guest("the container's spec cannot be read", error))?;
     let missing = || Failure::request("the container's spec has no process or linux part".to_owned());
@@ -60,9 +60,7 @@ pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
     hide(process)?;
     // Takes effect for the fork.
     setns(&first_process, CloneFlags::CLONE_NEWPID).map_err(not_entered)?;
-    match sys::fork(Some(cgroup.as_fd()))
-        .map_err(|error| Failure::guest("process cannot be forked", error))?
-    {
+    match birth::fork(&request.cgroup, request.first_pid, first_process.as_fd())? {
         Forked::Child => {
             let member = enter(linux, &first_process)
                 .and_then(|()| become_member(process, linux, stdio, status.as_fd()));

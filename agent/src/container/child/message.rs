@@ -27,8 +27,8 @@ const MAX: usize = 32 * 1024 * 1024;
 pub enum Request {
     /// A container, up to the exec of its command. Descriptors: status pipe, and without terminal stdin, stdout, stderr.
     Container(ContainerRequest),
-    /// A process in a container that runs. Descriptors: status pipe, pidfd of the container's first process, cgroup
-    /// directory, and without terminal stdin, stdout, stderr.
+    /// A process in a container that runs. Descriptors: status pipe, pidfd of the container's first process, and
+    /// without terminal stdin, stdout, stderr.
     Exec(ExecRequest),
     /// A pid namespace and the process that holds it. No descriptors.
     PidNamespace,
@@ -52,6 +52,10 @@ pub struct ContainerRequest {
 pub struct ExecRequest {
     /// The container's spec, whose user, capabilities, limits and seccomp profile hold for the process.
     pub config: PathBuf,
+    /// Directory of the container's cgroup, in which the process is born.
+    pub cgroup: PathBuf,
+    /// The container's first process, by its number for the agent.
+    pub first_pid: i32,
     /// Command line.
     pub args: Vec<String>,
     /// Added to the container's environment.
@@ -170,6 +174,8 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let request = Request::Exec(ExecRequest {
             config: PathBuf::new(),
+            cgroup: PathBuf::new(),
+            first_pid: 1,
             args: vec!["x".repeat(1 << 20)],
             env: Vec::new(),
             terminal: false,

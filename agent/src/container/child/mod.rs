@@ -6,6 +6,7 @@
 //! standard input, which is a socket, answers with one report, and stays the parent of what it made until the agent has
 //! written that down (see [`message`]).
 
+mod birth;
 pub mod command;
 mod create;
 pub mod environment;

@@ -32,6 +32,7 @@ cases![
     processes::exec_runs_in_the_container,
     processes::killing_an_exec_tree_spares_the_container,
     processes::what_an_exec_leaves_in_the_background_lives_until_the_container_ends,
+    processes::execs_follow_their_container_into_a_nested_group,
     processes::signals_reach_processes,
     confinement::limits_hold_and_change_all_or_none,
     confinement::out_of_memory_is_told,

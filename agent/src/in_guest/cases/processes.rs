@@ -51,7 +51,7 @@ pub async fn exec_runs_in_the_container(guest: Guest) {
     container.start_exec(request.clone()).await.unwrap();
     assert_refused(container.start_exec(request).await, Code::AlreadyExists, "e");
     assert_eq!(container.wait("e").await.code, 7);
-    assert_eq!(container.output("e").await, "123\n0::/exec-e\nsleep");
+    assert_eq!(container.output("e").await, "123\n0::/\nsleep");
     container.remove_exec("e").await.unwrap();
     container.remove_exec("e").await.unwrap();
     let gone = container.signal("e", 9, false).await;
@@ -67,8 +67,8 @@ pub async fn exec_runs_in_the_container(guest: Guest) {
 
 pub async fn killing_an_exec_tree_spares_the_container(guest: Guest) {
     let container = guest.shell("sleep 1000").run().await;
-    // The second sleep leaves session and parent.
-    let script = "sleep 2000 & setsid sleep 3000 & sleep 4000";
+    // The second sleep leaves the session, the third one its parent: it is the container's.
+    let script = "sleep 2000 & setsid sleep 3000 & (sleep 6000 &); sleep 4000";
     container.start_exec(container.exec_request("tree", &["sh", "-c", script])).await.unwrap();
     container.start_exec(container.exec_request("other", &["sleep", "5000"])).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -76,7 +76,9 @@ pub async fn killing_an_exec_tree_spares_the_container(guest: Guest) {
     container.signal("tree", 9, true).await.unwrap();
     assert_eq!(container.wait("tree").await.code, 137);
     let (_, left) = container.exec("ps -o args | grep '[s]leep [0-9]'").await;
-    assert!(left.contains("sleep 1000") && left.contains("sleep 5000"), "{left}");
+    for lives in ["sleep 1000", "sleep 5000", "sleep 6000"] {
+        assert!(left.contains(lives), "{lives}: {left}");
+    }
     assert!(
         !left.contains("sleep 2000") && !left.contains("sleep 3000") && !left.contains("sleep 4000"),
         "{left}"
@@ -96,11 +98,34 @@ pub async fn what_an_exec_leaves_in_the_background_lives_until_the_container_end
     container.start_exec(container.exec_request("left", &["sh", "-c", script])).await.unwrap();
     container.open("left", Stream::Stdout).await.unwrap().read_u8().await.unwrap();
     container.remove_exec("").await.unwrap();
-    let (_, seen) = container.exec("sleep 0.3; ps -o args; ls -d /sys/fs/cgroup/exec-* | wc -l").await;
+    let (_, seen) = container.exec("sleep 0.3; ps -o args; echo /sys/fs/cgroup/*/").await;
     for lives in ["more; sleep 0.05", "sleep 2000", "sleep 3000"] {
         assert!(seen.contains(lives), "{lives}: {seen}");
     }
-    assert!(!seen.contains("echo; wait") && seen.ends_with("\n1"), "{seen}");
+    assert!(!seen.contains("echo; wait") && seen.ends_with("\n/sys/fs/cgroup/*/"), "{seen}");
+    container.remove().await;
+}
+
+pub async fn execs_follow_their_container_into_a_nested_group(guest: Guest) {
+    let options = json!(["nosuid", "noexec", "nodev", "relatime", "rw"]);
+    let script = "cd /sys/fs/cgroup && mkdir init && echo $$ >init/cgroup.procs && \
+                  echo +memory +pids >cgroup.subtree_control && echo nested; exec sleep 1000";
+    let container = guest.shell(script).with("/mounts/5/options", options).run().await;
+    container.open("", Stream::Stdout).await.unwrap().read_exact(&mut [0; 6]).await.unwrap();
+    assert_eq!(container.exec("cat /proc/self/cgroup").await, (0, "0::/init".to_owned()));
+    // An exec may nest further, and leave processes there.
+    let script = "mkdir -p /sys/fs/cgroup/deep/er && echo $$ >/sys/fs/cgroup/deep/er/cgroup.procs; \
+                  setsid sleep 2000 >/dev/null 2>&1 & cat /proc/self/cgroup";
+    assert_eq!(container.exec(script).await, (0, "0::/deep/er".to_owned()));
+    let late = ["sh", "-c", "sleep 3000 & sleep 4000"];
+    container.start_exec(container.exec_request("late", &late)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    container.signal("late", 9, true).await.unwrap();
+    assert_eq!(container.wait("late").await.code, 137);
+    container.remove_exec("").await.unwrap();
+    let (_, left) = container.exec("sleep 0.3; ps -o args").await;
+    assert!(left.contains("sleep 2000"), "{left}");
+    assert!(!left.contains("sleep 3000") && !left.contains("sleep 4000"), "{left}");
     container.remove().await;
 }
 
