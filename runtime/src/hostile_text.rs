@@ -2,7 +2,7 @@
 //! line, printable, and bounded.
 //!
 //! Used by every module that passes such text on. `trace` and `cri` put whole log records and error messages
-//! through [`line`] and [`push`] once more, so that text which reached them by a way that nobody thought of
+//! through [`line()`] and [`push`] once more, so that text which reached them by a way that nobody thought of
 //! cannot forge a second line either.
 
 use std::fmt;
@@ -46,7 +46,7 @@ pub fn line(text: &str, most: usize) -> String {
     line
 }
 
-/// An error message of a guest, a VMM or a plugin: see [`line`].
+/// An error message of a guest, a VMM or a plugin: see [`line()`].
 pub fn message(text: &str) -> String {
     line(text, MAX_MESSAGE)
 }
