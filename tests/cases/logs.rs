@@ -130,7 +130,8 @@ fn log_on_a_disk_that_hangs_holds_up_its_container_alone() -> Result<()> {
     let more = resident()?.saturating_sub(before);
     ensure!(more < 16 << 10, "the daemon took {more} KiB more");
     disk.thaw()?;
-    let last = floods.iter().map(count).collect::<Result<Vec<_>>>()?;
+    let number = |flood: &String| wait_for("a number", || Ok(count(flood).ok()));
+    let last = floods.iter().map(number).collect::<Result<Vec<_>>>()?;
     for (flood, last) in floods.iter().zip(last) {
         wait_for(
             "the flood to go on",

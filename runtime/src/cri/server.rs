@@ -10,9 +10,18 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
+
+/// How long a daemon that was killed may hold its socket: its threads end one after another, each when the kernel has finished what
+/// it does for it.
+const LET_GO: Duration = Duration::from_secs(5);
+
+/// Pause between two looks at a socket that is held.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Longest message, both ways, bytes: what kubelet's client allows.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
@@ -44,11 +53,19 @@ pub enum ServerError {
 /// Binds the socket: root only, in place of a dead daemon's.
 ///
 /// # Errors
-/// [`ServerError::InUse`] where a daemon answers on it.
+/// [`ServerError::InUse`] where a daemon still answers on it after 5 s.
 pub async fn bind(path: &Path) -> Result<UnixListener, ServerError> {
+    bind_within(LET_GO, path).await
+}
+
+async fn bind_within(let_go: Duration, path: &Path) -> Result<UnixListener, ServerError> {
     let failed = |source| ServerError::Io { path: path.to_owned(), source };
-    if UnixStream::connect(path).await.is_ok() {
-        return Err(ServerError::InUse(path.to_owned()));
+    let begin = Instant::now();
+    while UnixStream::connect(path).await.is_ok() {
+        if begin.elapsed() > let_go {
+            return Err(ServerError::InUse(path.to_owned()));
+        }
+        sleep(LOOK_AGAIN).await;
     }
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(failed)?;
@@ -88,4 +105,24 @@ pub async fn serve(
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .map_err(|source| ServerError::Serve { path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn daemon_that_serves_keeps_its_socket_and_one_that_ends_leaves_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("isopod.sock");
+        let serving = bind(&path).await.unwrap();
+        let refused = bind_within(LOOK_AGAIN, &path).await;
+        assert!(matches!(refused, Err(ServerError::InUse(_))));
+        let ending = tokio::spawn(async move {
+            sleep(LOOK_AGAIN * 3).await;
+            drop(serving);
+        });
+        assert!(bind(&path).await.is_ok());
+        ending.await.unwrap();
+    }
 }
