@@ -132,12 +132,6 @@ impl DeviceSlot {
         DEVICES + self as u64 * DEVICE_SIZE
     }
 
-    /// Whether it is worth a wire of its own that acknowledging its interrupts takes no exit to the VMM. Each costs every VM a bit
-    /// of its start.
-    pub const fn interrupts_often(self) -> bool {
-        matches!(self, DeviceSlot::Net)
-    }
-
     /// The device's interrupt line.
     pub const fn gsi(self) -> u32 {
         FIRST_GSI + self as u32

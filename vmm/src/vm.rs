@@ -5,7 +5,6 @@
 //! memory map waits for all readers of the I/O buses, which costs milliseconds.
 #![allow(unsafe_code)]
 
-use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
 
 use kvm_bindings::{
@@ -15,14 +14,11 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
     layout::{self, DeviceSlot},
-    virtio::{
-        GuestMemory, USED_BUFFER,
-        mmio::{INTERRUPT_ACKNOWLEDGE, QUEUE_NOTIFY},
-    },
+    virtio::{GuestMemory, mmio::QUEUE_NOTIFY},
 };
 
 /// A step that KVM refused.
@@ -51,9 +47,6 @@ pub enum VmError {
         /// The system's answer.
         source: kvm_ioctls::Error,
     },
-    /// The host has no eventfd.
-    #[error("cannot make an event of the vm")]
-    Event(#[source] io::Error),
     /// Processors have more state than a template keeps of them.
     #[error(
         "processors of this host have {bytes} bytes of extended state, which is more than a template keeps: boot without \
@@ -96,8 +89,6 @@ pub struct VmState {
 pub struct Vm {
     kvm: Kvm,
     fd: VmFd,
-    /// Takes acknowledgements of interrupts that nobody needs to see.
-    acknowledged: EventFd,
 }
 
 impl Vm {
@@ -105,8 +96,7 @@ impl Vm {
     pub fn new(kvm: OwnedFd, memory: &GuestMemory) -> Result<Self, VmError> {
         let kvm = open(kvm)?;
         let fd = kvm.create_vm().map_err(failed("create a vm"))?;
-        let acknowledged = EventFd::new(EFD_NONBLOCK).map_err(VmError::Event)?;
-        let vm = Self { kvm, fd, acknowledged };
+        let vm = Self { kvm, fd };
         vm.add_memory(memory)?;
         vm.fd.set_tss_address(layout::KVM_TSS as usize).map_err(failed("place the task state"))?;
         let identity_map = layout::KVM_IDENTITY_MAP;
@@ -181,18 +171,10 @@ impl Vm {
     }
 
     /// Wires a device: writes of its queues' notify register signal `kicks`, and `interrupt` raises its line.
-    ///
-    /// Of a device that interrupts often, acknowledgements of used buffers end in KVM: each would be an exit to a thread of this
-    /// process that only clears a bit. The bit stays set then, which tells the driver to look at its queues once more often.
     pub fn wire(&self, slot: DeviceSlot, kicks: &[EventFd], interrupt: &EventFd) -> Result<(), VmError> {
         let notify = IoEventAddress::Mmio(slot.address() + QUEUE_NOTIFY);
         for (queue, kick) in (0_u32..).zip(kicks) {
             self.fd.register_ioevent(kick, &notify, queue).map_err(failed("watch a queue"))?;
-        }
-        if slot.interrupts_often() {
-            let acknowledge = IoEventAddress::Mmio(slot.address() + INTERRUPT_ACKNOWLEDGE);
-            let registered = self.fd.register_ioevent(&self.acknowledged, &acknowledge, USED_BUFFER);
-            registered.map_err(failed("take acknowledgements of interrupts"))?;
         }
         self.route(interrupt, slot.gsi())
     }

@@ -1,9 +1,6 @@
 //! How a device interrupts its guest: an eventfd that KVM turns into an interrupt (irqfd), and the cause bits that the
 //! driver reads and acknowledges (virtio 1.3, 4.2.2).
 //!
-//! A cause that stays set does no harm: a driver that is told of used buffers looks, and may find none. Devices that interrupt
-//! often make use of that, see [`crate::vm::Vm::wire`].
-//!
 //! The cause bits are read and acknowledged by vCPU threads on every interrupt while the device works on the event loop
 //! thread, so they are atomics outside the device's lock.
 
@@ -11,8 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Cause of an interrupt: buffers were used.
-pub const USED_BUFFER: u32 = 1;
+const USED_BUFFER: u32 = 1;
 const CONFIG_CHANGE: u32 = 2;
 
 /// One device's interrupt line.

@@ -45,9 +45,6 @@ pub const MMIO_LENGTH: u64 = 0x1000;
 /// Offset of the register to bind to [`MmioTransport::kick_events`] by ioeventfd, with the queue index as 32-bit value.
 pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
-/// Offset of the register by which a driver acknowledges causes of an interrupt, see [`super::USED_BUFFER`].
-pub const INTERRUPT_ACKNOWLEDGE: u64 = VIRTIO_MMIO_INTERRUPT_ACK as u64;
-
 /// `virt` in little endian.
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;

@@ -39,7 +39,7 @@ use serde::de::DeserializeOwned;
 pub use buffers::Buffers;
 pub use error::{DeviceError, Fault};
 pub use event_loop::{EventLoop, EventSet, Poller};
-pub use interrupt::{Interrupt, USED_BUFFER};
+pub use interrupt::Interrupt;
 pub use ring::{Chain, Ring, RingState};
 
 /// Guest memory, without dirty tracking.
