@@ -184,7 +184,7 @@ impl Machinery<'_> {
         let rng = self.place(&mut bus, DeviceSlot::Rng, saved.map(|s| &s.rng), |_| Ok(Rng::new()))?;
 
         let net = saved.map(|s| &s.net);
-        let net = self.place(&mut bus, DeviceSlot::Net, net, |poller| Net::new(poller.clone()))?;
+        let net = self.place(&mut bus, DeviceSlot::Net, net, |poller| Ok(Net::new(poller.clone())))?;
         let (net_received, net_sent) = net.with(|net| (net.received_bytes(), net.sent_bytes()));
 
         let saved_balloon = saved.map(|s| &s.balloon);

@@ -69,7 +69,7 @@ fn wire() -> (OwnedFd, OwnedFd) {
 pub fn net(bytes: &[u8]) {
     let (tap, far) = wire();
     let make = |poller: Poller, _: Option<&NetState>| {
-        let mut net = Net::new(poller).ok()?;
+        let mut net = Net::new(poller);
         net.watch(tap.try_clone().ok()?).ok()?;
         Some(net)
     };

@@ -11,10 +11,10 @@
 //! The card has no identity: its address is a placeholder and the agent sets the pod's (DESIGN decision 10). Its link is
 //! up from the start, as a driver that saw it come up later would wait for up to a second before it sends.
 
-mod receive;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -23,10 +23,11 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
 
+use super::ring::MAX_BUFFERS;
 use super::{
-    Counter, DeviceError, Driver, EventSet, Fault, Poller, Ring, VirtioDevice, read_config_from, sys,
+    Buffers, Chain, Counter, DeviceError, Driver, EventSet, Fault, Poller, Ring, VirtioDevice,
+    read_config_from, sys,
 };
-use receive::Receiver;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -60,7 +61,7 @@ pub struct Net {
     readable: bool,
     /// What the driver accepted, while it runs.
     features: u64,
-    receiver: Receiver,
+    received_bytes: Counter,
     sent_bytes: Counter,
 }
 
@@ -70,9 +71,15 @@ pub struct NetState {}
 
 impl Net {
     /// A card without a tap; also what a saved one is built from.
-    pub fn new(poller: Poller) -> io::Result<Self> {
-        let (receiver, sent_bytes) = (Receiver::new()?, Counter::default());
-        Ok(Self { poller, tap: None, readable: false, features: 0, receiver, sent_bytes })
+    pub fn new(poller: Poller) -> Self {
+        Self {
+            poller,
+            tap: None,
+            readable: false,
+            features: 0,
+            received_bytes: Counter::default(),
+            sent_bytes: Counter::default(),
+        }
     }
 
     /// Joins the card to `tap`, in place of the one before.
@@ -97,7 +104,7 @@ impl Net {
 
     /// Bytes of frames that the guest got.
     pub fn received_bytes(&self) -> Counter {
-        self.receiver.received_bytes()
+        self.received_bytes.clone()
     }
 
     /// Bytes of frames that the guest sent and the tap took.
@@ -131,14 +138,78 @@ impl Net {
         Ok(())
     }
 
-    /// Gives the guest the frames that wait in the tap.
+    /// Gives the guest the frames that wait in the tap, as long as it has room for the longest there can be.
     fn receive(&mut self, driver: &mut Driver<'_>) -> Result<(), DeviceError> {
         let Some(tap) = self.tap.as_ref().filter(|_| self.readable) else { return Ok(()) };
-        let mergeable = driver.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
         let ring = &mut driver.rings[RECEIVE];
-        self.readable = self.receiver.receive(tap.as_fd(), ring, driver.memory, mergeable)?;
+        let mergeable = driver.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+        let mut posted = VecDeque::new();
+        while let Some(room) = offer_room(ring, driver.memory, &mut posted, mergeable)? {
+            // The tap is down or gone: another event will come when it is back.
+            let Ok(length) = sys::readv(tap.as_fd(), &room) else {
+                self.readable = false;
+                break;
+            };
+            if length < HEADER_BYTES {
+                continue;
+            }
+            self.received_bytes.add(length - HEADER_BYTES);
+            deliver(ring, driver.memory, &mut posted, &room, length)?;
+        }
+        posted.iter().for_each(|_| ring.undo_pop());
         Ok(())
     }
+}
+
+/// Takes chains off the ring until `posted` has room for any frame. Returns that room, or `None` if the guest has not
+/// offered as much.
+fn offer_room<'m>(
+    ring: &mut Ring,
+    memory: &'m super::GuestMemory,
+    posted: &mut VecDeque<Chain<'m>>,
+    mergeable: bool,
+) -> Result<Option<Buffers<'m>>, DeviceError> {
+    let mut room = Buffers::default();
+    posted.iter().for_each(|chain| room.append(&chain.writable));
+    let enough = |room: &Buffers<'_>| {
+        if mergeable { room.len() >= LONGEST_FRAME } else { !room.is_empty() }
+    };
+    while !enough(&room) {
+        let Some(chain) = ring.pop(memory)? else { return Ok(None) };
+        if chain.writable.len() < HEADER_BYTES {
+            return Err(short(ring, chain.writable.len()));
+        }
+        if room.slices().len() + chain.writable.slices().len() > MAX_BUFFERS {
+            // A driver that offers a thousand crumbs gets what fits into them.
+            ring.undo_pop();
+            break;
+        }
+        room.append(&chain.writable);
+        posted.push_back(chain);
+    }
+    Ok(Some(room))
+}
+
+/// Gives the guest the chains at the front of `posted` that a frame of `length` bytes, header included, has filled.
+fn deliver(
+    ring: &mut Ring,
+    memory: &super::GuestMemory,
+    posted: &mut VecDeque<Chain<'_>>,
+    room: &Buffers<'_>,
+    length: usize,
+) -> Result<(), DeviceError> {
+    let mut rest = length;
+    let mut filled = Vec::new();
+    while rest > 0 {
+        let chain = posted.pop_front().expect("a read fills no more than its buffers");
+        let count = rest.min(chain.writable.len());
+        filled.push((chain.head, count));
+        rest -= count;
+    }
+    let mut header = room.clone().split_front(HEADER_BYTES);
+    header.split_front(BUFFER_COUNT);
+    header.copy_from(&(filled.len() as u16).to_le_bytes());
+    ring.give_back_all(memory, &filled)
 }
 
 fn short(ring: &Ring, have: usize) -> DeviceError {
@@ -215,7 +286,6 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.features = 0;
-        self.receiver.reset();
         self.set_offload();
     }
 
