@@ -31,6 +31,9 @@ use blocks::Blocks;
 /// What is plugged at once, in bytes: a large page.
 pub const BLOCK: u64 = 2 << 20;
 
+/// Largest region, in bytes: more than any machine has memory. Its blocks are counted one by one now and then.
+const LARGEST_REGION: u64 = 2 << 40;
+
 /// Feature bit (5.15.3): the driver must not even read what is unplugged, so nothing is mapped there by accident.
 const VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE: u32 = 1;
 
@@ -130,7 +133,10 @@ impl Mem {
         if !whole || address.checked_add(region_bytes).is_none() || state.requested_bytes > region_bytes {
             return Err(refused("sizes that cannot be"));
         }
-        let count = u32::try_from(region_bytes / BLOCK).map_err(|_| refused("too large a region"))?;
+        if region_bytes > LARGEST_REGION {
+            return Err(refused("too large a region"));
+        }
+        let count = (region_bytes / BLOCK) as u32;
         let blocks =
             Blocks::from_ranges(count, &state.plugged).ok_or(refused("blocks outside its region"))?;
         let mem = Self {
