@@ -67,6 +67,7 @@ packages:
 artefacts: build
 	guest-image/manifest.sh $(AGENT)
 	tests/tools/all.sh
+	tests/tools/node-kernel.sh
 	tests/images/build.sh
 
 # What pods boot: the guest kernel (15 minutes of CPU time the first time).

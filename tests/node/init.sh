@@ -9,7 +9,7 @@
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 cd /
 # ISOPOD (absent, installed or serving), REGISTRY (the storage, or nothing), JOB_TTY (a device, or nothing), JOB_TTY_SIZE,
-# MODULES (in order), NEAR and COLD (yes or no), ISOPOD_* (paths of the machine)
+# MODULES (in order), MODULES_DIRECTORY (all of the kernel's), NEAR and COLD (yes or no), ISOPOD_* (paths of the machine)
 JOB_TTY=
 # shellcheck source=/dev/null
 . /node/settings
@@ -56,7 +56,13 @@ cgroups() {
 
 # shellcheck disable=SC2153  # MODULES is a setting
 load_modules() {
-  local module
+  local module own
+  # where modprobe looks for what is loaded on demand, unless the kernel is the machine's own
+  own=/lib/modules/$(uname -r)
+  if [ "$MODULES_DIRECTORY" != "$own" ]; then
+    mkdir -p "$own"
+    mount --bind "$MODULES_DIRECTORY" "$own"
+  fi
   for module in $MODULES; do
     insmod "$module"
   done

@@ -92,6 +92,11 @@ pub fn images() -> Result<PathBuf> {
     named("ISOPOD_IMAGES", || made_by("tests/images/build.sh", &[]))
 }
 
+/// The directory below which the node's kernel and its modules are, as a distribution installs them.
+pub fn node_kernel() -> Result<PathBuf> {
+    named("ISOPOD_NODE_KERNEL", || made_by("tests/tools/node-kernel.sh", &[]))
+}
+
 /// The directory of the image `debian`, an OCI layout of that name: apart from the others, as it takes minutes to build.
 pub fn debian_image() -> Result<PathBuf> {
     named("ISOPOD_DEBIAN_IMAGE", || made_by("tests/images/debian.sh", &[]))

@@ -10,6 +10,7 @@ use crate::node::{Job, Node, Settings};
 use anyhow::Result;
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// One story with an end that can fail.
 pub type Case = (&'static str, fn() -> Result<()>);
@@ -29,7 +30,7 @@ pub fn run(settings: Settings, cases: Vec<Case>) -> ExitCode {
     if in_node || arguments.list {
         // cases share the node's daemon, network and cgroups, and count what is left of each
         arguments.test_threads = Some(1);
-        let trials = cases.into_iter().map(|(name, case)| Trial::test(name, move || case().map_err(failure)));
+        let trials = cases.into_iter().map(|(name, case)| Trial::test(name, move || timed(name, case)));
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();
     }
     match run_in_node(settings) {
@@ -45,6 +46,14 @@ fn run_in_node(settings: Settings) -> Result<u8> {
     let mut command = vec![std::env::current_exe()?.into_os_string()];
     command.extend(std::env::args_os().skip(1));
     Node::start(settings, &Job { command, terminal: false })?.wait()
+}
+
+/// Runs a case and tells what it took, by which one sees where a group's time goes.
+fn timed(name: &str, case: fn() -> Result<()>) -> Result<(), libtest_mimic::Failed> {
+    let begin = Instant::now();
+    let result = case();
+    eprintln!("{name}: {:.1} s", begin.elapsed().as_secs_f32());
+    result.map_err(failure)
 }
 
 fn failure(error: anyhow::Error) -> libtest_mimic::Failed {

@@ -1,4 +1,5 @@
-//! The node's kernel: Debian's for clouds, which has kvm-amd, kvm-intel, tun and netfilter as modules, and starts fast.
+//! The node's kernel: Debian's for clouds, which has kvm-amd, kvm-intel, tun and netfilter as modules, and starts fast. It is
+//! the one that `tests/tools/node-kernel.sh` pins, so that all machines measure on the same.
 
 use crate::artefacts;
 use anyhow::{Context, Result, ensure};
@@ -7,31 +8,43 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A kernel that is installed on the machine.
+/// A kernel and its modules, as a distribution installs them below a directory.
 #[derive(Debug)]
 pub struct Kernel {
     /// What QEMU boots.
     pub image: PathBuf,
+    /// Where `lib/modules/` is.
+    root: PathBuf,
     release: String,
 }
 
 impl Kernel {
-    /// The newest installed one.
-    pub fn newest() -> Result<Kernel> {
+    /// The pinned one, or the newest of a directory that `ISOPOD_NODE_KERNEL` names: `/` for the machine's own.
+    pub fn locate() -> Result<Kernel> {
+        Self::newest_in(artefacts::node_kernel()?)
+    }
+
+    fn newest_in(root: PathBuf) -> Result<Kernel> {
         let mut found = Vec::new();
-        for entry in fs::read_dir("/boot").context("cannot list /boot")? {
+        let boot = root.join("boot");
+        for entry in fs::read_dir(&boot).with_context(|| format!("cannot list {}", boot.display()))? {
             let image = entry?.path();
             let name = image.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if let Some(release) =
                 name.strip_prefix("vmlinuz-").filter(|release| release.ends_with("-cloud-amd64"))
             {
-                found.push((numbers(release), Kernel { release: release.to_owned(), image }));
+                found.push((numbers(release), release.to_owned(), image));
             }
         }
-        let newest = found.into_iter().max_by(|(a, _), (b, _)| a.cmp(b));
-        let (_, kernel) =
-            newest.context("no /boot/vmlinuz-*-cloud-amd64: apt-get install linux-image-cloud-amd64")?;
-        Ok(kernel)
+        let newest = found.into_iter().max_by(|(a, ..), (b, ..)| a.cmp(b));
+        let (_, release, image) =
+            newest.with_context(|| format!("no vmlinuz-*-cloud-amd64 in {}", boot.display()))?;
+        Ok(Kernel { image, root, release })
+    }
+
+    /// Its modules, which the node must have below its own `/lib/modules`.
+    pub fn modules(&self) -> PathBuf {
+        self.root.join("lib/modules").join(&self.release)
     }
 
     /// The kernel as QEMU starts it fastest: unpacked, once, where the machine's own CPU does it and not an emulated one. Some other
@@ -56,12 +69,8 @@ impl Kernel {
     /// Paths of these modules and of all that they need, each after those it depends on.
     pub fn load_order(&self, modules: &[&str]) -> Result<Vec<PathBuf>> {
         let mut modprobe = Command::new("modprobe");
-        modprobe.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").args([
-            "-S",
-            &self.release,
-            "--show-depends",
-            "-a",
-        ]);
+        modprobe.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg("-d").arg(&self.root);
+        modprobe.args(["-S", &self.release, "--show-depends", "-a"]);
         let listed = modprobe.args(modules).output().context("cannot run modprobe: apt-get install kmod")?;
         ensure!(listed.status.success(), "{modprobe:?}: {}", String::from_utf8_lossy(&listed.stderr).trim());
         let mut order = Vec::new();

@@ -142,13 +142,13 @@ impl Node {
     /// must not end before the node.
     pub fn start(settings: Settings, job: &Job) -> Result<Node> {
         ensure!(nix::unistd::geteuid().is_root(), "the node's file server needs root: run as root");
-        let (qemu, kernel) = (Qemu::locate()?, Kernel::newest()?.unpacked()?);
+        let (qemu, kernel) = (Qemu::locate()?, Kernel::locate()?.unpacked()?);
         let mut modules = vec![machine::kvm_module(settings.time), "tun"];
         if settings.isopod != Isopod::Absent {
             modules.extend(NETWORK_MODULES);
         }
         let terminal = job.terminal.then(Terminal::lend);
-        let run = RunDirectory::make(&settings, &kernel.load_order(&modules)?, job, terminal.as_ref())?;
+        let run = RunDirectory::make(&settings, &kernel, &modules, job, terminal.as_ref())?;
         let signals = take_signals()?;
         // from here on: what is built before takes as long as it takes
         let deadline = Instant::now() + settings.timeout;

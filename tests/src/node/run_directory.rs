@@ -2,6 +2,7 @@
 //!
 //! It is removed when the node is dropped. What a killed program left behind is removed by the next one: nobody holds its lock.
 
+use super::kernel::Kernel;
 use super::terminal::Terminal;
 use super::{Isopod, Job, Settings, registry};
 use crate::artefacts::{self, Artefacts};
@@ -34,10 +35,11 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes it and fills `shared/`. The node loads `modules` in that order.
+    /// Makes it and fills `shared/`. The node loads these modules of its kernel.
     pub fn make(
         settings: &Settings,
-        modules: &[PathBuf],
+        kernel: &Kernel,
+        modules: &[&str],
         job: &Job,
         terminal: Option<&Terminal>,
     ) -> Result<RunDirectory> {
@@ -64,7 +66,12 @@ impl RunDirectory {
         let mut variables: Vec<_> = artefacts.iter().flat_map(Artefacts::variables).collect();
         variables.extend(images.iter().map(|images| ("ISOPOD_IMAGES", images.as_path())));
         fs::write(shared.join("job"), job.script(&variables)?)?;
-        fs::write(shared.join("settings"), node_settings(settings, modules, artefacts.as_ref(), terminal)?)?;
+        let mut text = node_settings(settings, artefacts.as_ref(), terminal)?;
+        let modules: Vec<_> =
+            kernel.load_order(modules)?.iter().map(|path| path.display().to_string()).collect();
+        writeln!(text, "MODULES='{}'", modules.join(" "))?;
+        writeln!(text, "MODULES_DIRECTORY='{}'", kernel.modules().display())?;
+        fs::write(shared.join("settings"), text)?;
         Ok(made)
     }
 
@@ -123,7 +130,6 @@ impl RunDirectory {
 /// Shell variables for init.sh.
 fn node_settings(
     settings: &Settings,
-    modules: &[PathBuf],
     artefacts: Option<&Artefacts>,
     terminal: Option<&Terminal>,
 ) -> Result<String> {
@@ -140,8 +146,6 @@ fn node_settings(
     }
     writeln!(text, "NEAR={}", if settings.near { "yes" } else { "no" })?;
     writeln!(text, "COLD={}", if super::cold() { "yes" } else { "no" })?;
-    let modules: Vec<_> = modules.iter().map(|path| path.display().to_string()).collect();
-    writeln!(text, "MODULES='{}'", modules.join(" "))?;
     let registry = if settings.registry { registry::storage(settings.debian)? } else { PathBuf::new() };
     writeln!(text, "REGISTRY='{}'", registry.display())?;
     for (name, path) in artefacts.iter().flat_map(|artefacts| artefacts.variables()) {

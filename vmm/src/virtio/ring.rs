@@ -170,6 +170,12 @@ impl Ring {
         self.budget += 1;
     }
 
+    /// Takes `chains` more off this event's budget, for a chain that was as much work as so many. The next call of
+    /// [`Self::pop`] ends the turn once nothing is left.
+    pub fn spend(&mut self, chains: u16) {
+        self.budget = self.budget.saturating_sub(chains);
+    }
+
     /// Gives a chain back to the driver, with `written` bytes in its writable part.
     pub fn give_back(&mut self, memory: &GuestMemory, head: u16, written: usize) -> Result<(), DeviceError> {
         self.give_back_all(memory, &[(head, written)])

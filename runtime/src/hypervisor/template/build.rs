@@ -26,6 +26,7 @@ use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -196,14 +197,19 @@ impl Builder {
             vmm: &recipe.vmm,
             patience: PATIENCE,
         };
-        self.boot_and_save(&place, key, &files, (&memory, &state), undo).await?;
+        let started = LocalVm::start(&place, undo)?;
+        self.places.give_way(name);
+        self.boot_and_save(&place, key, &files, started, (&memory, &state), undo).await?;
 
         let memory = Sealed::seal(memory).map_err(failed("memory cannot be sealed"))?;
         let state = Sealed::seal(state).map_err(failed("state cannot be sealed"))?;
         unchanged(key)?;
         undo.done("seal")?;
         let log = files::log(&directory)?;
-        let holder = holder::start(place.vmm, place.uid, place.cgroup, log.as_fd(), (&memory, &state))?;
+        self.places.come_as_usual(name);
+        let holder = holder::start(place.vmm, place.uid, place.cgroup, log.as_fd(), (&memory, &state));
+        self.places.give_way(name);
+        let holder = holder?;
         let template = Arc::new(Template::new(name, key, memory, state, holder));
         let killed = Arc::clone(&template);
         undo.push("holder", || async move {
@@ -214,16 +220,16 @@ impl Builder {
         Ok(template)
     }
 
-    /// From the start of a VMM to its end, which leaves a guest in the two files.
+    /// From a VMM that has started to its end, which leaves a guest in the two files.
     async fn boot_and_save(
         &self,
         place: &Place<'_>,
         key: &Key,
         files: &Files,
+        (vm, vsock): (Arc<LocalVm>, UnixListener),
         (memory, state): (&File, &File),
         undo: &mut Undo,
     ) -> Result<(), BuildError> {
-        let (vm, vsock) = LocalVm::start(place, undo)?;
         let boot = vm.boot(&key.recipe.boot, files, vsock, Some(memory.as_fd()), BOOT_LIMIT);
         vm.bring_up(BOOT_LIMIT, boot).await?;
         undo.done("boot")?;

@@ -24,6 +24,9 @@ use std::sync::Arc;
 /// The share of processors of what comes after all others (`cpu.weight`).
 const LAST: u32 = 1;
 
+/// That of a group nobody has changed.
+const USUAL: u32 = 100;
+
 /// The places of one node's templates.
 pub struct Places {
     directory: PathBuf,
@@ -49,12 +52,11 @@ impl Places {
         Ok(path)
     }
 
-    /// Makes a cgroup that comes last when processors are given out: a template must not hold pods up.
+    /// Makes the cgroup, with the usual share of processors: see [`Self::give_way`].
     pub fn make_cgroup(&self, name: &str, undo: &mut Undo) -> Result<Option<PathBuf>, BuildError> {
         let Some(cgroup) = self.cgroup(name) else { return Ok(None) };
         cgroup.create()?;
         let path = cgroup.path().to_owned();
-        cgroup.weigh(LAST);
         undo.push("cgroup", || async move { cgroup.remove().await })?;
         Ok(Some(path))
     }
@@ -66,9 +68,16 @@ impl Places {
         }
     }
 
-    /// Has it come last again.
+    /// Has it come last when processors are given out, as a template must not hold pods up.
     pub fn give_way(&self, name: &str) {
         self.weigh(name, LAST);
+    }
+
+    /// Gives it the usual share while a process starts in it. Between its making and its program's first instruction such a
+    /// process holds the daemon's descriptors, and the daemon waits: at the share of what comes last that took seconds
+    /// on a busy node, and the next daemon could not bind the socket of one that was killed then.
+    pub fn come_as_usual(&self, name: &str) {
+        self.weigh(name, USUAL);
     }
 
     /// Where the sockets and the log of its VMs are.

@@ -2,7 +2,7 @@
 //! set.
 //!
 //! ```text
-//!   the template's group gets its share of processors -> isopod-vmm: Restore -> Hello ... StartContainer -> Rehearsed
+//!   isopod-vmm -> the template's group gets its share of processors -> Restore -> Hello ... StartContainer -> Rehearsed
 //!     -> the VM is killed, whatever came of it
 //! ```
 //!
@@ -77,8 +77,8 @@ impl Builder {
         weight: u32,
     ) -> Result<Vec<PageRange>, RehearsalError> {
         let mut undo = Undo::new("Rehearsal");
-        self.places.weigh(&template.name, weight);
-        let found = self.rehearse_and_look(template, &mut undo).await;
+        self.places.come_as_usual(&template.name);
+        let found = self.rehearse_and_look(template, weight, &mut undo).await;
         // The clone was for this only. What of it stays is in the log, and in the template's cgroup.
         drop(undo.run().await);
         self.places.give_way(&template.name);
@@ -88,6 +88,7 @@ impl Builder {
     async fn rehearse_and_look(
         &self,
         template: &Template,
+        weight: u32,
         undo: &mut Undo,
     ) -> Result<Vec<PageRange>, RehearsalError> {
         let recipe = &template.key.recipe;
@@ -106,6 +107,7 @@ impl Builder {
             patience: LIMIT,
         };
         let (vm, vsock) = LocalVm::start(&place, undo)?;
+        self.places.weigh(&template.name, weight);
         let pages = match timeout(LIMIT, self.live_and_look(&id, template, files, &vm, vsock)).await {
             Ok(found) => found?,
             Err(_) => {
