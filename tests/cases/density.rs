@@ -3,12 +3,12 @@
 use anyhow::{Context, Result, ensure};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, wait_for};
+use isopod_tests::kvm_counters::KvmCounters;
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{held, templates};
 use nix::unistd::Pid;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -40,33 +40,14 @@ fn idle_guest_leaves_its_processor_alone() -> Result<()> {
     const UNTIL_GROWN_UP: Duration = Duration::from_secs(80);
     let cri = cri()?;
     let (pod, _) = cri.run_sleeper("idle")?;
-    let counters = counters(held::vmm_of(&pod)?)?;
+    let counters = KvmCounters::of(held::vmm_of(&pod)?)?;
     sleep(UNTIL_GROWN_UP);
-    let before = exits(&counters)?;
+    let before = counters.read("exits")?;
     sleep(MINUTE);
-    let exits = exits(&counters)? - before;
+    let exits = counters.read("exits")? - before;
     println!("an idle guest of one processor made {exits} exits in a minute");
     ensure!(exits <= 60, "{exits} exits in a minute are more than one a second");
     cri.clean()
-}
-
-/// Where KVM counts what a VMM's guest does.
-fn counters(vmm: Pid) -> Result<PathBuf> {
-    const ALL: &str = "/sys/kernel/debug/kvm";
-    if !Path::new(ALL).exists() {
-        Command::new("mount").args(["-t", "debugfs", "debugfs", "/sys/kernel/debug"]).status()?;
-    }
-    let prefix = format!("{vmm}-");
-    let entries = fs::read_dir(ALL).context(ALL)?;
-    let mut paths = entries.flatten().map(|entry| entry.path());
-    let own =
-        paths.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)));
-    own.with_context(|| format!("kvm counts nothing for process {vmm}"))
-}
-
-fn exits(counters: &Path) -> Result<u64> {
-    let path = counters.join("exits");
-    Ok(fs::read_to_string(&path).with_context(|| path.display().to_string())?.trim().parse()?)
 }
 
 fn freed_memory_goes_back_to_the_host() -> Result<()> {

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         cases!["guest_kernel":
             thirty_two_bit_program_runs_with_and_without_the_default_profile,
             unprivileged_container_has_sctp_mptcp_af_alg_and_kernel_tls,
+            guest_has_no_vsock_to_itself,
             huge_pages_are_made_as_far_as_limits_allow,
             privileged_container_makes_a_tun_interface_and_mounts_fuse,
             privileged_container_mounts_overlay_also_in_a_user_namespace,
@@ -75,6 +76,16 @@ fn unprivileged_container_has_sctp_mptcp_af_alg_and_kernel_tls() -> Result<()> {
         let said = cri.shell(&container, &format!("kernel-features {feature}")).context(feature)?;
         ensure!(said == "ok", "{feature}: {said}");
     }
+    cri.clean()
+}
+
+/// Under no profile: the default one refuses such sockets altogether.
+fn guest_has_no_vsock_to_itself() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("vsock")?;
+    let container = cri.run_container(&pod, config("c", &["sleep", "100000"], Default::default()))?;
+    let said = cri.shell(&container, "kernel-features no-vsock-to-itself")?;
+    ensure!(said == "ok", "{said}");
     cri.clean()
 }
 

@@ -1,6 +1,6 @@
 /* Uses what the guest's kernel offers to containers, one feature per run:
  *
- *   kernel-features sctp | mptcp | af-alg | ktls | huge-pages | tun | fuse
+ *   kernel-features sctp | mptcp | af-alg | ktls | huge-pages | tun | fuse | no-vsock-to-itself
  *
  * Each says "ok" and exits with 0, or says what failed. */
 #include <arpa/inet.h>
@@ -10,6 +10,7 @@
 #include <linux/if_alg.h>
 #include <linux/if_tun.h>
 #include <linux/tls.h>
+#include <linux/vm_sockets.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -187,12 +188,27 @@ static void fuse(void) {
   umount2("/tmp/fuse", MNT_DETACH);
 }
 
+/* The agent's port is not reached from within the guest: neither by the loopback's address nor by the guest's own. */
+static void no_vsock_to_itself(void) {
+  static const unsigned cids[] = {VMADDR_CID_LOCAL, 3};
+  for (unsigned i = 0; i < sizeof cids / sizeof *cids; i++) {
+    struct sockaddr_vm agent = {.svm_family = AF_VSOCK, .svm_cid = cids[i], .svm_port = 1024};
+    int client = socket(AF_VSOCK, SOCK_STREAM, 0);
+    check(client >= 0, "socket");
+    if (connect(client, (void *)&agent, sizeof agent) == 0) {
+      fprintf(stderr, "connected to port 1024 of %u\n", cids[i]);
+      exit(1);
+    }
+    close(client);
+  }
+}
+
 int main(int count, char **words) {
   static const struct {
     const char *name;
     void (*use)(void);
   } features[] = {{"sctp", sctp}, {"mptcp", mptcp}, {"af-alg", af_alg}, {"ktls", ktls},
-      {"huge-pages", huge_pages}, {"tun", tun}, {"fuse", fuse}};
+      {"huge-pages", huge_pages}, {"tun", tun}, {"fuse", fuse}, {"no-vsock-to-itself", no_vsock_to_itself}};
   alarm(30);
   for (unsigned i = 0; count == 2 && i < sizeof features / sizeof *features; i++) {
     if (strcmp(words[1], features[i].name) != 0) continue;
@@ -200,6 +216,7 @@ int main(int count, char **words) {
     puts("ok");
     return 0;
   }
-  fprintf(stderr, "usage: kernel-features sctp | mptcp | af-alg | ktls | huge-pages | tun | fuse\n");
+  fprintf(stderr, "usage: kernel-features sctp | mptcp | af-alg | ktls | huge-pages | tun | fuse | "
+                  "no-vsock-to-itself\n");
   return 2;
 }

@@ -11,6 +11,7 @@ pub mod cri;
 pub mod daemon;
 pub mod held;
 pub mod image;
+pub mod kvm_counters;
 pub mod node;
 pub mod node_programs;
 pub mod registry;

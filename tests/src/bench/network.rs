@@ -8,8 +8,11 @@ use super::report::{Clock, Row};
 use super::side::{Side, settle};
 use super::statistics::Samples;
 use super::{Counts, containerd, pods};
-use crate::cri::{container_config, wait_for};
+use crate::cri::{Pod, container_config, wait_for};
+use crate::held;
+use crate::kvm_counters::KvmCounters;
 use anyhow::{Context, Result, ensure};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -31,6 +34,14 @@ const PINGS: u64 = 500;
 const FIRST_PINGS: u64 = 50;
 
 const PORT: u16 = 5201;
+
+/// What KVM counts of a guest: all exits, of these what was decoded as an access to a register, what of it ended in the VMM and not in
+/// KVM, and halts; and interrupts.
+const KVM_COUNTERS: [&str; 5] = ["exits", "insn_emulation", "mmio_exits", "halt_exits", "irq_injections"];
+
+/// The node's end of pods' networks, and its counts of frames from pods and to pods.
+const BRIDGE: &str = "cni0";
+const FRAME_COUNTERS: [&str; 2] = ["rx_packets", "tx_packets"];
 
 /// No single read or write may take longer.
 const STALL: Duration = Duration::from_secs(60);
@@ -70,11 +81,13 @@ fn connect_and_measure(side: &Side<'_>, name: &str) -> Result<[f64; 3]> {
     let address = side.cri.pod_status(&pod.id)?.network.unwrap_or_default().ip;
     let address: IpAddr = address.parse().with_context(|| format!("pod address {address:?}"))?;
     settle();
+    let work = Work::of(&pod);
     let seen = connect(SocketAddr::new(address, PORT)).and_then(|mut pod| {
         stream_to(&mut pod, WARM_UP)?;
-        let to = megabits_per_second(STREAM, stream_to(&mut pod, STREAM)?);
+        let to = work.told("to pod", || stream_to(&mut pod, STREAM))?;
         stream_from(&mut pod, WARM_UP)?;
-        let from = megabits_per_second(STREAM, stream_from(&mut pod, STREAM)?);
+        let from = work.told("from pod", || stream_from(&mut pod, STREAM))?;
+        let [to, from] = [to, from].map(|took| megabits_per_second(STREAM, took));
         ping(&mut pod, FIRST_PINGS)?;
         let pings = ping(&mut pod, PINGS)?;
         Ok([to, from, pings.median().context("no round trip was timed")?])
@@ -82,6 +95,41 @@ fn connect_and_measure(side: &Side<'_>, name: &str) -> Result<[f64; 3]> {
     side.cri.remove_pod(&pod.id)?;
     settle();
     seen
+}
+
+/// What a stream costs a guest beside time, by the counts of KVM and of the host's end of its network. A container has no guest: then
+/// nothing is told.
+struct Work {
+    counters: Option<KvmCounters>,
+}
+
+impl Work {
+    fn of(pod: &Pod) -> Self {
+        Self { counters: held::vmm_of(pod).and_then(KvmCounters::of).ok() }
+    }
+
+    /// Runs a stream of [`STREAM`] bytes and prints its counts for each MiB.
+    fn told(&self, direction: &str, stream: impl FnOnce() -> Result<Duration>) -> Result<Duration> {
+        let Some(counters) = &self.counters else { return stream() };
+        let before = Self::read(counters)?;
+        let took = stream()?;
+        let after = Self::read(counters)?;
+        let mib = (STREAM >> 20) as f64;
+        let counts = (KVM_COUNTERS.iter().chain(&FRAME_COUNTERS).zip(before.iter().zip(&after)))
+            .map(|(name, (before, after))| format!("{:.0} {name}", (after - before) as f64 / mib));
+        println!("  each MiB {direction}: {}", counts.collect::<Vec<_>>().join(", "));
+        Ok(took)
+    }
+
+    fn read(counters: &KvmCounters) -> Result<Vec<u64>> {
+        let frames = |name: &str| {
+            let path = format!("/sys/class/net/{BRIDGE}/statistics/{name}");
+            let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+            text.trim().parse().with_context(|| path)
+        };
+        let of_kvm = KVM_COUNTERS.iter().map(|name| counters.read(name));
+        of_kvm.chain(FRAME_COUNTERS.iter().map(|name| frames(name))).collect()
+    }
 }
 
 fn connect(address: SocketAddr) -> Result<TcpStream> {
