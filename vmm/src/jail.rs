@@ -154,8 +154,14 @@ fn leave_root_directory() -> Result<(), JailError> {
 }
 
 /// Descriptors enough for several hundred vsock connections and extents; no core files, which would hold guest memory.
+///
+/// The kernel counts the threads of a user, in all its processes: those of one VM, or of the templates' holders, a thread each,
+/// and the one VM that is made or rehearsed beside them. A VM has a thread for each of its 64 processors at most, three of the
+/// VMM's own, and those by which some kernels work for KVM, which they count as the user's.
 fn limit_resources() -> Result<(), JailError> {
     const DESCRIPTORS: u64 = 4096;
+    const THREADS: u64 = 256;
+    step("limit threads", setrlimit(Resource::RLIMIT_NPROC, THREADS, THREADS))?;
     step("limit descriptors", setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS))?;
     step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
     step("forbid message queues", setrlimit(Resource::RLIMIT_MSGQUEUE, 0, 0))
