@@ -155,9 +155,9 @@ fn leave_root_directory() -> Result<(), JailError> {
 
 /// Descriptors enough for several hundred vsock connections and extents; no core files, which would hold guest memory.
 ///
-/// The kernel counts the threads of a user, in all its processes: those of one VM, or of the templates' holders, a thread each,
-/// and the one VM that is made or rehearsed beside them. A VM has a thread for each of its 64 processors at most, three of the
-/// VMM's own, and those by which some kernels work for KVM, which they count as the user's.
+/// Threads enough for whoever shares a user, as the kernel counts them together: a pod's VM has one for each of its 64 processors
+/// at most, three of the VMM's own, and those in which some kernels work for KVM; templates have a holder of one each, and one VM
+/// at a time that is made or rehearsed. What is no longer ours shall not fill the host's table of tasks.
 fn limit_resources() -> Result<(), JailError> {
     const DESCRIPTORS: u64 = 4096;
     const THREADS: u64 = 256;

@@ -42,7 +42,7 @@ pub fn for_tap(told: [u8; HEADER_BYTES], frame: usize, features: u64) -> Option<
 
     let checksum = match told[FLAGS].into() {
         0 => false,
-        VIRTIO_NET_HDR_F_NEEDS_CSUM => accepted(VIRTIO_NET_F_CSUM).then_some(true)?,
+        VIRTIO_NET_HDR_F_NEEDS_CSUM if accepted(VIRTIO_NET_F_CSUM) => true,
         _ => return None,
     };
     if checksum {
@@ -56,8 +56,8 @@ pub fn for_tap(told: [u8; HEADER_BYTES], frame: usize, features: u64) -> Option<
 
     let segmented = match told[SEGMENTATION].into() {
         VIRTIO_NET_HDR_GSO_NONE => false,
-        VIRTIO_NET_HDR_GSO_TCPV4 => accepted(VIRTIO_NET_F_HOST_TSO4).then_some(true)?,
-        VIRTIO_NET_HDR_GSO_TCPV6 => accepted(VIRTIO_NET_F_HOST_TSO6).then_some(true)?,
+        VIRTIO_NET_HDR_GSO_TCPV4 if accepted(VIRTIO_NET_F_HOST_TSO4) => true,
+        VIRTIO_NET_HDR_GSO_TCPV6 if accepted(VIRTIO_NET_F_HOST_TSO6) => true,
         _ => return None,
     };
     if segmented {
