@@ -54,6 +54,8 @@ pub enum Request {
     Restore {
         /// What [`Request::Save`] was told: a state that says otherwise is refused with [`ErrorKind::Template`].
         built_from: String,
+        /// The machine that the template was booted as: so is a state of another one.
+        shape: Shape,
     },
     /// Tells what a clone of a template has written until now, so that later clones of it can be given those pages before they
     /// ask. Descriptor: the template's memory, for reading. What this clone left alone becomes large pages of that file,
@@ -131,6 +133,30 @@ pub struct BootConfig {
     pub nested_virtualization: bool,
     /// Words added to the kernel's command line after the VMM's own.
     pub kernel_args: Vec<String>,
+}
+
+/// What a client knows of a VM before its guest has run: the part of a [`BootConfig`] that a template's state repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// As [`BootConfig::vcpus`].
+    pub vcpus: u8,
+    /// As [`BootConfig::max_vcpus`].
+    pub max_vcpus: u8,
+    /// As [`BootConfig::memory_mib`].
+    pub memory_mib: u32,
+    /// As [`BootConfig::max_memory_mib`].
+    pub max_memory_mib: u32,
+    /// As [`BootConfig::nested_virtualization`].
+    pub nested_virtualization: bool,
+}
+
+impl BootConfig {
+    /// The machine that is to be made.
+    pub fn shape(&self) -> Shape {
+        let Self { vcpus, max_vcpus, memory_mib, max_memory_mib, nested_virtualization, .. } = *self;
+        Shape { vcpus, max_vcpus, memory_mib, max_memory_mib, nested_virtualization }
+    }
 }
 
 /// What the VMM answers.

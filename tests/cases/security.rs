@@ -21,6 +21,7 @@ fn main() -> ExitCode {
             vmm_keeps_no_inherited_descriptor,
             vmm_writes_no_core_file,
             vmm_makes_no_file_longer_than_its_disk,
+            vmm_makes_a_bounded_number_of_threads,
             log_of_a_vmm_cannot_grow,
             vmm_refuses_to_be_root,
         ],
@@ -126,6 +127,12 @@ fn vmm_makes_no_file_longer_than_its_disk() -> Result<()> {
     let size = limit(&running()?, "Max file size")?;
     let expected = LARGEST_FILE.to_string();
     ensure!(size == [expected.as_str(), expected.as_str()], "{size:?}");
+    Ok(())
+}
+
+fn vmm_makes_a_bounded_number_of_threads() -> Result<()> {
+    let threads = limit(&running()?, "Max processes")?;
+    ensure!(threads == ["256", "256"], "{threads:?}");
     Ok(())
 }
 

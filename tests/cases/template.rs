@@ -1,7 +1,7 @@
 //! Cases about VMs that begin as clones of a template: what they share, what they must not, and templates that are no good.
 
 use anyhow::{Context, Result, bail, ensure};
-use isopod_protocols::vmm::{BootConfig, ErrorKind, PageRange, Request, Response};
+use isopod_protocols::vmm::{BootConfig, ErrorKind, PageRange, Request, Response, Shape};
 use isopod_tests::agent::{Agent, entropy};
 use isopod_tests::cases;
 use isopod_tests::cri::wait_for;
@@ -188,7 +188,7 @@ fn timers_pending_in_the_template_fire_once_in_each_clone() -> Result<()> {
     vmm.root = root.path().to_owned();
     vmm.boot_template(small(&[]), &memory)?;
     let armed = wait_to_be_told(&vmm, "armed")?;
-    let template = Template::save(vmm, memory)?;
+    let template = Template::save(vmm, small(&[]).shape(), memory)?;
     // When the second clone begins, both are overdue by the host's clock. Its own stood still.
     for clone in ["first", "second"] {
         let vmm = template.clone_vm()?;
@@ -215,27 +215,31 @@ fn refused(answer: &Response, kind: ErrorKind, words: &str) -> Result<()> {
 fn damaged_or_foreign_state_is_refused() -> Result<()> {
     let template = Template::build(small(&[]))?;
     let Template { memory, state, .. } = &template;
-    let answer = Vmm::start()?.restore("something else", memory, state)?;
+    let shape = template.shape;
+    let answer = Vmm::start()?.restore("something else", shape, memory, state)?;
     refused(&answer, ErrorKind::Template, "made from")?;
+    let nested = Shape { nested_virtualization: true, ..shape };
+    let answer = Vmm::start()?.restore(BUILT_FROM, nested, memory, state)?;
+    refused(&answer, ErrorKind::Template, "state is of")?;
 
     let mut byte = [0];
     state.read_exact_at(&mut byte, 5000)?;
     state.write_all_at(&[!byte[0]], 5000)?;
     let mut vmm = Vmm::start()?;
-    refused(&vmm.restore(BUILT_FROM, memory, state)?, ErrorKind::Template, "checksum")?;
+    refused(&vmm.restore(BUILT_FROM, shape, memory, state)?, ErrorKind::Template, "checksum")?;
     ensure!(vmm.ended(SOON)?.code() == Some(1), "{}", vmm.log()?);
 
     refused(
-        &Vmm::start()?.restore(BUILT_FROM, memory, &File::open("/etc/passwd")?)?,
+        &Vmm::start()?.restore(BUILT_FROM, shape, memory, &File::open("/etc/passwd")?)?,
         ErrorKind::Template,
         "not one of",
     )
 }
 
 fn memory_of_another_size_is_refused() -> Result<()> {
-    let Template { memory, state, .. } = Template::build(small(&[]))?;
+    let Template { memory, state, shape, .. } = Template::build(small(&[]))?;
     memory.set_len(64 << 20)?;
-    refused(&Vmm::start()?.restore(BUILT_FROM, &memory, &state)?, ErrorKind::Template, "bytes")
+    refused(&Vmm::start()?.restore(BUILT_FROM, shape, &memory, &state)?, ErrorKind::Template, "bytes")
 }
 
 fn pod_is_not_saved() -> Result<()> {

@@ -1,7 +1,7 @@
 //! `isopod-vmm` without the daemon: started by hand, driven over its control socket.
 
 use anyhow::{Context, Result, bail, ensure};
-use isopod_protocols::vmm::{BootConfig, LOG_BYTES, MAX_MESSAGE, Request, Response, Stats};
+use isopod_protocols::vmm::{BootConfig, LOG_BYTES, MAX_MESSAGE, Request, Response, Shape, Stats};
 use isopod_protocols::vsock::READY_PORT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -162,9 +162,9 @@ impl Vmm {
         self.done(&Request::BootTemplate(config), &[&kvm()?, &kernel, &root, &vsock, memory])
     }
 
-    /// Clones a template.
-    pub fn restore(&self, built_from: &str, memory: &File, state: &File) -> Result<Response> {
-        let request = Request::Restore { built_from: built_from.to_owned() };
+    /// Clones a template that was booted as a machine of this shape.
+    pub fn restore(&self, built_from: &str, shape: Shape, memory: &File, state: &File) -> Result<Response> {
+        let request = Request::Restore { built_from: built_from.to_owned(), shape };
         let (root, vsock) = (self.open_root()?, UnixListener::bind(self.vsock())?);
         self.call(&request, &[&kvm()?, memory, state, &root, &vsock])
     }

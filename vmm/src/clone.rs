@@ -11,7 +11,7 @@
 
 use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
 
-use isopod_protocols::vmm::ErrorKind;
+use isopod_protocols::vmm::{ErrorKind, Shape};
 use kvm_ioctls::VcpuFd;
 
 use crate::{
@@ -112,10 +112,16 @@ impl TryFrom<Vec<OwnedFd>> for CloneFiles {
     }
 }
 
-/// Makes the clone of a template that was made from `built_from`, and lets it run; its devices are served by `events`.
-pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> Result<Machine, CloneError> {
+/// Makes the clone of a template that was made from `built_from` and booted as a machine of `shape`, and lets it run; its
+/// devices are served by `events`.
+pub fn clone(
+    built_from: &str,
+    shape: Shape,
+    files: Vec<OwnedFd>,
+    events: &mut EventLoop,
+) -> Result<Machine, CloneError> {
     let files = CloneFiles::try_from(files)?;
-    let state = saved::read(&files.state, built_from)?;
+    let state = saved::read(&files.state, built_from, shape)?;
     let root = Root::new(files.root).map_err(CloneError::Root)?;
     let ending = Ending::new(events.stopper());
     let console = Arc::new(ConsoleLog::default());
@@ -134,7 +140,8 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
     let generation = Generation::new(&memory)?;
     vm.route(generation.changed(), layout::GENERATION_GSI)?;
 
-    let fds = created(&vm, &state.vcpus)?;
+    let nested = shape.nested_virtualization;
+    let fds = created(&vm, &state.vcpus, nested)?;
     vm.give(&state.vm)?;
     for (id, (fd, state)) in (0..).zip(fds.iter().zip(&state.vcpus)) {
         state.give(fd).map_err(|source| CloneError::Vcpu { id, source })?;
@@ -142,7 +149,7 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
     generation.signal();
     devices.resume();
     let around = Surroundings { vm: vm.clone(), buses, ending: ending.clone() };
-    let claims = Claims { places: state.max_vcpus, nested: state.nested };
+    let claims = Claims { places: state.max_vcpus, nested };
     let processors = Processors::begin(&around, fds, claims)?;
     let size = MemorySize::new(state.memory_mib, state.max_memory_mib, devices.mem.clone());
     Ok(Machine {
@@ -159,9 +166,9 @@ pub fn clone(built_from: &str, files: Vec<OwnedFd>, events: &mut EventLoop) -> R
 }
 
 /// All processors are there before any has its state: their clocks are set against each other's.
-fn created(vm: &Vm, states: &[VcpuState]) -> Result<Vec<VcpuFd>, CloneError> {
+fn created(vm: &Vm, states: &[VcpuState], nested: bool) -> Result<Vec<VcpuFd>, CloneError> {
     let create = |(id, state): (u8, &VcpuState)| -> Result<VcpuFd, CloneError> {
-        let features = state.features().map_err(|source| CloneError::Vcpu { id, source })?;
+        let features = state.features(nested).map_err(|source| CloneError::Vcpu { id, source })?;
         Ok(vm.create_vcpu(id, &features)?)
     };
     (0..).zip(states).map(create).collect()

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use isopod_protocols::vmm::{BootConfig, ErrorKind, MAX_FDS, MAX_MESSAGE, Request, Response};
+use isopod_protocols::vmm::{BootConfig, ErrorKind, MAX_FDS, MAX_MESSAGE, Request, Response, Shape};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -45,8 +45,8 @@ pub enum FirstRequest {
     Boot(BootConfig),
     /// Boot a VM that is to become a template.
     BootTemplate(BootConfig),
-    /// Clone a template that was made from this.
-    Restore(String),
+    /// Clone a template that was made from this, and was booted as this machine.
+    Restore(String, Shape),
 }
 
 impl fmt::Display for FirstRequest {
@@ -54,7 +54,7 @@ impl fmt::Display for FirstRequest {
         let (what, config) = match self {
             FirstRequest::Boot(config) => ("boot", config),
             FirstRequest::BootTemplate(config) => ("boot of a template", config),
-            FirstRequest::Restore(built_from) => return write!(f, "clone of {built_from}"),
+            FirstRequest::Restore(built_from, _) => return write!(f, "clone of {built_from}"),
         };
         write!(f, "{what}, {} vcpus, {} MiB", config.vcpus, config.memory_mib)
     }
@@ -202,8 +202,8 @@ impl Listener {
                 Received::Request(Request::BootTemplate(config), fds) => {
                     return Ok((client, FirstRequest::BootTemplate(config), fds));
                 }
-                Received::Request(Request::Restore { built_from }, fds) => {
-                    return Ok((client, FirstRequest::Restore(built_from), fds));
+                Received::Request(Request::Restore { built_from, shape }, fds) => {
+                    return Ok((client, FirstRequest::Restore(built_from, shape), fds));
                 }
                 Received::Request(Request::Stop {}, _) => {
                     // The end comes either way.

@@ -88,7 +88,7 @@ fn make(listener: &Listener) -> anyhow::Result<(Client, EventLoop, Arc<Machine>)
         FirstRequest::BootTemplate(config) => {
             builder::boot_template(config, files, &mut events).map_err(boot_failed)
         }
-        FirstRequest::Restore(built_from) => clone::clone(built_from, files, &mut events)
+        FirstRequest::Restore(built_from, shape) => clone::clone(built_from, *shape, files, &mut events)
             .map_err(|error| (error.kind(), anyhow::Error::new(error).context("clone failed"))),
     };
     match made {

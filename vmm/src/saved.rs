@@ -12,6 +12,7 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
+use isopod_protocols::vmm::Shape;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -73,6 +74,14 @@ pub enum SavedError {
         /// What the client asked for.
         wanted: String,
     },
+    /// Another machine than that template.
+    #[error("the template's state is of {found:?}, not of {wanted:?}")]
+    Shape {
+        /// What the file holds.
+        found: Shape,
+        /// What the client asked for.
+        wanted: Shape,
+    },
     /// More than a file may hold.
     #[error("the machine's state takes more than {LONGEST} bytes")]
     TooLong,
@@ -97,8 +106,9 @@ pub(crate) fn framed(content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Reads the state of a template that must have been made from `built_from`. Other clones may read the same open file.
-pub fn read(file: &File, built_from: &str) -> Result<MachineState, SavedError> {
+/// Reads the state of a template that must have been made from `built_from`, and booted as a machine of shape `wanted`: what a
+/// clone may have is its client's to say and not the file's. Other clones may read the same open file.
+pub fn read(file: &File, built_from: &str, wanted: Shape) -> Result<MachineState, SavedError> {
     let failed = |source| SavedError::Io("read", source);
     let length = file.metadata().map_err(failed)?.len();
     if length > u64::from(LONGEST) + HEADER as u64 {
@@ -123,6 +133,10 @@ pub fn read(file: &File, built_from: &str) -> Result<MachineState, SavedError> {
         return Err(SavedError::BuiltFrom { found, wanted: built_from.to_owned() });
     }
     state.check()?;
+    let found = state.shape();
+    if found != wanted {
+        return Err(SavedError::Shape { found, wanted });
+    }
     Ok(state)
 }
 
@@ -135,6 +149,17 @@ impl MachineState {
             (1..=usize::from(self.max_vcpus)).contains(&self.vcpus.len()) && self.max_vcpus <= MAX_VCPUS;
         if memory && vcpus { Ok(()) } else { Err(SavedError::Damaged("it has sizes that no machine has")) }
     }
+
+    /// The machine, as a client knows it. Its processors are no more than [`Self::check`] allows.
+    fn shape(&self) -> Shape {
+        Shape {
+            vcpus: self.vcpus.len() as u8,
+            max_vcpus: self.max_vcpus,
+            memory_mib: self.memory_mib,
+            max_memory_mib: self.max_memory_mib,
+            nested_virtualization: self.nested,
+        }
+    }
 }
 
 /// A state for tests: a machine of one processor that has not run.
@@ -144,6 +169,10 @@ mod example {
 
     /// What it says it was made from.
     pub const EXAMPLE_BUILT_FROM: &str = "a b";
+
+    /// What it was booted as.
+    pub const EXAMPLE_SHAPE: Shape =
+        Shape { vcpus: 1, max_vcpus: 2, memory_mib: 128, max_memory_mib: 256, nested_virtualization: false };
 
     impl MachineState {
         /// The machine.
@@ -168,7 +197,7 @@ mod example {
     }
 }
 #[cfg(any(test, feature = "testing"))]
-pub use example::{EXAMPLE_BUILT_FROM, example};
+pub use example::{EXAMPLE_BUILT_FROM, EXAMPLE_SHAPE, example};
 
 #[cfg(test)]
 mod tests {
@@ -184,7 +213,7 @@ mod tests {
     fn read_from(bytes: &[u8], built_from: &str) -> Result<MachineState, SavedError> {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(bytes, 0).unwrap();
-        read(&file, built_from)
+        read(&file, built_from, EXAMPLE_SHAPE)
     }
 
     #[test]
@@ -219,6 +248,25 @@ mod tests {
             change(&mut state);
             let content = postcard::to_allocvec(&("a b", state)).unwrap();
             assert!(matches!(read_from(&framed(&content), "a b"), Err(SavedError::Damaged(_))));
+        }
+    }
+
+    /// Sizes, and what a guest may do, are never what a file says they are.
+    #[test]
+    fn state_of_another_size_or_with_virtualization_is_refused() {
+        let changes: [fn(&mut MachineState); 5] = [
+            |state| state.vcpus.push(VcpuState::default()),
+            |state| state.max_vcpus = 3,
+            |state| state.memory_mib = 130,
+            |state| state.max_memory_mib = 258,
+            |state| state.nested = true,
+        ];
+        for change in changes {
+            let mut state = MachineState::example();
+            change(&mut state);
+            let content = postcard::to_allocvec(&("a b", state)).unwrap();
+            let refused = read_from(&framed(&content), "a b").err().expect("another machine");
+            assert!(matches!(refused, SavedError::Shape { wanted: EXAMPLE_SHAPE, .. }), "{refused}");
         }
     }
 

@@ -298,6 +298,7 @@ const BOOT: &[Allow] = &[
             write::<kvm::kvm_irqfd>(0x76),                   // KVM_IRQFD
             write::<kvm::kvm_ioeventfd>(0x79),               // KVM_IOEVENTFD
             write::<kvm::kvm_regs>(0x82),                    // KVM_SET_REGS
+            write::<kvm::kvm_enable_cap>(0xa3),              // KVM_ENABLE_CAP
             read::<kvm::kvm_sregs>(0x83),                    // KVM_GET_SREGS
             write::<kvm::kvm_sregs>(0x84),                   // KVM_SET_SREGS
         ],

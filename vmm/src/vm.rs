@@ -8,8 +8,9 @@
 use std::os::fd::{IntoRawFd, OwnedFd};
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_MAX_CPUID_ENTRIES, kvm_clock_data, kvm_irqchip, kvm_userspace_memory_region, kvm_xsave,
+    CpuId, KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_clock_data, kvm_enable_cap,
+    kvm_irqchip, kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -97,12 +98,25 @@ impl Vm {
         let kvm = open(kvm)?;
         let fd = kvm.create_vm().map_err(failed("create a vm"))?;
         let vm = Self { kvm, fd };
+        vm.disable_performance_counters()?;
         vm.add_memory(memory)?;
         vm.fd.set_tss_address(layout::KVM_TSS as usize).map_err(failed("place the task state"))?;
         let identity_map = layout::KVM_IDENTITY_MAP;
         vm.fd.set_identity_map_address(identity_map).map_err(failed("place the identity map"))?;
         vm.fd.create_irq_chip().map_err(failed("create the interrupt controllers"))?;
         Ok(vm)
+    }
+
+    /// Takes the counters from processors that are made later. That they name none (`cpu::cpuid`) is enough for Intel's; KVM lets
+    /// guests of AMD have the oldest four whatever their processors say.
+    fn disable_performance_counters(&self) -> Result<(), VmError> {
+        let offered = self.fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+        match without_performance_counters(offered) {
+            Some(switch) => {
+                self.fd.enable_cap(&switch).map_err(failed("take the performance counters from the guest"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn add_memory(&self, memory: &GuestMemory) -> Result<(), VmError> {
@@ -185,6 +199,16 @@ impl Vm {
     }
 }
 
+/// What takes the performance counters from a guest; none where KVM, which offers these bits, cannot (before Linux 5.18).
+fn without_performance_counters(offered: i32) -> Option<kvm_enable_cap> {
+    let offers = offered > 0 && offered as u32 & KVM_PMU_CAP_DISABLE != 0;
+    offers.then(|| kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    })
+}
+
 fn open(fd: OwnedFd) -> Result<Kvm, VmError> {
     use std::os::fd::FromRawFd;
     // SAFETY: the descriptor is owned and handed over; that it is a KVM is checked next, before anything relies on it.
@@ -221,6 +245,17 @@ mod tests {
         let memory = memory::allocate(&layout::ram(64), Backing::Fresh { huge_pages: false }).unwrap();
         let file = tempfile::tempfile().unwrap();
         assert!(matches!(Vm::new(file.into(), &memory), Err(VmError::Version { version: -1 })));
+    }
+
+    #[test]
+    fn performance_counters_are_taken_where_kvm_offers_it() {
+        for without in [-1, 0, 2] {
+            assert!(without_performance_counters(without).is_none(), "{without}");
+        }
+        for with in [1, 3] {
+            let switch = without_performance_counters(with).unwrap();
+            assert_eq!((switch.cap, switch.flags, switch.args), (212, 0, [1, 0, 0, 0]));
+        }
     }
 
     #[test]

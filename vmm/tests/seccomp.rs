@@ -134,6 +134,18 @@ fn state_of_a_vm_is_read_only_from_a_template_and_set_only_at_its_making() {
     }
 }
 
+/// What KVM gives a machine is decided before anything of its guest runs.
+#[test]
+fn capabilities_of_a_vm_are_chosen_only_at_its_making() {
+    const KVM_ENABLE_CAP: c_long = 0x4068_aea3;
+    for stage in ALL {
+        match stage {
+            Stage::Boot => allows(stage, libc::SYS_ioctl, [-1, KVM_ENABLE_CAP, 0, 0]),
+            _ => kills(stage, libc::SYS_ioctl, [-1, KVM_ENABLE_CAP, 0, 0]),
+        }
+    }
+}
+
 #[test]
 fn holder_of_a_template_touches_nothing() {
     for number in [libc::SYS_read, libc::SYS_write, libc::SYS_mmap, libc::SYS_sendmsg, libc::SYS_ioctl] {

@@ -176,7 +176,8 @@ impl LocalVm {
         vsock: UnixListener,
         limit: Duration,
     ) -> Result<(), HypervisorError> {
-        let request = Request::Restore { built_from: template.built_from.clone() };
+        let (built_from, shape) = (template.built_from.clone(), template.key.recipe.boot.shape());
+        let request = Request::Restore { built_from, shape };
         let descriptors = [
             files.kvm.as_fd(),
             template.memory.as_fd(),

@@ -91,7 +91,7 @@ fn adapt(mut entry: kvm_cpuid_entry2, place: Place) -> kvm_cpuid_entry2 {
 
 /// The leaf without VMX and SVM. What depends on them is in model-specific registers, which KVM refuses then, and in the leaf
 /// of SVM's own features.
-fn without_virtualization(mut entry: kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
+pub(super) fn without_virtualization(mut entry: kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
     match entry.function {
         1 => entry.ecx &= !VMX,
         0x8000_0001 => entry.ecx &= !SVM,

@@ -12,6 +12,8 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
+use super::cpuid::without_virtualization;
+
 /// A part of a processor's state that KVM refused.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuStateError {
@@ -72,9 +74,14 @@ impl VcpuState {
         })
     }
 
-    /// The features that a new processor must have been made with before it can be given this state.
-    pub fn features(&self) -> Result<CpuId, VcpuStateError> {
-        Ok(CpuId::from_entries(&self.features)?)
+    /// The features that a new processor must have been made with before it can be given this state. Without `nested` the
+    /// guest runs no VMs of its own, whatever the state says.
+    pub fn features(&self, nested: bool) -> Result<CpuId, VcpuStateError> {
+        let mut features = CpuId::from_entries(&self.features)?;
+        if !nested {
+            features.as_mut_slice().iter_mut().for_each(|entry| *entry = without_virtualization(*entry));
+        }
+        Ok(features)
     }
 
     /// Gives a new processor this state; it was made with the same [`Self::features`].
@@ -133,6 +140,26 @@ fn all_but_refused(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features_of_a_state_have_no_virtualization_unless_it_nests() {
+        let all = |function| kvm_cpuid_entry2 {
+            function,
+            eax: !0,
+            ebx: !0,
+            ecx: !0,
+            edx: !0,
+            ..Default::default()
+        };
+        let features = [1, 0x8000_0001, 0x8000_000a].map(all).to_vec();
+        let state = VcpuState { features: features.clone(), ..Default::default() };
+        let ecx = |nested| -> Vec<_> {
+            state.features(nested).unwrap().as_slice().iter().map(|entry| entry.ecx).collect()
+        };
+        // VMX; SVM and its secure start; all that SVM has.
+        assert_eq!(ecx(false), [!(1 << 5), !(1 << 2 | 1 << 12), 0]);
+        assert_eq!(state.features(true).unwrap().as_slice(), features);
+    }
 
     #[test]
     fn registers_that_kvm_refuses_are_left_out() {

@@ -29,7 +29,7 @@ pub struct Setting<M, H> {
     pub memory: GuestMemory,
     /// Makes the device, anew or from its saved state; none where the state is refused.
     pub make: M,
-    /// What the host does to the device, now and then.
+    /// What happens beside that, now and then: what the host does to the device, and what only a driver of its kind does.
     pub host: H,
 }
 
@@ -38,7 +38,7 @@ pub fn play<D, M, H>(source: &mut Source<'_>, setting: Setting<M, H>)
 where
     D: VirtioDevice,
     M: Fn(Poller, Option<&D::State>) -> Option<D>,
-    H: FnMut(&Rig<D>, &mut Source<'_>),
+    H: FnMut(&mut Rig<D>, &mut Source<'_>),
 {
     let Setting { memory, make, mut host } = setting;
     let new = |poller| make(poller, None).expect("a device without a state is always made");
@@ -51,7 +51,7 @@ where
             break;
         }
         match source.u8() % 16 {
-            0 => host(&rig, source),
+            0 => host(&mut rig, source),
             1 => match save_and_restore(rig, &make, source) {
                 Some(restored) => rig = restored,
                 None => return,

@@ -68,6 +68,25 @@ impl<'m> Buffers<'m> {
         front
     }
 
+    /// Leaves the first `count` bytes out, or all if there are fewer. For what is copied by [`Self::first`] already: it makes
+    /// no list of them.
+    pub fn skip_front(&mut self, count: usize) {
+        let mut left = count.min(self.length);
+        self.length -= left;
+        let mut fits = |slice: &&VolatileSlice<'m>| match left.checked_sub(slice.len()) {
+            Some(rest) => {
+                left = rest;
+                true
+            }
+            None => false,
+        };
+        let whole = self.slices.iter().take_while(&mut fits).count();
+        self.slices.drain(..whole);
+        if left > 0 {
+            self.slices[0] = self.slices[0].offset(left).expect("the slice is longer than what is left");
+        }
+    }
+
     /// Takes the last `count` bytes off, or all if there are fewer.
     pub fn split_back(&mut self, count: usize) -> Buffers<'m> {
         let front = self.split_front(self.length.saturating_sub(count));
@@ -142,7 +161,13 @@ mod tests {
             let mut memory = bytes.clone();
             let mut middle = buffers(&mut memory, &lengths);
 
+            let mut skipped = middle.clone();
+            skipped.skip_front(front);
             let first = middle.split_front(front);
+            let places = |buffers: &Buffers<'_>| -> Vec<_> {
+                buffers.slices().iter().map(|slice| (slice.ptr_guard().as_ptr(), slice.len())).collect()
+            };
+            prop_assert_eq!((skipped.len(), places(&skipped)), (middle.len(), places(&middle)));
             let last = middle.split_back(back);
 
             let mut joined = Vec::new();

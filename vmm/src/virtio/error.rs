@@ -38,6 +38,9 @@ pub enum Fault {
     /// The available index moved by more than the ring holds.
     #[error("driver made more buffers available than the ring holds")]
     AvailableIndex,
+    /// More chains than the ring has entries, none of which was given back yet.
+    #[error("driver offered a descriptor chain again that the device had not given back")]
+    OfferedTwice,
     /// A chain's head is not an index of the descriptor table.
     #[error("descriptor {0} is outside the descriptor table")]
     Head(u16),

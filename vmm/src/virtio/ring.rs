@@ -7,6 +7,9 @@
 //! can keep the shared event loop thread busy by refilling its ring. The used half is written here, as the crate can only
 //! publish one element at a time and a frame may take several.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +26,7 @@ use super::{GuestMemory, SavedStateError};
 pub const MAX_BUFFERS: usize = 1024;
 
 /// Chains handed out per event. What is left waits for its turn behind the other devices.
-const BUDGET: u16 = 128;
+const BUDGET: i32 = 128;
 
 /// Offsets and sizes of the split ring's parts (virtio 1.3, 2.7.6 and 2.7.8).
 const AVAILABLE_ELEMENTS: u64 = 4;
@@ -73,7 +76,8 @@ pub struct Ring {
     setup: RingState,
     queue: Queue,
     kick: EventFd,
-    budget: u16,
+    /// What is left of this event's [`BUDGET`]; below 0 where a chain was more work than that.
+    budget: i32,
     /// Chains were given back since the driver was last considered for an interrupt.
     gave_back: bool,
     /// Next entry of the used ring when it was.
@@ -144,16 +148,35 @@ impl Ring {
     /// The next chain; `None` when there is none, and then the driver will kick for the next one, or when this event
     /// has used its budget, and then the ring has kicked itself.
     pub fn pop<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<Chain<'m>>, DeviceError> {
+        if self.turn_is_over() { Ok(None) } else { self.pop_beyond_budget(memory) }
+    }
+
+    /// Whether this event has used its budget, and then the ring has kicked itself.
+    pub fn turn_is_over(&mut self) -> bool {
+        let over = self.queue.ready() && self.budget <= 0;
+        if over {
+            self.kick();
+        }
+        over
+    }
+
+    /// As [`Self::pop`], whatever is left of the budget: for work that takes several chains and is begun only where
+    /// [`Self::turn_is_over`] says no. Ended in the middle it would be begun anew in each turn, for ever.
+    pub fn pop_beyond_budget<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+    ) -> Result<Option<Chain<'m>>, DeviceError> {
         if !self.queue.ready() {
             return Ok(None);
         }
-        if self.budget == 0 {
-            self.kick();
-            return Ok(None);
-        }
+        let all_handed_out = self.handed_out() >= self.queue.size();
         loop {
             let next = self.queue.iter(memory).map(|mut chains| chains.next());
             if let Some(chain) = next.map_err(|error| self.queue_fault(&error))? {
+                // Each chain has a descriptor of its own for its head, so one of these is with the device already.
+                if all_handed_out {
+                    return Err(self.fault(Fault::OfferedTwice));
+                }
                 self.budget -= 1;
                 return self.check(memory, chain).map(Some);
             }
@@ -173,7 +196,13 @@ impl Ring {
     /// Takes `chains` more off this event's budget, for a chain that was as much work as so many. The next call of
     /// [`Self::pop`] ends the turn once nothing is left.
     pub fn spend(&mut self, chains: u16) {
-        self.budget = self.budget.saturating_sub(chains);
+        self.budget -= i32::from(chains);
+    }
+
+    /// Chains that were popped and neither given back nor put back. What a device keeps of its chains is bounded by
+    /// this: it is never more than the ring has entries.
+    fn handed_out(&self) -> u16 {
+        self.queue.next_avail().wrapping_sub(self.queue.next_used())
     }
 
     /// Gives a chain back to the driver, with `written` bytes in its writable part.
@@ -242,14 +271,15 @@ impl Ring {
         state
     }
 
-    /// Takes a saved state. An enabled ring is checked against guest memory again.
+    /// Takes a saved state. An enabled ring is checked against guest memory again, and must have no chain that was
+    /// handed out: devices give all back before they are saved, so nobody would ever give it back.
     pub fn restore(&mut self, state: RingState, memory: &GuestMemory) -> Result<(), SavedStateError> {
         let refused = SavedStateError { device: self.device, what: "a ring that cannot be" };
         self.setup = state;
         if state.ready {
             self.queue = state.build(self.queue.max_size()).ok_or(refused.clone())?;
             self.signalled = state.next_used;
-            if !self.queue.is_valid(memory) {
+            if !self.queue.is_valid(memory) || self.handed_out() != 0 {
                 return Err(refused);
             }
         }
@@ -269,7 +299,11 @@ impl Ring {
         let (readable, writable) = (Buffers::default(), Buffers::default());
         let mut chain = Chain { head, readable, writable, last_writable: None };
         let mut complete = false;
-        for descriptor in descriptors.by_ref() {
+        for (before, descriptor) in descriptors.by_ref().enumerate() {
+            // Empty ones are in no part, and take as long to read.
+            if before >= MAX_BUFFERS {
+                return Err(self.fault(Fault::LongChain(head)));
+            }
             let (part, access) = if descriptor.is_write_only() {
                 (&mut chain.writable, Permissions::Write)
             } else if chain.writable.is_empty() {
@@ -328,115 +362,5 @@ impl RingState {
         queue.set_event_idx(self.event_index);
         queue.set_ready(self.ready);
         Some(queue)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::virtio::rng::Rng;
-    use crate::virtio::testing::{INDIRECT, NEXT, Part, Rig, WRITE};
-
-    fn rig() -> Rig<Rng> {
-        Rig::running(|_| Rng::new())
-    }
-
-    #[test]
-    fn chain_of_several_buffers_is_served_whole() {
-        let mut rig = rig();
-        let bytes = rig.ask(0, &[Part::In(10), Part::In(0), Part::In(30)]);
-        assert_eq!(bytes.len(), 40);
-        assert_ne!(bytes, [0; 40]);
-    }
-
-    #[test]
-    fn indirect_table_is_followed() {
-        let mut rig = rig();
-        rig.describe_at(0x20_0000, 0x30_0000, 8, WRITE | NEXT, 1);
-        rig.describe_at(0x20_0010, 0x30_0008, 8, WRITE, 0);
-        rig.describe(0, 0, 0x20_0000, 32, INDIRECT, 0);
-        rig.publish(0, 0);
-        rig.kick(0);
-        assert_eq!(rig.used(0), Some((0, 16)));
-    }
-
-    #[test]
-    fn looping_chain_is_refused() {
-        let mut rig = rig();
-        rig.describe(0, 0, 0x30_0000, 8, WRITE | NEXT, 0);
-        rig.publish(0, 0);
-        rig.kick(0);
-        assert_eq!(rig.failure().fault, Fault::BrokenChain(0));
-        assert_eq!(rig.used(0), None);
-    }
-
-    #[test]
-    fn nested_indirect_table_is_refused() {
-        let mut rig = rig();
-        rig.describe_at(0x20_0000, 0x20_0000, 16, INDIRECT, 0);
-        rig.describe(0, 0, 0x20_0000, 16, INDIRECT, 0);
-        rig.publish(0, 0);
-        rig.kick(0);
-        assert_eq!(rig.failure().fault, Fault::BrokenChain(0));
-    }
-
-    #[test]
-    fn buffer_outside_memory_is_refused() {
-        for (address, length) in [(u64::MAX, 1), (0x7f_ffff, 2), (1 << 40, 16), (0, u32::MAX)] {
-            let mut rig = rig();
-            rig.describe(0, 0, address, length, WRITE, 0);
-            rig.publish(0, 0);
-            rig.kick(0);
-            let outside = Fault::OutsideMemory { address, length: length.into() };
-            assert_eq!(rig.failure(), DeviceError { device: "rng", queue: Some(0), fault: outside });
-        }
-    }
-
-    #[test]
-    fn readable_after_writable_is_refused() {
-        let mut rig = rig();
-        rig.offer(0, &[Part::In(8), Part::Out(b"late")]);
-        rig.kick(0);
-        assert_eq!(rig.failure().fault, Fault::Order(0));
-    }
-
-    #[test]
-    fn head_outside_the_table_is_refused() {
-        let mut rig = rig();
-        rig.publish(0, 16);
-        rig.kick(0);
-        assert_eq!(rig.failure().fault, Fault::Head(16));
-    }
-
-    #[test]
-    fn available_index_that_jumps_is_refused() {
-        let mut rig = rig();
-        rig.set_available(0, 17);
-        rig.kick(0);
-        assert_eq!(rig.failure().fault, Fault::AvailableIndex);
-    }
-
-    #[test]
-    fn chain_of_too_many_buffers_is_refused() {
-        let mut rig = rig();
-        for index in 0..1025 {
-            let next = if index < 1024 { NEXT } else { 0 };
-            rig.describe_at(0x20_0000 + 16 * index, 0x30_0000, 1, WRITE | next, index as u16 + 1);
-        }
-        rig.describe(0, 0, 0x20_0000, 16 * 1025, INDIRECT, 0);
-        rig.publish(0, 0);
-        rig.kick(0);
-        assert_eq!(rig.failure().fault, Fault::LongChain(0));
-    }
-
-    #[test]
-    fn broken_device_stays_silent() {
-        let mut rig = rig();
-        rig.publish(0, 99);
-        rig.kick(0);
-        rig.offer(0, &[Part::In(8)]);
-        rig.kick(0);
-        assert_eq!(rig.used(0), None);
-        assert_eq!(rig.failure().fault, Fault::Head(99));
     }
 }

@@ -31,6 +31,21 @@ pub fn writev(fd: BorrowedFd<'_>, from: &Buffers<'_>) -> io::Result<usize> {
     })
 }
 
+/// Writes a header of ours and then guest memory to `fd`, which takes them as one frame. Frames of more pieces than one
+/// call takes are refused: they would lose their end.
+pub fn write_frame(fd: BorrowedFd<'_>, header: &[u8], frame: &Buffers<'_>) -> io::Result<usize> {
+    if frame.slices().len() >= MAX_BUFFERS {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let header = libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() };
+    let list: Vec<_> = std::iter::once(header).chain(frame.slices().iter().map(io_entry)).collect();
+    retry(|| {
+        // SAFETY: the list points to `header`, which the call only reads, and to mapped guest memory for as long as `frame`
+        // lives, see the head of this file.
+        unsafe { libc::writev(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int) }
+    })
+}
+
 /// Reads from `fd` at `offset` into guest memory. May read less than there is room for; 0 is the end of the file.
 pub fn preadv(fd: BorrowedFd<'_>, into: &Buffers<'_>, offset: u64) -> io::Result<usize> {
     let list = io_vector(into);
@@ -107,11 +122,11 @@ pub fn tap_offload(tap: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
 }
 
 fn io_vector(buffers: &Buffers<'_>) -> Vec<libc::iovec> {
-    let entry = |slice: &VolatileSlice<'_>| libc::iovec {
-        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-        iov_len: slice.len(),
-    };
-    buffers.slices().iter().take(MAX_BUFFERS).map(entry).collect()
+    buffers.slices().iter().take(MAX_BUFFERS).map(io_entry).collect()
+}
+
+fn io_entry(slice: &VolatileSlice<'_>) -> libc::iovec {
+    libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() }
 }
 
 /// Calls again when a signal came between. A negative result is an error in `errno`.
@@ -159,6 +174,24 @@ mod tests {
         file.write_all(b"X").unwrap();
         assert_eq!(readv(file.as_fd(), &pieces(&mut back, 7)).unwrap(), 13);
         assert_eq!(&back[..4], b"elhe");
+    }
+
+    #[test]
+    fn frame_is_its_header_and_all_pieces_or_refused() {
+        let mut file = tempfile::tempfile().unwrap();
+        let mut memory = *b"frame";
+        assert_eq!(write_frame(file.as_fd(), b"header ", &pieces(&mut memory, 2)).unwrap(), 12);
+        file.rewind().unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "header frame");
+
+        let mut bytes = [0; MAX_BUFFERS];
+        let whole = VolatileSlice::from(&mut bytes[..]);
+        let mut crumbs = Buffers::default();
+        (0..MAX_BUFFERS).for_each(|at| crumbs.push(whole.subslice(at, 1).unwrap()));
+        let refused = write_frame(file.as_fd(), b"header ", &crumbs).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Jobs are done one at a time and in their order, so a flush covers all that was finished before it was asked for, holes too.
-//! How many can wait is bounded by the ring: a driver that resets its device takes its jobs with it. Started by `devices.rs`,
-//! on a thread that may flush files, make holes in them and close them, and nothing else.
+//! At most as many requests wait as the ring has entries: each has a chain that was not given back, of which the ring hands out
+//! no more (`Ring::pop`), and a driver that resets its device takes its requests with it. Started by `devices.rs`, on a thread
+//! that may flush files, make holes in them and close them, and nothing else.
 
 use std::collections::VecDeque;
 use std::io;
@@ -116,6 +117,14 @@ impl Worker {
     /// Whether no request is waiting or being worked on.
     pub fn is_idle(&self) -> bool {
         !self.lock().has_requests()
+    }
+
+    /// Requests that wait for the worker, or to be given back.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn waiting(&self) -> usize {
+        let state = self.lock();
+        let jobs = state.jobs.iter().filter(|job| matches!(job, Job::Request(..)));
+        jobs.count() + state.finished.len()
     }
 
     /// Takes the requests that were finished since the last call.

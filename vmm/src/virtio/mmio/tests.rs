@@ -211,11 +211,12 @@ fn saved_device_goes_on_where_it_was() {
 
 #[test]
 fn impossible_saved_state_is_refused() {
-    let changes: [fn(&mut SavedDevice<_>); 5] = [
+    let changes: [fn(&mut SavedDevice<_>); 6] = [
         |saved| saved.rings.clear(),
         |saved| saved.rings[0].size = 3,
         |saved| saved.rings[0].descriptors = !0xf,
         |saved| saved.rings[0].used = 1,
+        |saved| saved.rings[0].next_available += 1,
         |saved| saved.registers.driver_features |= 1 << 50,
     ];
     for change in changes {
