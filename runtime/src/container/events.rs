@@ -8,6 +8,7 @@ use super::{Container, ContainerError, Containers};
 use crate::wall_clock::now_ns;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 impl Containers {
     /// The VM is gone, and all containers with it.
@@ -23,16 +24,17 @@ impl Containers {
         self.advance(container, State::Exited(Exit::lost(started_at_ns, now_ns())));
     }
 
-    /// Moves a container on; a state that it has passed already changes nothing.
+    /// Moves a container on; a state that it has passed already changes nothing, and nor does one of a container that is
+    /// forgotten: its record would be there again.
     pub(super) fn advance(&self, container: &Container, next: State) {
-        {
+        let exited = {
             let mut record = container.record();
             let moves = match record.state {
                 State::Created => next != State::Created,
                 State::Running { .. } => matches!(next, State::Exited(_)),
                 State::Exited(_) => false,
             };
-            if !moves {
+            if !moves || container.forgotten.load(Ordering::Relaxed) {
                 return;
             }
             let next = with_start(&record, next);
@@ -41,12 +43,12 @@ impl Containers {
             if let Err(error) = self.records.put(&container.id, &record) {
                 tracing::error!(container = container.id, %error, "new state is not on disk");
             }
-        }
-        let exited = matches!(container.state(), State::Exited(_));
+            container.states.send_replace(record.state.clone());
+            matches!(record.state, State::Exited(_))
+        };
         if let (true, Ok(sandbox)) = (exited, self.sandboxes.get(&container.sandbox_id())) {
             self.place(&sandbox, None);
         }
-        container.changes.send_replace(());
     }
 
     /// Takes over what an earlier daemon recorded.
@@ -74,7 +76,7 @@ impl Containers {
     pub fn restore(&self) -> Result<(), ContainerError> {
         for container in self.list() {
             match self.sandboxes.get(&container.sandbox_id()) {
-                Err(_) => self.forget(&container.id)?,
+                Err(_) => self.forget(&container)?,
                 Ok(sandbox) if sandbox.machine().is_err() => self.lose(&container),
                 Ok(_) if container.state() == State::Created => {}
                 Ok(sandbox) => {
