@@ -43,7 +43,8 @@ const MAX_ANSWER: usize = 64 * 1024;
 const CALL_WINDOW: u32 = MAX_ANSWER as u32;
 const CONNECTION_WINDOW: u32 = 4 * CALL_WINDOW;
 
-/// Longest headers of an answer, bytes, each counted with 32 more: an error's text of 2048 bytes, each of them escaped, fits.
+/// Longest headers of an answer, bytes, each counted with 32 more: an error's text of 2048 bytes, each of
+/// them escaped, fits.
 const MAX_HEADERS: u32 = 8 * 1024;
 
 /// Longest request sent to one: an OCI spec with a large seccomp profile fits many times.

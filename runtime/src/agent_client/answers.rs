@@ -1,5 +1,5 @@
-//! What is taken of an agent's answers: so many bytes of one, one message of a call that is answered once, and lists no
-//! longer than an honest agent's.
+//! What is taken of an agent's answers: so many bytes of one, one message of a call that is answered once,
+//! and lists no longer than an honest agent's.
 //!
 //! Used by the calls of [`super::AgentClient`].
 
@@ -18,8 +18,8 @@ const PREFIX: usize = 5;
 /// The one call whose answer is a stream; `events` has its limits.
 const STREAM: &str = "/Watch";
 
-/// Sends calls on by `S`, and takes as much of an answer as one message has. Without it, whoever takes the one message of an
-/// answer goes on to read all that follow, to the call's deadline.
+/// Sends calls on by `S`, and takes as much of an answer as one message has. Without it, whoever takes the
+/// one message of an answer goes on to read all that follow, to the call's deadline.
 #[derive(Debug, Clone)]
 pub struct Bounded<S>(pub S);
 

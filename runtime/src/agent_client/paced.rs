@@ -1,8 +1,8 @@
 //! A connection to an agent that is read no faster than any honest agent sends.
 //!
-//! HTTP/2 bounds what a peer may have sent of answers, by its windows; nothing there bounds the frames beside them, such as
-//! pings, settings, empty pieces of answers and provisional headers, each of which costs the daemon time and some of which
-//! it must answer. What comes faster than [`RATE`] waits in the guest.
+//! HTTP/2 bounds what a peer may have sent of answers, by its windows; nothing there bounds the frames beside
+//! them, such as pings, settings, empty pieces of answers and provisional headers, each of which costs the
+//! daemon time and some of which it must answer. What comes faster than [`RATE`] waits in the guest.
 //!
 //! Used for every connection of [`super::AgentClient`]. Writing is not held up.
 
@@ -14,7 +14,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Bytes a second: 64 of the longest answers, and forty times the events that are taken of an agent in a second.
+/// Bytes a second: 64 of the longest answers, and forty times the events that are taken of an agent in a
+/// second.
 const RATE: u64 = 4 << 20;
 
 /// Bytes that may come at once, after a time in which none did: as many as the connection's window.
@@ -151,7 +152,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_time_is_longer_than_its_bytes(steps in prop::collection::vec((0u64..3_000_000_000, any::<u32>()), 1..50)) {
+        fn any_reads_stay_within_the_rate(
+            steps in prop::collection::vec((0u64..3_000_000_000, any::<u32>()), 1..50),
+        ) {
             let begun = Instant::now();
             let (mut allowance, mut now, mut read) = (Allowance::new(begun), begun, 0);
             for (nanoseconds, wish) in steps {

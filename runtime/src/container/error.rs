@@ -86,8 +86,8 @@ pub enum ContainerError {
     },
     /// It has too many execs that are not over.
     #[error(
-        "container {id} has {count} execs that its agent has not ended yet, the most there can be: try again later, or \
-         stop its pod"
+        "container {id} has {count} execs that its agent has not ended yet, the most there can be: \
+         try again later, or stop its pod"
     )]
     TooManyExecs {
         /// The container.

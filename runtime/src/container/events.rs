@@ -24,8 +24,8 @@ impl Containers {
         self.advance(container, State::Exited(Exit::lost(started_at_ns, now_ns())));
     }
 
-    /// Moves a container on; a state that it has passed already changes nothing, and nor does one of a container that is
-    /// forgotten: its record would be there again.
+    /// Moves a container on; a state that it has passed already changes nothing, and nor does one of a
+    /// container that is forgotten: its record would be there again.
     pub(super) fn advance(&self, container: &Container, next: State) {
         let exited = {
             let mut record = container.record();

@@ -36,9 +36,9 @@ const UNLIMITED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(25), Duration::from_secs(60)];
 
-/// Most execs of a container that their clients have left and their agent is still asked to end. Each is a task that
-/// lives as long as all of [`PAUSES`] and the calls between them, about six minutes, where the agent never answers: a
-/// probe with a short limit would leave hundreds.
+/// Most execs of a container that their clients have left and their agent is still asked to end. Each is a
+/// task that lives as long as all of [`PAUSES`] and the calls between them, about six minutes, where the
+/// agent never answers: a probe with a short limit would leave hundreds.
 const MOST_UNENDED: usize = 8;
 
 /// What an exec came to.
@@ -57,8 +57,8 @@ impl Containers {
     /// tree.
     ///
     /// # Errors
-    /// [`ContainerError::ExecTimeout`] at the limit; a code other than 0 is no error. [`ContainerError::TooManyExecs`] where the
-    /// agent does not end those that were left.
+    /// [`ContainerError::ExecTimeout`] at the limit; a code other than 0 is no error.
+    /// [`ContainerError::TooManyExecs`] where the agent does not end those that were left.
     pub async fn exec_sync(
         &self,
         sandbox: &Sandbox,

@@ -76,9 +76,9 @@ impl Containers {
     }
 }
 
-/// Answers how many it detached. The first failure is the last attempt, and is only told: the files stay open in the VMM
-/// until the pod ends, and nothing else hangs on it. A VMM that refuses, or does not answer, is asked once and not for each
-/// layer.
+/// Answers how many it detached. The first failure is the last attempt, and is only told: the files stay open
+/// in the VMM until the pod ends, and nothing else hangs on it. A VMM that refuses, or does not answer, is
+/// asked once and not for each layer.
 async fn detach_all(sandbox_id: &str, vm: &VmHandle, offsets: &[u64]) -> usize {
     for (detached, &offset) in offsets.iter().enumerate() {
         if let Err(error) = vm.detach_extent(offset).await {

@@ -2,15 +2,15 @@
 //! up the containers that log to it, and never the threads that serve calls.
 //!
 //! ```text
-//!   stream -> one chunk -> jobs on a blocking thread -> log file, then position file -> acknowledged to the agent
+//!   stream -> one chunk -> jobs on threads -> log file, then position file -> acknowledged to the agent
 //! ```
 //!
 //! Called by `output`. The next chunk is read from the stream when the one before has been written. What the
 //! log does not take stays in the guest, where the stream's window fills and the process waits: a container
 //! that floods slows itself down, and a stream holds at most one chunk in this process.
 //!
-//! Pods share the threads: one has no more than [`POD_SEATS`] jobs at a time, however many containers it has, and a job that
-//! has written [`TURN`] bytes leaves its seat to those who wait.
+//! Pods share the threads: one has no more than [`POD_SEATS`] jobs at a time, however many containers it has,
+//! and a job that has written [`TURN`] bytes leaves its seat to those who wait.
 //!
 //! How far a stream has come is kept in a file of 8 bytes, so that a daemon that was killed goes on where it
 //! was: bytes may be in the log twice if it died between writing them and noting it, and are never missing.
@@ -36,7 +36,8 @@ static WRITING: Semaphore = Semaphore::const_new(SEATS);
 /// Jobs of one pod's streams that write, or wait for a seat, at the same time.
 const POD_SEATS: usize = 2;
 
-/// Bytes of records that a job writes before it leaves its seat, and about 190 KiB more at most: those of a piece.
+/// Bytes of records that a job writes before it leaves its seat, and about 190 KiB more at most: those of a
+/// piece.
 const TURN: usize = 256 * 1024;
 
 /// Bytes of a chunk whose records are made at once: of empty lines, records are 46 times as long.
@@ -102,8 +103,8 @@ impl LogWriter {
         Ok(Self { sink, seats, waiting: Vec::new(), job: None })
     }
 
-    /// The first byte to ask the agent for. What was held back for the end of its line comes again, and so does what no
-    /// job has taken.
+    /// The first byte to ask the agent for. What was held back for the end of its line comes again, and so
+    /// does what no job has taken.
     pub async fn resume(&mut self) -> u64 {
         // How it ended was told to whoever began it.
         let _ = self.settle().await;
@@ -197,7 +198,8 @@ impl LogSink {
         self.received
     }
 
-    /// Writes the records of `bytes`, or of as many of them as a turn is long; once there are none left, does `last`.
+    /// Writes the records of `bytes`, or of as many of them as a turn is long; once there are none left, does
+    /// `last`.
     fn turn(&mut self, mut bytes: Vec<u8>, last: fn(&mut Self) -> io::Result<u64>) -> Turn {
         let (mut taken, mut written) = (0, 0);
         for piece in bytes.chunks(PIECE) {

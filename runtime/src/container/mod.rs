@@ -78,16 +78,19 @@ pub struct Container {
     pub id: String,
     name: String,
     record: Mutex<Record>,
-    /// Its record is not on disk any more, and is not to be written again. Changed and read under the record's lock.
+    /// Its record is not on disk any more, and is not to be written again. Changed and read under the
+    /// record's lock.
     forgotten: AtomicBool,
     log: Option<Arc<LogFile>>,
-    /// Its state, for those who wait for a change. Sent under the record's lock, so that the last that is sent is the last.
+    /// Its state, for those who wait for a change. Sent under the record's lock, so that the last that is
+    /// sent is the last.
     states: watch::Sender<State>,
     /// Held by start and remove: neither happens during the other.
     operation: tokio::sync::Mutex<()>,
     /// Its stop signal was sent.
     asked_to_stop: AtomicBool,
-    /// Its streams that are carried to the log; `None` from its removal, or its pod's stop, on: no stream begins then.
+    /// Its streams that are carried to the log; `None` from its removal, or its pod's stop, on: no stream
+    /// begins then.
     output: Mutex<Option<Vec<Carried>>>,
     /// Filled when no exec of an earlier daemon is left.
     stale_execs: OnceCell<()>,
@@ -173,8 +176,9 @@ impl Container {
         self.output.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets no stream begin any more, and waits until those that are carried are in its log; past `limit` only what has come
-    /// by then is written. Goes on where its caller leaves, so that no stream is left without anybody who ends it.
+    /// Lets no stream begin any more, and waits until those that are carried are in its log; past `limit`
+    /// only what has come by then is written. Goes on where its caller leaves, so that no stream is left
+    /// without anybody who ends it.
     async fn close_output(&self, limit: Duration) {
         let Some(tasks) = self.output().take() else { return };
         let id = self.id.clone();

@@ -3,8 +3,9 @@
 //!
 //! Called by `start` and by a starting daemon. `log_writer` does what may block.
 //!
-//! Whoever rotates logs looks at those of running containers only. So a stream of a container that does not run is bounded
-//! by what an honest guest can still hold of it, in bytes and not in time, as a slow disk must lose nothing.
+//! Whoever rotates logs looks at those of running containers only. So a stream of a container that does not
+//! run is bounded by what an honest guest can still hold of it, in bytes and not in time, as a slow disk must
+//! lose nothing.
 
 use super::log_file::LogFile;
 use super::log_writer::{LogWriter, PodSeats};
@@ -20,14 +21,16 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-/// Pause before a stream that broke is opened again. It doubles with each break, up to [`LONGEST_PAUSE`], until bytes arrive.
+/// Pause before a stream that broke is opened again. It doubles with each break, up to [`LONGEST_PAUSE`],
+/// until bytes arrive.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// An agent that breaks every stream costs a connection in this time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-/// Bytes that are taken of a stream while its container does not run. Of one that has exited an honest guest holds no more
-/// than the agent's window of 256 KiB and a pipe of at most 1 MiB (`fs.pipe-max-size`); what a break cut off comes twice.
+/// Bytes that are taken of a stream while its container does not run. Of one that has exited an honest guest
+/// holds no more than the agent's window of 256 KiB and a pipe of at most 1 MiB (`fs.pipe-max-size`); what a
+/// break cut off comes twice.
 const MOST_HELD: usize = 2 << 20;
 
 /// Time to write what has come of a stream that is given up.
@@ -115,8 +118,8 @@ struct Taken {
 }
 
 impl Taken {
-    /// Counts bytes that have come. Those of a container that has not begun, as far as this daemon knows, wait where they are
-    /// too many: its agent is to tell first that it runs.
+    /// Counts bytes that have come. Those of a container that has not begun, as far as this daemon knows,
+    /// wait where they are too many: its agent is to tell first that it runs.
     async fn count(&mut self, bytes: usize) -> io::Result<()> {
         loop {
             let state = self.states.borrow_and_update().clone();
@@ -139,7 +142,8 @@ impl Taken {
         }
     }
 
-    /// Lets time pass, but no more than until the container's state changes: one that has exited is removed soon.
+    /// Lets time pass, but no more than until the container's state changes: one that has exited is removed
+    /// soon.
     async fn pause(&mut self, pause: Duration) {
         let changed = async {
             if self.states.changed().await.is_err() {

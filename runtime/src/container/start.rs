@@ -49,7 +49,8 @@ impl Containers {
         }
     }
 
-    /// Starts the tasks that carry a container's output to its log, unless they run, or its removal has begun.
+    /// Starts the tasks that carry a container's output to its log, unless they run, or its removal has
+    /// begun.
     pub(super) fn carry_output(&self, container: &Container, vm: VmHandle) -> Result<(), ContainerError> {
         let mut output = container.output();
         let Some(carried) = output.as_mut().filter(|carried| carried.is_empty()) else { return Ok(()) };

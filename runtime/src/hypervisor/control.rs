@@ -126,7 +126,8 @@ async fn exchange(
     decode(&answer)
 }
 
-/// The answer in a packet. What is wrong with one may quote all of it, and is printable and cut like a VMM's own words.
+/// The answer in a packet. What is wrong with one may quote all of it, and is printable and cut like a VMM's
+/// own words.
 fn decode(packet: &[u8]) -> io::Result<Response> {
     serde_json::from_slice(packet).map_err(|error| {
         io::Error::new(io::ErrorKind::InvalidData, hostile_text::message(&error.to_string()))

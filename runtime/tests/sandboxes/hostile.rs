@@ -150,7 +150,8 @@ impl Daemon {
         Self { memory_kib, tasks: Handle::current().metrics().num_alive_tasks() }
     }
 
-    /// Stays flat while a flood goes on, in the middle of which the exit of a container of another pod is told.
+    /// Stays flat while a flood goes on, in the middle of which the exit of a container of another pod is
+    /// told.
     async fn stays_flat_and_hears_of(&self, wishes: &Wishes, victim: &Container) {
         let begun = Instant::now();
         self.stays_flat(begun + FLOOD / 2).await;

@@ -1,5 +1,6 @@
-//! Agents that attack the daemon by frames of HTTP/2 which belong to no answer: each costs little to send, and none counts
-//! against what may have been sent of answers. They are written here as bytes, without an encoder.
+//! Agents that attack the daemon by frames of HTTP/2 which belong to no answer: each costs little to send,
+//! and none counts against what may have been sent of answers. They are written here as bytes, without an
+//! encoder.
 
 use isopod_protocols::vsock::AGENT_PORT;
 use isopod_runtime::agent_client::AgentClient;
@@ -43,7 +44,8 @@ const PING: u8 = 6;
 /// The call's number: that of the first one of a connection.
 const CALL: u8 = 1;
 
-/// A head of an answer with nothing but a status: a field that no table holds, whose name is the static table's 8th.
+/// A head of an answer with nothing but a status: a field that no table holds, whose name is the static
+/// table's 8th.
 const PROVISIONAL: &[u8] = b"\x08\x03100";
 
 /// The static table's 8th, status 200.
