@@ -4,12 +4,19 @@
 //! answer a limit of bytes and of the entries of its lists, and what a guest says in an error is made
 //! printable and cut: the guest is hostile. Nothing here retries: callers know what may be repeated.
 
+mod answers;
 mod events;
+mod paced;
 
+#[cfg(any(test, feature = "testing"))]
+pub use answers::{check_created, check_figures};
+#[cfg(any(test, feature = "testing"))]
+pub use events::check as check_event;
 pub use events::{AgentEvent, AgentEvents};
 
 use crate::hostile_text;
 use crate::hypervisor::VmHandle;
+use answers::Bounded;
 use hyper_util::rt::TokioIo;
 use isopod_protocols::agent::agent_client::AgentClient as Rpc;
 use isopod_protocols::agent::{
@@ -19,8 +26,8 @@ use isopod_protocols::agent::{
     StatsRequest, StatsResponse, UpdateContainerRequest, UseProcessorsRequest, WaitProcessRequest,
     WaitProcessResponse, WatchRequest,
 };
-use isopod_protocols::guest::{MAX_CONTAINERS, MAX_GROUPS};
 use isopod_protocols::vsock::AGENT_PORT;
+use paced::Paced;
 use std::future::Future;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -35,6 +42,10 @@ const MAX_ANSWER: usize = 64 * 1024;
 /// holds them in its memory, for every pod.
 const CALL_WINDOW: u32 = MAX_ANSWER as u32;
 const CONNECTION_WINDOW: u32 = 4 * CALL_WINDOW;
+
+/// Longest headers of an answer, bytes, each counted with 32 more: an error's text of 2048 bytes, each of
+/// them escaped, fits.
+const MAX_HEADERS: u32 = 8 * 1024;
 
 /// Longest request sent to one: an OCI spec with a large seccomp profile fits many times.
 const MAX_REQUEST: usize = 16 * 1024 * 1024;
@@ -103,7 +114,7 @@ pub enum AgentError {
 #[derive(Debug, Clone)]
 pub struct AgentClient {
     id: String,
-    rpc: Rpc<Channel>,
+    rpc: Rpc<Bounded<Channel>>,
     patience: Duration,
 }
 
@@ -112,15 +123,17 @@ impl AgentClient {
     pub fn new(id: &str, vm: VmHandle) -> Self {
         let connect = service_fn(move |_: Uri| {
             let vm = VmHandle::clone(&vm);
-            async move { vm.connect_vsock(AGENT_PORT).await.map(TokioIo::new) }
+            async move { vm.connect_vsock(AGENT_PORT).await.map(|stream| TokioIo::new(Paced::new(stream))) }
         });
         // The address is never resolved: the connector knows where to go.
         let channel = Endpoint::from_static("http://agent")
             .initial_stream_window_size(CALL_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_header_list_size(MAX_HEADERS)
             .connect_with_connector_lazy(connect);
-        let rpc =
-            Rpc::new(channel).max_decoding_message_size(MAX_ANSWER).max_encoding_message_size(MAX_REQUEST);
+        let rpc = Rpc::new(Bounded(channel))
+            .max_decoding_message_size(MAX_ANSWER)
+            .max_encoding_message_size(MAX_REQUEST);
         Self { id: id.to_owned(), rpc, patience: Duration::ZERO }
     }
 
@@ -172,13 +185,7 @@ impl AgentClient {
     ) -> Result<CreateContainerResponse, AgentError> {
         const METHOD: &str = "CreateContainer";
         let made = self.call(METHOD, CREATION, self.rpc.clone().create_container(request)).await?;
-        // They go into a record, which is written anew with every change.
-        let groups = made.user.as_ref().map_or(0, |user| user.supplemental_groups.len());
-        if groups > MAX_GROUPS {
-            let problem = format!("{groups} supplemental groups, more than {MAX_GROUPS}");
-            return Err(self.malformed(METHOD, problem));
-        }
-        Ok(made)
+        answers::check_created(made).map_err(|problem| self.malformed(METHOD, problem))
     }
 
     /// Lets a container's process run.
@@ -259,12 +266,7 @@ impl AgentClient {
     pub async fn stats(&self, request: StatsRequest, limit: Duration) -> Result<StatsResponse, AgentError> {
         const METHOD: &str = "Stats";
         let stats = self.call(METHOD, limit, self.rpc.clone().stats(request)).await?;
-        let count = stats.containers.len();
-        if count > MAX_CONTAINERS {
-            let problem = format!("figures of {count} containers, more than {MAX_CONTAINERS}");
-            return Err(self.malformed(METHOD, problem));
-        }
-        Ok(stats)
+        answers::check_figures(stats).map_err(|problem| self.malformed(METHOD, problem))
     }
 
     /// The states of all containers, then each change: `sandbox` holds this stream and forwards it.

@@ -50,6 +50,7 @@ targets! {
     "../fuzz/fuzz_targets/cni.rs" cni: seeds::cni();
     "../fuzz/fuzz_targets/compression.rs" compression: seeds::compression();
     "../fuzz/fuzz_targets/configuration.rs" configuration: seeds::configuration();
+    "../fuzz/fuzz_targets/control_answers.rs" control_answers: seeds::control_answers();
     "../fuzz/fuzz_targets/convert.rs" convert: seeds::layers();
     "../fuzz/fuzz_targets/erofs.rs" erofs: seeds::erofs();
     "../fuzz/fuzz_targets/log_lines.rs" log_lines: seeds::log_lines();
@@ -77,6 +78,7 @@ mod seeds {
     use flate2::{Compression, write::GzEncoder};
     use isopod_protocols::agent::*;
     use isopod_protocols::stdio::{encode_open, encode_opened};
+    use isopod_protocols::vmm::{ErrorKind, Extent, PageRange, Response, Stats};
     use prost::Message;
     use serde_json::json;
     use std::io::Write;
@@ -164,10 +166,27 @@ mod seeds {
         vec![encode_open(&open), encode_opened(&opened), encode_opened(&StreamOpened::default())]
     }
 
+    pub fn control_answers() -> Vec<Vec<u8>> {
+        let extent = Extent { offset: 1 << 20, read_only: true };
+        let answers = [
+            Response::Done {},
+            Response::Extent { offset: 1 << 20 },
+            Response::Extents { extents: vec![extent; 3] },
+            Response::Stats(Stats::default()),
+            Response::Console { text: "last words\n\u{1b}[2J".into() },
+            Response::WorkingSet { pages: vec![PageRange(1, 2)], large_pages: 1, refused_large_pages: 0 },
+            Response::Error { kind: ErrorKind::State, message: "no such extent".into() },
+        ];
+        let mut packets: Vec<_> =
+            answers.iter().map(|answer| serde_json::to_vec(answer).expect("an answer is JSON")).collect();
+        packets.push(format!(r#"{{"response":"{}"}}"#, "unknown ".repeat(2000)).into());
+        packets
+    }
+
     pub fn agent_messages() -> Vec<Vec<u8>> {
         let exit = || Some(ProcessExit { code: 137, exited_at_ns: 5, oom_killed: true });
         let state = ContainerState {
-            container_id: "c1".into(),
+            container_id: "c1".repeat(16),
             state: State::Exited.into(),
             started_at_ns: 3,
             exit: exit(),
@@ -180,7 +199,14 @@ mod seeds {
             Event { event: Some(event::Event::Snapshot(snapshot)) }.encode_to_vec(),
             StatsResponse { containers: vec![stats], ..StatsResponse::default() }.encode_to_vec(),
             WaitProcessResponse { exit: exit() }.encode_to_vec(),
+            StartExecResponse { pid: 7 }.encode_to_vec(),
+            made(&[1, 2, 3]),
+            made(&[0; 5000]),
             HelloResponse { agent_version: "1".into(), ..HelloResponse::default() }.encode_to_vec(),
         ]
+    }
+    fn made(groups: &[u32]) -> Vec<u8> {
+        let user = ResolvedUser { uid: 1, gid: 1, supplemental_groups: groups.into() };
+        CreateContainerResponse { user: Some(user) }.encode_to_vec()
     }
 }

@@ -57,8 +57,9 @@ impl AgentEvents {
     }
 }
 
-/// Answers an event that follows the rules, or else what is wrong with it.
-fn check(event: Event, has_begun: bool) -> Result<AgentEvent, String> {
+/// Answers an event that follows the rules, or else what is wrong with it; `has_begun` where it is not the
+/// stream's first.
+pub fn check(event: Event, has_begun: bool) -> Result<AgentEvent, String> {
     match (event.event, has_begun) {
         (Some(event::Event::Snapshot(snapshot)), false) => {
             let count = snapshot.containers.len();

@@ -144,12 +144,12 @@ impl Containers {
             state: State::Created,
             config,
         };
-        let container = Arc::new(Container::new(id.clone(), name, record, log));
+        let container = Arc::new(Container::new(id, name, record, log));
         // No earlier daemon knew it.
         let _ = container.stale_execs.set(());
         self.insert(&container)?;
-        let containers = Arc::clone(self);
-        undo.push("record", move || async move { containers.forget(&id) })?;
+        let (containers, made) = (Arc::clone(self), Arc::clone(&container));
+        undo.push("record", move || async move { containers.forget(&made) })?;
         Ok(container)
     }
 }

@@ -8,6 +8,7 @@ use super::{Container, ContainerError, Containers};
 use crate::wall_clock::now_ns;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 impl Containers {
     /// The VM is gone, and all containers with it.
@@ -23,16 +24,17 @@ impl Containers {
         self.advance(container, State::Exited(Exit::lost(started_at_ns, now_ns())));
     }
 
-    /// Moves a container on; a state that it has passed already changes nothing.
+    /// Moves a container on; a state that it has passed already changes nothing, and nor does one of a
+    /// container that is forgotten: its record would be there again.
     pub(super) fn advance(&self, container: &Container, next: State) {
-        {
+        let exited = {
             let mut record = container.record();
             let moves = match record.state {
                 State::Created => next != State::Created,
                 State::Running { .. } => matches!(next, State::Exited(_)),
                 State::Exited(_) => false,
             };
-            if !moves {
+            if !moves || container.forgotten.load(Ordering::Relaxed) {
                 return;
             }
             let next = with_start(&record, next);
@@ -41,12 +43,12 @@ impl Containers {
             if let Err(error) = self.records.put(&container.id, &record) {
                 tracing::error!(container = container.id, %error, "new state is not on disk");
             }
-        }
-        let exited = matches!(container.state(), State::Exited(_));
+            container.states.send_replace(record.state.clone());
+            matches!(record.state, State::Exited(_))
+        };
         if let (true, Ok(sandbox)) = (exited, self.sandboxes.get(&container.sandbox_id())) {
             self.place(&sandbox, None);
         }
-        container.changes.send_replace(());
     }
 
     /// Takes over what an earlier daemon recorded.
@@ -74,7 +76,7 @@ impl Containers {
     pub fn restore(&self) -> Result<(), ContainerError> {
         for container in self.list() {
             match self.sandboxes.get(&container.sandbox_id()) {
-                Err(_) => self.forget(&container.id)?,
+                Err(_) => self.forget(&container)?,
                 Ok(sandbox) if sandbox.machine().is_err() => self.lose(&container),
                 Ok(_) if container.state() == State::Created => {}
                 Ok(sandbox) => {
@@ -131,5 +133,95 @@ fn with_start(record: &Record, next: State) -> State {
             State::Exited(Exit { started_at_ns: *started_at_ns, ..exit })
         }
         (_, next) => next,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{ImageNames, User};
+    use super::*;
+    use crate::config::Config;
+    use crate::hypervisor::fake::FakeHypervisor;
+    use crate::network::{NetworkError, Pod, PodNetwork};
+    use crate::sandbox::{Host, PodNetworks, Sandboxes};
+    use crate::scratch::Scratch;
+    use crate::undo::Undo;
+    use async_trait::async_trait;
+    use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
+    use std::fs;
+
+    /// Networks of a node without pods.
+    struct NoNetworks;
+
+    #[async_trait]
+    impl PodNetworks for NoNetworks {
+        fn ready(&self) -> Result<(), NetworkError> {
+            Ok(())
+        }
+
+        async fn add(&self, _: &Pod, _: &mut Undo) -> Result<PodNetwork, NetworkError> {
+            Err(NetworkError::NoAddress("none".into()))
+        }
+
+        async fn remove(&self, _: &str) -> Result<(), NetworkError> {
+            Ok(())
+        }
+
+        fn known(&self) -> Result<Vec<String>, NetworkError> {
+            Ok(Vec::new())
+        }
+    }
+
+    /// A node without pods.
+    fn containers(directory: &Path) -> Arc<Containers> {
+        let mut config = Config::default();
+        config.daemon.state_dir = directory.join("state");
+        config.daemon.root_dir = directory.join("root");
+        let host = Host {
+            hypervisor: FakeHypervisor::new(drop),
+            networks: Arc::new(NoNetworks),
+            scratch: Arc::new(Scratch::new(directory.join("scratch")).unwrap()),
+            cgroup_root: directory.join("cgroup"),
+        };
+        let (sandboxes, events) = Sandboxes::new(Arc::new(config), host).unwrap();
+        Containers::open(directory, sandboxes, events).unwrap()
+    }
+
+    fn created() -> Record {
+        let image = ImageNames {
+            asked: "image".into(),
+            reference: "image".into(),
+            id: "image".into(),
+            stop_signal: None,
+        };
+        Record {
+            sandbox_id: "gone".into(),
+            config: ContainerConfig::default(),
+            image,
+            created_at_ns: 1,
+            log_path: None,
+            layers: Vec::new(),
+            user: User::default(),
+            stop_signal: None,
+            resources: LinuxContainerResources::default(),
+            state: State::Created,
+        }
+    }
+
+    #[tokio::test]
+    async fn state_told_after_a_removal_leaves_no_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let containers = containers(directory.path());
+        let container = Arc::new(Container::new("c".into(), "name".into(), created(), None));
+        containers.insert(&container).unwrap();
+        let records = directory.path().join("containers");
+        assert_eq!(fs::read_dir(&records).unwrap().count(), 1);
+        containers.forget(&container).unwrap();
+        // As by whoever had looked it up before.
+        containers.advance(&container, State::Running { started_at_ns: 2 });
+        containers.lose(&container);
+        assert!(containers.save_resources(&container, LinuxContainerResources::default()).is_err());
+        assert_eq!(fs::read_dir(&records).unwrap().count(), 0);
+        assert_eq!(container.state(), State::Created);
     }
 }

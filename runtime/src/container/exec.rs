@@ -16,6 +16,8 @@ use isopod_protocols::vsock::STDIO_PORT;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Bytes kept of each output stream; the rest is read and dropped. Both fit into one gRPC answer of 16 MiB.
@@ -34,6 +36,11 @@ const UNLIMITED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(25), Duration::from_secs(60)];
 
+/// Most execs of a container that their clients have left and their agent is still asked to end. Each is a
+/// task that lives as long as all of [`PAUSES`] and the calls between them, about six minutes, where the
+/// agent never answers: a probe with a short limit would leave hundreds.
+const MOST_UNENDED: usize = 8;
+
 /// What an exec came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -51,6 +58,7 @@ impl Containers {
     ///
     /// # Errors
     /// [`ContainerError::ExecTimeout`] at the limit; a code other than 0 is no error.
+    /// [`ContainerError::TooManyExecs`] where the agent does not end those that were left.
     pub async fn exec_sync(
         &self,
         sandbox: &Sandbox,
@@ -68,6 +76,7 @@ impl Containers {
                 state: container.state(),
             });
         }
+        container.unended.refuse_more(&container.id)?;
         let machine = sandbox.machine()?;
         container.end_stale_execs(&machine).await?;
         let process_id = new_id().map_err(|source| ContainerError::File {
@@ -75,7 +84,9 @@ impl Containers {
             path: PathBuf::from("/dev/urandom"),
             source,
         })?;
-        let mut exec = Exec { machine, container_id: container.id.clone(), process_id, ended: false };
+        let unended = Arc::clone(&container.unended);
+        let mut exec =
+            Exec { machine, container_id: container.id.clone(), process_id, unended, ended: false };
         exec.start(command).await?;
         let outcome = exec.run(limit.unwrap_or(UNLIMITED)).await;
         if matches!(outcome, Err(ContainerError::ExecTimeout { .. })) {
@@ -96,11 +107,39 @@ impl Container {
     }
 }
 
+/// Counts the execs of a container that nobody waits for any more, and that are still to be ended.
+#[derive(Default)]
+pub struct Unended(AtomicUsize);
+
+impl Unended {
+    fn refuse_more(&self, container_id: &str) -> Result<(), ContainerError> {
+        match self.0.load(Ordering::Relaxed) {
+            count if count < MOST_UNENDED => Ok(()),
+            count => Err(ContainerError::TooManyExecs { id: container_id.to_owned(), count }),
+        }
+    }
+
+    /// Counts one more, until what this returns is dropped.
+    fn count(self: Arc<Self>) -> Counted {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(self)
+    }
+}
+
+struct Counted(Arc<Unended>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// An exec in a guest. Dropped in the middle, as when its client goes, its process is killed.
 struct Exec {
     machine: Machine,
     container_id: String,
     process_id: String,
+    unended: Arc<Unended>,
     ended: bool,
 }
 
@@ -109,7 +148,9 @@ impl Drop for Exec {
         if !self.ended {
             let (machine, container, process) =
                 (self.machine.clone(), self.container_id.clone(), self.process_id.clone());
+            let counted = Arc::clone(&self.unended).count();
             tokio::spawn(async move {
+                let _counted = counted;
                 let attempt = || end(&machine, &container, &process);
                 let ended = tokio::select! {
                     // Its processes end with their guest.
@@ -282,6 +323,18 @@ mod tests {
         assert!(asked == 1 && ended.is_err(), "{asked} {ended:?}");
         let (asked, ended) = attempts(&[late]).await;
         assert!(asked == 5 && ended.is_err(), "{asked} {ended:?}");
+    }
+
+    #[test]
+    fn execs_are_refused_while_too_many_are_not_ended() {
+        let unended = Arc::new(Unended::default());
+        let mut left: Vec<_> = (0..MOST_UNENDED - 1).map(|_| Arc::clone(&unended).count()).collect();
+        unended.refuse_more("c").unwrap();
+        left.push(Arc::clone(&unended).count());
+        let error = unended.refuse_more("c").unwrap_err().to_string();
+        assert!(error.starts_with("container c has 8 execs that its agent has not ended yet"), "{error}");
+        left.pop();
+        unended.refuse_more("c").unwrap();
     }
 
     #[tokio::test]

@@ -42,14 +42,13 @@ impl Containers {
     /// Detaches those of `layers` that no container of the sandbox uses any more.
     pub(super) async fn detach_layers(&self, sandbox_id: &str, vm: &VmHandle, layers: &[MappedLayer]) {
         let used = self.mapped(sandbox_id);
-        let mut done: Vec<u64> = Vec::new();
+        let mut unused: Vec<u64> = Vec::new();
         for layer in layers {
-            if done.contains(&layer.offset) || used.iter().any(|u| u.offset == layer.offset) {
-                continue;
+            if !unused.contains(&layer.offset) && used.iter().all(|u| u.offset != layer.offset) {
+                unused.push(layer.offset);
             }
-            done.push(layer.offset);
-            detach(sandbox_id, vm, layer.offset).await;
         }
+        detach_all(sandbox_id, vm, &unused).await;
     }
 
     /// Detaches layers that no container of the sandbox has in its record. Under the pod's lock none is about to have one.
@@ -63,11 +62,12 @@ impl Containers {
         };
         let used = self.mapped(sandbox_id);
         let is_layer = |extent: &&Extent| extent.read_only && extent.offset != GUEST_ROOT;
-        for extent in extents.iter().filter(is_layer) {
-            if used.iter().all(|layer| layer.offset != extent.offset) {
-                tracing::info!(sandbox = sandbox_id, extent.offset, "layer that nothing uses is detached");
-                detach(sandbox_id, vm, extent.offset).await;
-            }
+        let offsets = extents.iter().filter(is_layer).map(|extent| extent.offset);
+        let unused: Vec<u64> =
+            offsets.filter(|offset| used.iter().all(|layer| layer.offset != *offset)).collect();
+        let detached = detach_all(sandbox_id, vm, &unused).await;
+        if detached > 0 {
+            tracing::info!(sandbox = sandbox_id, detached, "layers that nothing used are detached");
         }
     }
 
@@ -76,11 +76,18 @@ impl Containers {
     }
 }
 
-/// A failure is only told: the file stays open in the VMM until the pod ends, and nothing else hangs on it.
-async fn detach(sandbox_id: &str, vm: &VmHandle, offset: u64) {
-    if let Err(error) = vm.detach_extent(offset).await {
-        tracing::warn!(sandbox = sandbox_id, offset, %error, "layer not detached");
+/// Answers how many it detached. The first failure is the last attempt, and is only told: the files stay open
+/// in the VMM until the pod ends, and nothing else hangs on it. A VMM that refuses, or does not answer, is
+/// asked once and not for each layer.
+async fn detach_all(sandbox_id: &str, vm: &VmHandle, offsets: &[u64]) -> usize {
+    for (detached, &offset) in offsets.iter().enumerate() {
+        if let Err(error) = vm.detach_extent(offset).await {
+            let left = offsets.len() - detached;
+            tracing::warn!(sandbox = sandbox_id, offset, left, %error, "layers not detached");
+            return detached;
+        }
     }
+    offsets.len()
 }
 
 async fn attach(
@@ -99,4 +106,31 @@ async fn attach(
     let vm = Arc::clone(vm);
     undo.push("layer", move || async move { vm.detach_extent(offset).await })?;
     Ok(MappedLayer { chain_id, offset, length })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::hypervisor::fake::FakeHypervisor;
+    use crate::hypervisor::{Hypervisor, VmConfig};
+
+    #[tokio::test]
+    async fn first_failure_ends_the_detaching() {
+        let hypervisor = FakeHypervisor::new(drop);
+        let mut undo = Undo::new("layers");
+        let config = VmConfig { id: "vm".into(), ..VmConfig::new(config::VmConfig::default()) };
+        let vm = hypervisor.boot(&config, &mut undo).await.unwrap();
+        undo.keep();
+        let mut offsets = Vec::new();
+        for _ in 0..3 {
+            offsets.push(vm.attach_extent(File::open("/dev/null").unwrap(), 512, true).await.unwrap());
+        }
+        // The one in the middle is there no more.
+        vm.detach_extent(offsets[1]).await.unwrap();
+        assert_eq!(detach_all("pod", &vm, &offsets).await, 1);
+        let left = hypervisor.vm("vm").unwrap().extents();
+        assert_eq!(left.into_keys().collect::<Vec<_>>(), [offsets[2]]);
+        assert_eq!(detach_all("pod", &vm, &offsets[2..]).await, 1);
+    }
 }

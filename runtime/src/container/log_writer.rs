@@ -2,12 +2,15 @@
 //! up the containers that log to it, and never the threads that serve calls.
 //!
 //! ```text
-//!   stream -> one chunk -> job on a blocking thread -> log file, then position file -> acknowledged to the agent
+//!   stream -> one chunk -> jobs on threads -> log file, then position file -> acknowledged to the agent
 //! ```
 //!
 //! Called by `output`. The next chunk is read from the stream when the one before has been written. What the
 //! log does not take stays in the guest, where the stream's window fills and the process waits: a container
 //! that floods slows itself down, and a stream holds at most one chunk in this process.
+//!
+//! Pods share the threads: one has no more than [`POD_SEATS`] jobs at a time, however many containers it has,
+//! and a job that has written [`TURN`] bytes leaves its seat to those who wait.
 //!
 //! How far a stream has come is kept in a file of 8 bytes, so that a daemon that was killed goes on where it
 //! was: bytes may be in the log twice if it died between writing them and noting it, and are never missing.
@@ -21,7 +24,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 
 /// Jobs of all streams that write at the same time; others wait for their turn, in order. It keeps a disk
@@ -30,17 +33,58 @@ const SEATS: usize = 32;
 
 static WRITING: Semaphore = Semaphore::const_new(SEATS);
 
+/// Jobs of one pod's streams that write, or wait for a seat, at the same time.
+const POD_SEATS: usize = 2;
+
+/// Bytes of records that a job writes before it leaves its seat, and about 190 KiB more at most: those of a
+/// piece.
+const TURN: usize = 256 * 1024;
+
 /// Bytes of a chunk whose records are made at once: of empty lines, records are 46 times as long.
-const PIECE: usize = 16 * 1024;
+const PIECE: usize = 4 * 1024;
+
+/// The seats of one pod: taken before one of those of all, so that a pod whose disk hangs waits for itself.
+#[derive(Clone)]
+pub struct PodSeats(Arc<Semaphore>);
+
+impl Default for PodSeats {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(POD_SEATS)))
+    }
+}
+
+impl PodSeats {
+    /// Waits for a seat.
+    async fn take(&self) -> io::Result<Seat> {
+        let of_pod = Arc::clone(&self.0).acquire_owned().await.map_err(io::Error::other)?;
+        let of_all = WRITING.acquire().await.map_err(io::Error::other)?;
+        Ok(Seat { _of_pod: of_pod, _of_all: of_all })
+    }
+}
+
+/// Given up when it is dropped.
+struct Seat {
+    _of_pod: OwnedSemaphorePermit,
+    _of_all: SemaphorePermit<'static>,
+}
+
+/// What a job leaves.
+struct Turn {
+    /// What it had no time for.
+    rest: Vec<u8>,
+    /// Bytes of the stream that are in the log.
+    arrived: io::Result<u64>,
+}
 
 /// Writes one stream. Dropped, it leaves a job that is under way to end by itself.
 pub struct LogWriter {
     /// Used by one job at a time, and between jobs: nobody ever waits for it.
     sink: Arc<Mutex<LogSink>>,
-    /// Read from the stream, and in no job yet.
+    seats: PodSeats,
+    /// Read from the stream, and in no job yet, or not any more.
     waiting: Vec<u8>,
     /// The job that is under way, also after whoever waited for it was dropped.
-    job: Option<JoinHandle<io::Result<u64>>>,
+    job: Option<JoinHandle<Turn>>,
 }
 
 impl LogWriter {
@@ -49,15 +93,22 @@ impl LogWriter {
     ///
     /// # Errors
     /// Where the position cannot be read.
-    pub fn open(stream: &'static str, log: Option<Arc<LogFile>>, position: &Path) -> io::Result<Self> {
+    pub fn open(
+        stream: &'static str,
+        log: Option<Arc<LogFile>>,
+        seats: PodSeats,
+        position: &Path,
+    ) -> io::Result<Self> {
         let sink = Arc::new(Mutex::new(LogSink::open(stream, log, position)?));
-        Ok(Self { sink, waiting: Vec::new(), job: None })
+        Ok(Self { sink, seats, waiting: Vec::new(), job: None })
     }
 
-    /// The first byte to ask the agent for. What was held back for the end of its line comes again.
+    /// The first byte to ask the agent for. What was held back for the end of its line comes again, and so
+    /// does what no job has taken.
     pub async fn resume(&mut self) -> u64 {
         // How it ended was told to whoever began it.
         let _ = self.settle().await;
+        self.waiting.clear();
         lock(&self.sink).resume()
     }
 
@@ -68,33 +119,39 @@ impl LogWriter {
         }
     }
 
-    /// Writes what waits, after the job that is under way, and then does `last`.
+    /// Writes what waits, after the job that is under way, by as many jobs as it takes, and then does `last`.
     async fn write(&mut self, last: fn(&mut LogSink) -> io::Result<u64>) -> io::Result<u64> {
         let _ = self.settle().await;
-        let seat = WRITING.acquire().await.map_err(io::Error::other)?;
-        // No wait from here to the job's begin: a caller that is dropped loses nothing.
-        let (sink, bytes) = (Arc::clone(&self.sink), std::mem::take(&mut self.waiting));
-        self.job = Some(tokio::task::spawn_blocking(move || {
-            let _seat = seat;
-            let mut sink = lock(&sink);
-            sink.take(&bytes);
-            last(&mut sink)
-        }));
-        self.settle().await
+        loop {
+            let seat = self.seats.take().await?;
+            // No wait from here to the job's begin: a caller that is dropped loses nothing.
+            let (sink, bytes) = (Arc::clone(&self.sink), std::mem::take(&mut self.waiting));
+            self.job = Some(tokio::task::spawn_blocking(move || {
+                let _seat = seat;
+                lock(&sink).turn(bytes, last)
+            }));
+            let arrived = self.settle().await?;
+            if self.waiting.is_empty() {
+                return Ok(arrived);
+            }
+        }
     }
 
-    /// Waits for the job that is under way, if there is one.
+    /// Waits for the job that is under way, if there is one. What it leaves waits before all that came later.
     async fn settle(&mut self) -> io::Result<u64> {
         let Some(job) = &mut self.job else { return Ok(0) };
         let outcome = job.await;
         self.job = None;
-        outcome.map_err(io::Error::other)?
+        let Turn { mut rest, arrived } = outcome.map_err(io::Error::other)?;
+        rest.append(&mut self.waiting);
+        self.waiting = rest;
+        arrived
     }
 }
 
 impl Sink for LogWriter {
     async fn take(&mut self, bytes: Vec<u8>) -> io::Result<u64> {
-        self.waiting = bytes;
+        self.waiting.extend(bytes);
         self.write(LogSink::note).await
     }
 }
@@ -141,12 +198,20 @@ impl LogSink {
         self.received
     }
 
-    fn take(&mut self, bytes: &[u8]) {
+    /// Writes the records of `bytes`, or of as many of them as a turn is long; once there are none left, does
+    /// `last`.
+    fn turn(&mut self, mut bytes: Vec<u8>, last: fn(&mut Self) -> io::Result<u64>) -> Turn {
+        let (mut taken, mut written) = (0, 0);
         for piece in bytes.chunks(PIECE) {
+            if written >= TURN {
+                return Turn { rest: bytes.split_off(taken), arrived: Ok(self.arrived()) };
+            }
             let records = self.lines.feed(piece, SystemTime::now());
             self.received = self.received.saturating_add(piece.len() as u64);
             self.append(&records);
+            (taken, written) = (taken + piece.len(), written + records.len());
         }
+        Turn { rest: Vec::new(), arrived: last(self) }
     }
 
     fn append(&mut self, records: &[u8]) {
@@ -197,14 +262,20 @@ mod tests {
     fn writer(directory: &TempDir) -> LogWriter {
         let path = LogPath::new(directory.path(), Path::new("0.log")).unwrap();
         let log = Arc::new(LogFile::open(path).unwrap());
-        LogWriter::open("stdout", Some(log), &directory.path().join("position")).unwrap()
+        let position = directory.path().join("position");
+        LogWriter::open("stdout", Some(log), PodSeats::default(), &position).unwrap()
     }
 
     /// A writer whose log takes only what the test reads from the other end of a pipe.
     fn slow_writer(directory: &TempDir) -> (PipeReader, LogWriter) {
+        slow_writer_of(directory, &PodSeats::default())
+    }
+
+    fn slow_writer_of(directory: &TempDir, seats: &PodSeats) -> (PipeReader, LogWriter) {
         let (reader, log) = io::pipe().unwrap();
         let log = LogFile::for_test(OwnedFd::from(log));
-        (reader, LogWriter::open("stdout", Some(log), &directory.path().join("position")).unwrap())
+        let position = directory.path().join("position");
+        (reader, LogWriter::open("stdout", Some(log), seats.clone(), &position).unwrap())
     }
 
     /// The lines in a log, without their heads.
@@ -308,10 +379,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn pod_with_many_streams_leaves_seats_to_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let pod = PodSeats::default();
+        let mut readers = Vec::new();
+        let streams = (0..SEATS + 8).map(|_| {
+            let (reader, mut writer) = slow_writer_of(&directory, &pod);
+            readers.push(reader);
+            // More records than a pipe holds.
+            tokio::spawn(async move { writer.take(b"\n".repeat(40_000)).await })
+        });
+        let streams: Vec<_> = streams.collect();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(pod.0.available_permits(), 0, "all of the pod's seats are taken");
+        let mut other = writer(&directory);
+        let written = tokio::time::timeout(Duration::from_secs(5), other.take(b"line\n".into())).await;
+        assert_eq!(written.expect("another pod has no seat").unwrap(), 5);
+        streams.iter().for_each(JoinHandle::abort);
+        // The jobs end: nobody reads any more.
+        drop(readers);
+    }
+
+    #[tokio::test]
+    async fn flood_of_empty_lines_is_written_in_turns_and_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = writer(&directory);
+        let flood = b"\n".repeat(4 * PIECE);
+        let turn = lock(&writer.sink).turn(flood.clone(), LogSink::note);
+        assert_eq!(turn.rest.len(), 2 * PIECE, "a job goes on for no longer than its turn");
+        assert_eq!(std::fs::metadata(directory.path().join("position")).unwrap().len(), 0);
+        assert_eq!(writer.take(turn.rest).await.unwrap(), flood.len() as u64);
+        assert_eq!(writer.take(flood.clone()).await.unwrap(), 2 * flood.len() as u64);
+        let log = std::fs::read_to_string(directory.path().join("0.log")).unwrap();
+        assert_eq!(content(&log).len(), 2 * flood.len());
+    }
+
+    #[tokio::test]
     async fn without_a_log_bytes_are_taken_and_dropped() {
         let directory = tempfile::tempdir().unwrap();
         let position = directory.path().join("position");
-        let mut writer = LogWriter::open("stderr", None, &position).unwrap();
+        let mut writer = LogWriter::open("stderr", None, PodSeats::default(), &position).unwrap();
         assert_eq!(writer.take(b"a\nb\n".into()).await.unwrap(), 4);
         assert_eq!(std::fs::read(position).unwrap(), 4u64.to_le_bytes());
     }

@@ -17,6 +17,7 @@
 
 mod create;
 mod environment;
+mod error;
 mod events;
 mod exec;
 mod follow;
@@ -43,177 +44,33 @@ mod volumes;
 
 pub use crate::image::ImageConfiguration;
 pub use create::Wish;
+pub use error::ContainerError;
 pub use exec::{MAX_OUTPUT, Outcome};
 #[cfg(any(test, feature = "testing"))]
 pub use log::{Lines, MAX_LINE};
 pub use log_file::LogError;
+#[cfg(any(test, feature = "testing"))]
+pub use record::User;
 pub use record::{Exit, Reason, Record, State};
 pub use spec::{Parts, SpecError, build as build_spec};
 pub use stdio::StdioError;
 
-use crate::agent_client::AgentError;
 use crate::cpu_rate::CpuRate;
-use crate::hypervisor::HypervisorError;
 use crate::id::{Mismatch, resolve};
 use crate::private;
-use crate::sandbox::{Machine, Sandbox, SandboxError, SandboxEvents, Sandboxes};
-use crate::store::{Collection, Durability, StoreError};
-use crate::undo::{Injected, Leftovers};
-use isopod_protocols::guest::MAX_CONTAINERS;
+use crate::sandbox::{Machine, Sandbox, SandboxEvents, Sandboxes};
+use crate::store::{Collection, Durability};
+use exec::Unended;
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
 use log_file::LogFile;
+use log_writer::PodSeats;
 use output::Carried;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OnceCell, OwnedMutexGuard, mpsc, watch};
-
-/// Why an operation on a container failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ContainerError {
-    /// There is no such container.
-    #[error("no container {0:?}")]
-    NotFound(String),
-    /// The prefix of an id fits several containers.
-    #[error("{0:?} is the begin of more than one container id: give more of it")]
-    Ambiguous(String),
-    /// The container has no name.
-    #[error("container has no name: set metadata.name")]
-    NoName,
-    /// A container of that name and attempt is there.
-    #[error("container {name} is there already as {id}: remove that one first, or count its attempt up")]
-    NameTaken {
-        /// Sandbox, name and attempt.
-        name: String,
-        /// The container that has it.
-        id: String,
-    },
-    /// Its sandbox has as many as there may be.
-    #[error(
-        "pod sandbox {0} has {MAX_CONTAINERS} containers, the most there can be: remove those that have exited"
-    )]
-    TooMany(String),
-    /// It cannot be done in this state.
-    #[error("container {id} is {state}, not {wanted}")]
-    WrongState {
-        /// The container.
-        id: String,
-        /// The state that it would have to be in.
-        wanted: &'static str,
-        /// Its state.
-        state: State,
-    },
-    /// A group without a user.
-    #[error("run_as_group needs run_as_user or run_as_username: set one of them")]
-    GroupWithoutUser,
-    /// A user or group id that is none.
-    #[error("{field}: {value} is no id: ids are 0 to 4294967294")]
-    BadId {
-        /// The field, as the CRI names it.
-        field: &'static str,
-        /// What it holds.
-        value: i64,
-    },
-    /// A namespace of the host.
-    #[error("{0} cannot be had in a pod of its own VM: it has a kernel of its own; leave it out")]
-    HostNamespace(&'static str),
-    /// The log would be elsewhere.
-    #[error("log_path {0:?} leaves the pod's log directory: give a plain relative path")]
-    BadLogPath(String),
-    /// An exec of nothing.
-    #[error("exec has no command: name a program")]
-    NoExecCommand,
-    /// The exec took too long and was killed.
-    #[error("command in container {id} did not end within {seconds} s and was killed")]
-    ExecTimeout {
-        /// The container.
-        id: String,
-        /// The limit.
-        seconds: u64,
-    },
-    /// The command cannot be run.
-    #[error("container {id} cannot be started: {message}")]
-    Command {
-        /// The container.
-        id: String,
-        /// The agent's words.
-        message: String,
-    },
-    /// It was killed and is still there.
-    #[error("container {id} still runs {seconds} s after it was killed; stop its pod")]
-    StillRunning {
-        /// The container.
-        id: String,
-        /// How long was waited.
-        seconds: u64,
-    },
-    /// It has no log.
-    #[error("container {0} has no log: it was made without log_path")]
-    NoLog(String),
-    /// It cannot be described.
-    #[error(transparent)]
-    Spec(#[from] SpecError),
-    /// Its description cannot be sent.
-    #[error("container cannot be described to its agent: {0}")]
-    Encode(serde_json::Error),
-    /// Its sandbox.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
-    /// Its VM.
-    #[error(transparent)]
-    Hypervisor(#[from] HypervisorError),
-    /// Its agent.
-    #[error(transparent)]
-    Agent(#[from] AgentError),
-    /// One of its streams.
-    #[error(transparent)]
-    Stdio(#[from] StdioError),
-    /// Its log.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// Its record on disk.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A file.
-    #[error("{what} {path}: {source}")]
-    File {
-        /// Which one.
-        what: &'static str,
-        /// Its path.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The client left while it was made.
-    #[error("the client left before container {0} was made: it was undone")]
-    Abandoned(String),
-    /// The daemon goes down.
-    #[error("the daemon is going down: the next one takes care of what was begun in pod sandbox {0}")]
-    GoingDown(String),
-    /// It failed, and cleaning up failed too.
-    #[error("{cause}; and then not all could be undone: {leftovers}")]
-    Undo {
-        /// Why it failed.
-        cause: Box<ContainerError>,
-        /// What stayed.
-        leftovers: Leftovers,
-    },
-    /// A test asked for it.
-    #[error(transparent)]
-    Injected(#[from] Injected),
-}
-
-impl std::fmt::Display for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Created => "created",
-            Self::Running { .. } => "running",
-            Self::Exited(_) => "exited",
-        })
-    }
-}
 
 /// A container.
 pub struct Container {
@@ -221,16 +78,24 @@ pub struct Container {
     pub id: String,
     name: String,
     record: Mutex<Record>,
+    /// Its record is not on disk any more, and is not to be written again. Changed and read under the
+    /// record's lock.
+    forgotten: AtomicBool,
     log: Option<Arc<LogFile>>,
-    /// Marks every change of state.
-    changes: watch::Sender<()>,
+    /// Its state, for those who wait for a change. Sent under the record's lock, so that the last that is
+    /// sent is the last.
+    states: watch::Sender<State>,
     /// Held by start and remove: neither happens during the other.
     operation: tokio::sync::Mutex<()>,
     /// Its stop signal was sent.
     asked_to_stop: AtomicBool,
-    output: Mutex<Vec<Carried>>,
+    /// Its streams that are carried to the log; `None` from its removal, or its pod's stop, on: no stream
+    /// begins then.
+    output: Mutex<Option<Vec<Carried>>>,
     /// Filled when no exec of an earlier daemon is left.
     stale_execs: OnceCell<()>,
+    /// Its execs that the agent is still asked to end.
+    unended: Arc<Unended>,
     /// Its use of CPUs, see ContainerStats.
     pub cpu_rate: CpuRate,
 }
@@ -240,13 +105,15 @@ impl Container {
         Self {
             id,
             name,
+            states: watch::Sender::new(record.state.clone()),
             record: Mutex::new(record),
+            forgotten: AtomicBool::new(false),
             log,
-            changes: watch::Sender::new(()),
             operation: tokio::sync::Mutex::default(),
             asked_to_stop: AtomicBool::new(false),
-            output: Mutex::default(),
+            output: Mutex::new(Some(Vec::new())),
             stale_execs: OnceCell::new(),
+            unended: Arc::default(),
             cpu_rate: CpuRate::default(),
         }
     }
@@ -304,27 +171,31 @@ impl Container {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn output_is_carried(&self) -> bool {
-        !self.output.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    fn output(&self) -> MutexGuard<'_, Option<Vec<Carried>>> {
+        // Nothing that holds it can panic half-way through a change.
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add_output(&self, task: Carried) {
-        self.output.lock().unwrap_or_else(PoisonError::into_inner).push(task);
-    }
-
-    /// Waits until its output is in its log; past `limit` only what has come by then is written.
-    async fn drain(&self, limit: Duration) {
-        let tasks = std::mem::take(&mut *self.output.lock().unwrap_or_else(PoisonError::into_inner));
-        for task in tasks {
-            if !task.finish(limit).await {
-                let seconds = limit.as_secs();
-                tracing::warn!(
-                    container = self.id,
-                    seconds,
-                    "output did not end in time: its rest is not in the log"
-                );
+    /// Lets no stream begin any more, and waits until those that are carried are in its log; past `limit`
+    /// only what has come by then is written. Goes on where its caller leaves, so that no stream is left
+    /// without anybody who ends it.
+    async fn close_output(&self, limit: Duration) {
+        let Some(tasks) = self.output().take() else { return };
+        let id = self.id.clone();
+        let closed = tokio::spawn(async move {
+            for task in tasks {
+                if !task.finish(limit).await {
+                    let seconds = limit.as_secs();
+                    tracing::warn!(
+                        container = id,
+                        seconds,
+                        "output did not end in time: its rest is not in the log"
+                    );
+                }
             }
-        }
+        });
+        // It fails only where the daemon goes down: then the next one goes on with the streams.
+        let _ = closed.await;
     }
 }
 
@@ -344,8 +215,16 @@ struct Table {
     by_id: BTreeMap<String, Arc<Container>>,
     /// Name to id, from before a container is made until it is removed.
     names: HashMap<String, String>,
-    /// By sandbox: held while its disk's layers change.
-    pods: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
+    /// By sandbox, from its first container until it is removed.
+    pods: HashMap<String, Shared>,
+}
+
+/// What the containers of one pod share.
+#[derive(Default)]
+struct Shared {
+    /// Held while its disk's layers change.
+    layers: Arc<tokio::sync::Mutex<()>>,
+    seats: PodSeats,
 }
 
 impl Containers {
@@ -412,8 +291,12 @@ impl Containers {
     }
 
     async fn pod_lock(&self, sandbox_id: &str) -> OwnedMutexGuard<()> {
-        let lock = Arc::clone(self.table().pods.entry(sandbox_id.to_owned()).or_default());
+        let lock = Arc::clone(&self.table().pods.entry(sandbox_id.to_owned()).or_default().layers);
         lock.lock_owned().await
+    }
+
+    fn log_seats(&self, sandbox_id: &str) -> PodSeats {
+        self.table().pods.entry(sandbox_id.to_owned()).or_default().seats.clone()
     }
 
     fn reserve(&self, name: &str, id: &str) -> Result<(), ContainerError> {
@@ -435,15 +318,16 @@ impl Containers {
         Ok(())
     }
 
-    fn forget(&self, id: &str) -> Result<(), ContainerError> {
-        self.records.remove(id)?;
+    /// Whoever has the container still and changes it writes no record any more.
+    fn forget(&self, container: &Container) -> Result<(), ContainerError> {
+        {
+            let _record = container.record();
+            self.records.remove(&container.id)?;
+            container.forgotten.store(true, Ordering::Relaxed);
+        }
         let mut table = self.table();
-        if let Some(container) = table.by_id.remove(id) {
+        if table.by_id.remove(&container.id).is_some() {
             table.names.remove(&container.name);
-            let sandbox_id = container.sandbox_id();
-            if !table.by_id.values().any(|c| c.record().sandbox_id == sandbox_id) {
-                table.pods.remove(&sandbox_id);
-            }
         }
         Ok(())
     }
@@ -484,7 +368,11 @@ impl Containers {
         container: &Container,
         resources: LinuxContainerResources,
     ) -> Result<(), ContainerError> {
-        container.record().resources = resources;
-        Ok(self.records.put(&container.id, &container.snapshot())?)
+        let mut record = container.record();
+        if container.forgotten.load(Ordering::Relaxed) {
+            return Err(ContainerError::NotFound(container.id.clone()));
+        }
+        record.resources = resources;
+        Ok(self.records.put(&container.id, &record)?)
     }
 }

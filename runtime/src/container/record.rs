@@ -4,6 +4,7 @@ use super::resources;
 use isopod_protocols::agent::{ProcessExit, ResolvedUser};
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::PathBuf;
 
 /// Exit code of a container whose end nobody saw.
@@ -25,6 +26,16 @@ pub enum State {
     },
     /// Its first process has ended, or never began.
     Exited(Exit),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Running { .. } => "running",
+            Self::Exited(_) => "exited",
+        })
+    }
 }
 
 /// How a container ended.

@@ -23,7 +23,7 @@ impl Containers {
             self.stop(sandbox, container, Duration::ZERO).await?;
         }
         let _operation = container.operation.lock().await;
-        container.drain(DRAIN).await;
+        container.close_output(DRAIN).await;
         // Without a Ready sandbox there is no guest, and nothing in it to free.
         let entered = match sandbox {
             Some(sandbox) => sandbox.enter().await.ok(),
@@ -35,10 +35,10 @@ impl Containers {
                 let request = RemoveContainerRequest { container_id: container.id.clone() };
                 entered.machine.agent.remove_container(request).await?;
                 let layers = container.record().layers.clone();
-                self.forget(&container.id)?;
+                self.forget(container)?;
                 self.detach_layers(&container.sandbox_id(), &entered.machine.vm, &layers).await;
             }
-            None => self.forget(&container.id)?,
+            None => self.forget(container)?,
         }
         for stream in [Stream::Stdout, Stream::Stderr] {
             // Made only when it started.
@@ -55,7 +55,7 @@ impl Containers {
             if let Err(error) = self.stop(sandbox, container, Duration::ZERO).await {
                 tracing::warn!(sandbox = sandbox.id, container = container.id, %error, "not killed; the VM goes anyway");
             }
-            container.drain(DRAIN).await;
+            container.close_output(DRAIN).await;
         });
         futures_util::future::join_all(kills).await;
     }

@@ -1,8 +1,10 @@
 //! StartContainer: its output gets its way to the log, then its first process runs.
 
+use super::output::{self, OutputStream};
 use super::record::{Exit, State};
-use super::{Container, ContainerError, Containers, output};
+use super::{Container, ContainerError, Containers};
 use crate::agent_client::AgentError;
+use crate::hypervisor::VmHandle;
 use crate::sandbox::Sandbox;
 use crate::undo::Steps;
 use crate::wall_clock::now_ns;
@@ -19,6 +21,9 @@ impl Containers {
     pub async fn start(&self, sandbox: &Sandbox, container: &Arc<Container>) -> Result<(), ContainerError> {
         let _operation = container.operation.lock().await;
         container.expect_created()?;
+        if container.output().is_none() {
+            return Err(ContainerError::BeingRemoved(container.id.clone()));
+        }
         let steps = Steps::new("StartContainer");
         let entered = sandbox.enter().await?;
         self.carry_output(container, entered.machine.vm.clone())?;
@@ -44,23 +49,30 @@ impl Containers {
         }
     }
 
-    /// Starts the tasks that carry a container's output to its log, unless they run.
-    pub(super) fn carry_output(
-        &self,
-        container: &Container,
-        vm: crate::hypervisor::VmHandle,
-    ) -> Result<(), ContainerError> {
-        if container.output_is_carried() {
-            return Ok(());
-        }
+    /// Starts the tasks that carry a container's output to its log, unless they run, or its removal has
+    /// begun.
+    pub(super) fn carry_output(&self, container: &Container, vm: VmHandle) -> Result<(), ContainerError> {
+        let mut output = container.output();
+        let Some(carried) = output.as_mut().filter(|carried| carried.is_empty()) else { return Ok(()) };
         // A terminal has one stream.
         let terminal = container.config().tty;
         let streams: &[Stream] = if terminal { &[Stream::Stdout] } else { &[Stream::Stdout, Stream::Stderr] };
         for stream in streams {
             let position = output::position_path(&self.streams, &container.id, *stream);
-            let task = output::carry(vm.clone(), &container.id, *stream, container.log.clone(), &position)
-                .map_err(|source| ContainerError::File { what: "stream position", path: position, source })?;
-            container.add_output(task);
+            let stream = OutputStream {
+                vm: VmHandle::clone(&vm),
+                container_id: container.id.clone(),
+                stream: *stream,
+                states: container.states.subscribe(),
+                log: container.log.clone(),
+                seats: self.log_seats(&container.sandbox_id()),
+            };
+            let task = output::carry(stream, &position).map_err(|source| ContainerError::File {
+                what: "stream position",
+                path: position,
+                source,
+            })?;
+            carried.push(task);
         }
         Ok(())
     }

@@ -52,15 +52,10 @@ impl Containers {
 impl Container {
     /// Waits until it has exited.
     async fn exited(&self, limit: Duration) -> Result<(), ContainerError> {
-        let mut changes = self.changes.subscribe();
-        let gone = async {
-            while !matches!(self.state(), State::Exited(_)) {
-                if changes.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
+        let mut states = self.states.subscribe();
+        // The sender is part of `self`: the only way out is the state.
+        let exited = states.wait_for(|state| matches!(state, State::Exited(_)));
         let late = |_| ContainerError::StillRunning { id: self.id.clone(), seconds: limit.as_secs() };
-        tokio::time::timeout(limit, gone).await.map_err(late)
+        tokio::time::timeout(limit, exited).await.map(drop).map_err(late)
     }
 }

@@ -35,8 +35,10 @@ fn code_of_container(error: &ContainerError) -> Code {
     match error {
         ContainerError::NotFound(_) => Code::NotFound,
         ContainerError::NameTaken { .. } => Code::AlreadyExists,
-        ContainerError::WrongState { .. } | ContainerError::NoLog(_) => Code::FailedPrecondition,
-        ContainerError::TooMany(_) => Code::ResourceExhausted,
+        ContainerError::WrongState { .. } | ContainerError::NoLog(_) | ContainerError::BeingRemoved(_) => {
+            Code::FailedPrecondition
+        }
+        ContainerError::TooMany(_) | ContainerError::TooManyExecs { .. } => Code::ResourceExhausted,
         ContainerError::Ambiguous(_)
         | ContainerError::NoName
         | ContainerError::GroupWithoutUser

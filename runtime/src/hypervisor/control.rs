@@ -62,6 +62,11 @@ impl Control {
         let answer = tokio::time::timeout(limit, exchange(&socket, request, descriptors)).await;
         let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
         *connection = Some(socket);
+        self.accept(name, answer)
+    }
+
+    /// Answers an answer that is none of an error.
+    fn accept(&self, name: &'static str, answer: Response) -> Result<Response, HypervisorError> {
         match answer {
             Response::Error { kind, message } => Err(self.refused(name, kind, &message)),
             answer => Ok(answer),
@@ -77,6 +82,17 @@ impl Control {
         let message = hostile_text::message(message);
         HypervisorError::Refused { id: self.id.clone(), request, kind, message }
     }
+}
+
+/// What the daemon makes of a packet that a VMM answered.
+///
+/// # Errors
+/// As [`Control::ask`].
+#[cfg(any(test, feature = "testing"))]
+pub fn read_answer(packet: &[u8]) -> Result<Response, HypervisorError> {
+    let control = Control::new("v", PathBuf::new());
+    let failed = |source| HypervisorError::Control { id: control.id.clone(), request: "fuzz", source };
+    control.accept("fuzz", decode(packet).map_err(failed)?)
 }
 
 fn connect_to(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
@@ -107,7 +123,15 @@ async fn exchange(
         })
         .await?;
     let answer = receive(socket, MAX_MESSAGE).await?;
-    serde_json::from_slice(&answer).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    decode(&answer)
+}
+
+/// The answer in a packet. What is wrong with one may quote all of it, and is printable and cut like a VMM's
+/// own words.
+fn decode(packet: &[u8]) -> io::Result<Response> {
+    serde_json::from_slice(packet).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, hostile_text::message(&error.to_string()))
+    })
 }
 
 /// One packet of at most `limit` bytes. Descriptors beside it are not taken, so the kernel closes them.
@@ -155,6 +179,7 @@ impl GuestConnections {
 mod tests {
     use super::*;
     use nix::sys::socket::accept;
+    use proptest::prelude::*;
     use std::os::fd::{AsFd, FromRawFd};
 
     const LIMIT: Duration = Duration::from_millis(300);
@@ -220,6 +245,33 @@ mod tests {
             let error = control.ask("stats", &Request::Stats {}, &[], LIMIT).await.unwrap_err();
             assert!(matches!(error, HypervisorError::Control { .. }), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn answer_that_cannot_be_read_is_quoted_short() {
+        let answer = format!(r#"{{"response":"{}\u202e"}}"#, "no such answer ".repeat(4000));
+        let (_directory, control) = vmm(vec![Some(answer.into_bytes())]);
+        let error = control.ask("stats", &Request::Stats {}, &[], LIMIT).await.unwrap_err().to_string();
+        assert!(error.contains("no such answer") && error.len() < 1200, "{} bytes: {error}", error.len());
+    }
+
+    proptest! {
+        #[test]
+        fn any_packet_is_an_answer_or_a_bounded_error(packet in packets()) {
+            if let Err(error) = read_answer(&packet) {
+                let text = error.to_string();
+                prop_assert!(text.len() < 1200 && !text.contains(char::is_control), "{}", text);
+            }
+        }
+    }
+
+    /// Any bytes, and refusals of any words.
+    fn packets() -> impl Strategy<Value = Vec<u8>> {
+        let refusal = "[\\PC\n\u{1b}\u{202e}]{0,3000}".prop_map(|message| {
+            let refusal = Response::Error { kind: ErrorKind::State, message };
+            serde_json::to_vec(&refusal).unwrap()
+        });
+        prop_oneof![prop::collection::vec(any::<u8>(), 0..300), refusal]
     }
 
     #[tokio::test]

@@ -14,6 +14,8 @@ pub mod template;
 mod vm;
 mod vsock;
 
+#[cfg(any(test, feature = "testing"))]
+pub use control::read_answer;
 pub use files::log_tail;
 pub use local::LocalHypervisor;
 

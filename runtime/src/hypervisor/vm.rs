@@ -43,6 +43,9 @@ const END_NOTICE: Duration = Duration::from_millis(500);
 /// Pages that a VMM populates before it looks after its guest again: less than a millisecond's work.
 const POPULATED_AT_ONCE: u64 = 128;
 
+/// Most extents that a VM has at a time: those that its VMM has room for.
+const MAX_EXTENTS: usize = 1024;
+
 /// Where a VMM runs, and as whom.
 pub struct Place<'a> {
     /// Name of the VM in logs.
@@ -302,7 +305,7 @@ impl Vm for LocalVm {
 
     async fn extents(&self) -> Result<Vec<Extent>, HypervisorError> {
         match self.ask("list_extents", &Request::ListExtents {}, &[], REQUEST_LIMIT).await? {
-            Response::Extents { extents } => Ok(extents),
+            Response::Extents { extents } if are_possible(&extents) => Ok(extents),
             _ => Err(self.control.unexpected("list_extents")),
         }
     }
@@ -356,6 +359,11 @@ impl Vm for LocalVm {
     }
 }
 
+/// Whether a VMM can have so many. Whoever works through them one by one has a bound.
+fn are_possible(extents: &[Extent]) -> bool {
+    extents.len() <= MAX_EXTENTS
+}
+
 /// Ranges of about [`POPULATED_AT_ONCE`] pages together.
 fn pieces(pages: &[PageRange]) -> Vec<Vec<PageRange>> {
     let mut pieces = Vec::new();
@@ -387,6 +395,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn list_of_extents_beyond_the_limit_is_refused() {
+        let extent = Extent { offset: 0, read_only: true };
+        assert!(are_possible(&vec![extent; MAX_EXTENTS]));
+        assert!(!are_possible(&vec![extent; MAX_EXTENTS + 1]));
+    }
 
     #[test]
     fn pages_are_populated_in_pieces_that_are_not_large() {

@@ -5,7 +5,7 @@ use crate::hostile_agent::{Attack, Guest};
 use async_trait::async_trait;
 use isopod_protocols::agent::agent_server::Agent;
 use isopod_protocols::agent::*;
-use isopod_protocols::vsock::AGENT_PORT;
+use isopod_protocols::vsock::{AGENT_PORT, STDIO_PORT};
 use isopod_runtime::config::Config;
 use isopod_runtime::container::Wish;
 use isopod_runtime::hypervisor::fake::{Connection, FakeHypervisor};
@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -41,6 +41,12 @@ pub struct Wishes {
     pub slow_identity: AtomicBool,
     /// Told when an agent has been asked for its identity.
     pub asked: Notify,
+    /// Agents take for ever over the removal of containers.
+    pub slow_removal: AtomicBool,
+    /// Told when an agent has been asked to remove a container.
+    pub removing: Notify,
+    /// Connections to guests' streams, all of which break.
+    pub streams: AtomicUsize,
     /// Agents make containers, and tell what [`Wishes::tell`] has them tell of these.
     pub containers: AtomicBool,
     /// What the next agent that is given an identity does from then on.
@@ -212,22 +218,31 @@ impl Agent for FakeAgent {
         Ok(Response::new(StartContainerResponse { pid: 7 }))
     }
     async fn update_container(&self, _: Request<UpdateContainerRequest>) -> Answer<UpdateContainerResponse> {
-        absent()
+        self.require_containers()?;
+        Ok(Response::new(UpdateContainerResponse {}))
     }
     async fn remove_container(&self, _: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
         self.require_containers()?;
-        if self.attack() == Some(Attack::Strangers) {
+        self.wishes.removing.notify_one();
+        let is_slow = Wishes::is(&self.wishes.slow_removal);
+        if is_slow || self.attack() == Some(Attack::Strangers) {
             std::future::pending::<()>().await;
         }
         Ok(Response::new(RemoveContainerResponse {}))
     }
     async fn start_exec(&self, _: Request<StartExecRequest>) -> Answer<StartExecResponse> {
+        if self.attack() == Some(Attack::SilentExecs) {
+            std::future::pending::<()>().await;
+        }
         absent()
     }
     async fn wait_process(&self, _: Request<WaitProcessRequest>) -> Answer<WaitProcessResponse> {
         absent()
     }
     async fn remove_exec(&self, _: Request<RemoveExecRequest>) -> Answer<RemoveExecResponse> {
+        if self.attack() == Some(Attack::SilentExecs) {
+            std::future::pending::<()>().await;
+        }
         absent()
     }
     async fn signal_process(&self, _: Request<SignalProcessRequest>) -> Answer<SignalProcessResponse> {
@@ -333,6 +348,9 @@ fn names(directory: &Path) -> impl Iterator<Item = String> {
 fn serve_agents(mut connections: mpsc::UnboundedReceiver<Connection>, wishes: Arc<Wishes>) {
     tokio::spawn(async move {
         while let Some(Connection { port, stream, .. }) = connections.recv().await {
+            if port == STDIO_PORT {
+                wishes.streams.fetch_add(1, Ordering::SeqCst);
+            }
             if port != AGENT_PORT {
                 continue;
             }

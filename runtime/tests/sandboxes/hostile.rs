@@ -3,18 +3,29 @@
 
 use crate::fakes::{FakeNode, Wishes, container, image, pod};
 use crate::hostile_agent::Attack;
+use crate::hostile_frames::{self, Flood};
 use isopod_protocols::agent::{self, ContainerState, ProcessExit, StatsRequest};
-use isopod_runtime::container::{Container, Containers, State};
+use isopod_runtime::container::{Container, ContainerError, Containers, State};
+use isopod_runtime::sandbox::Sandbox;
+use k8s_cri::v1::LinuxContainerResources;
 use std::env;
+use std::fmt::Debug;
 use std::fs;
+use std::path::Path;
+use std::pin::pin;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Names the attack for the process that goes through it.
 const ATTACK: &str = "ISOPOD_TEST_ATTACK";
+
+/// The tests that go through one.
+const BY_ANSWERS: &str = "hostile::flood_beside_another_pod";
+const BY_FRAMES: &str = "hostile::frames_beside_another_pod";
 
 /// The attacks that go on without end.
 const FLOODS: [Attack; 4] =
@@ -35,28 +46,35 @@ const IN_TIME: Duration = Duration::from_secs(2);
 
 #[test]
 fn endless_long_snapshots_take_no_memory_and_hold_no_other_pod_up() {
-    in_a_process_of_its_own(Attack::LongAnswers);
+    in_a_process_of_its_own(BY_ANSWERS, Attack::LongAnswers);
 }
 
 #[test]
 fn endless_tiny_entries_take_no_memory_and_hold_no_other_pod_up() {
-    in_a_process_of_its_own(Attack::ManyEntries);
+    in_a_process_of_its_own(BY_ANSWERS, Attack::ManyEntries);
 }
 
 #[test]
 fn endless_unknown_containers_make_no_tasks_and_hold_no_other_pod_up() {
-    in_a_process_of_its_own(Attack::Strangers);
+    in_a_process_of_its_own(BY_ANSWERS, Attack::Strangers);
 }
 
 #[test]
 fn endless_failed_starts_make_no_tasks_and_hold_no_other_pod_up() {
-    in_a_process_of_its_own(Attack::FailedStarts);
+    in_a_process_of_its_own(BY_ANSWERS, Attack::FailedStarts);
+}
+
+#[test]
+fn endless_frames_without_data_take_no_memory_and_hold_no_other_pod_up() {
+    for flood in Flood::ALL {
+        in_a_process_of_its_own(BY_FRAMES, flood);
+    }
 }
 
 /// The memory of other tests must not count.
-fn in_a_process_of_its_own(attack: Attack) {
+fn in_a_process_of_its_own(test: &str, attack: impl Debug) {
     let child = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "hostile::flood_beside_another_pod", "--ignored", "--nocapture"])
+        .args(["--exact", test, "--ignored", "--nocapture"])
         .env(ATTACK, format!("{attack:?}"))
         .output()
         .unwrap();
@@ -86,17 +104,31 @@ async fn flood_beside_another_pod() {
         let (containers, hostile) = (Arc::clone(&containers), Arc::clone(&hostile));
         tokio::spawn(async move { containers.start(&hostile, &failing).await });
     }
+    before.stays_flat_and_hears_of(&wishes, &victim).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "run by the tests above, in a process of its own"]
+async fn frames_beside_another_pod() {
+    let name = env::var(ATTACK).expect("the parent names the attack");
+    let flood = Flood::ALL.into_iter().find(|flood| format!("{flood:?}") == name).unwrap();
+    let node = FakeNode::new();
+    Wishes::set(&node.wishes.containers);
+    let directory = tempfile::tempdir().unwrap();
+    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), node.events).unwrap();
+    let victim = node.sandboxes.get(&node.sandboxes.start(pod("victim"), "").await.unwrap()).unwrap();
+    let victim = containers.create(&victim, container("c"), image()).await.unwrap();
+
+    let before = Daemon::now();
     let begun = Instant::now();
-    before.stays_flat(begun + FLOOD / 2).await;
-    wishes.tell(&told(&victim, agent::State::Running));
-    wishes.tell(&told(&victim, agent::State::Exited));
-    let exited = async {
-        while !matches!(victim.state(), State::Exited(_)) {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(IN_TIME, exited).await.expect("the exit of another pod's container is held up");
-    before.stays_flat(begun + FLOOD).await;
+    let (agent, sent) = hostile_frames::agent(flood).await;
+    let asked = tokio::spawn(async move { agent.stats(StatsRequest::default(), 2 * FLOOD).await });
+    before.stays_flat_and_hears_of(&node.wishes, &victim).await;
+    let (sent, seconds) = (sent.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
+    let most = hostile_frames::RATE * seconds + hostile_frames::AT_ONCE;
+    assert!(sent as f64 <= most, "{sent} bytes of frames were read in {seconds} s");
+    assert!(sent > 0, "the flood did not begin");
+    asked.abort();
 }
 
 fn told(container: &Container, state: agent::State) -> ContainerState {
@@ -116,6 +148,22 @@ impl Daemon {
         let field = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         let memory_kib = field.trim().trim_end_matches(" kB").parse().unwrap();
         Self { memory_kib, tasks: Handle::current().metrics().num_alive_tasks() }
+    }
+
+    /// Stays flat while a flood goes on, in the middle of which the exit of a container of another pod is
+    /// told.
+    async fn stays_flat_and_hears_of(&self, wishes: &Wishes, victim: &Container) {
+        let begun = Instant::now();
+        self.stays_flat(begun + FLOOD / 2).await;
+        wishes.tell(&told(victim, agent::State::Running));
+        wishes.tell(&told(victim, agent::State::Exited));
+        let exited = async {
+            while !matches!(victim.state(), State::Exited(_)) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(IN_TIME, exited).await.expect("the exit of another pod's container is held up");
+        self.stays_flat(begun + FLOOD).await;
     }
 
     /// Looks often, so that a process that grows without end is ended by the first look that sees it.
@@ -138,6 +186,7 @@ async fn figures_without_end_are_refused() {
             Attack::ManyEntries,
             "with figures of 30000 containers, more than 256: its guest is broken or hostile",
         ),
+        (Attack::ManyAnswers, "its answer is longer than 65536 bytes"),
     ] {
         let node = FakeNode::new();
         node.wishes.attack(attack);
@@ -165,4 +214,102 @@ async fn groups_beyond_the_limit_are_refused_and_nothing_is_recorded() {
     }
     assert!(containers.list().is_empty());
     assert_eq!(fs::read_dir(directory.path().join("containers")).unwrap().count(), 0);
+}
+
+/// A node with one pod, whose agent makes containers.
+async fn one_pod(node: &FakeNode) -> Arc<Sandbox> {
+    Wishes::set(&node.wishes.containers);
+    let id = node.sandboxes.start(pod("hostile"), "").await.unwrap();
+    node.sandboxes.get(&id).unwrap()
+}
+
+/// Time in which what is told of a container has arrived.
+const ARRIVED: Duration = Duration::from_millis(300);
+
+fn count(directory: &Path) -> usize {
+    fs::read_dir(directory).unwrap().count()
+}
+
+#[tokio::test]
+async fn event_during_a_removal_starts_no_stream() {
+    let node = FakeNode::new();
+    let sandbox = one_pod(&node).await;
+    let (directory, events) = (tempfile::tempdir().unwrap(), node.events);
+    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), events).unwrap();
+    let made = containers.create(&sandbox, container("c"), image()).await.unwrap();
+    Wishes::set(&node.wishes.slow_removal);
+    {
+        let mut removal = pin!(containers.remove(Some(&sandbox), &made));
+        tokio::select! {
+            _ = &mut removal => panic!("the agent is not to answer"),
+            () = node.wishes.removing.notified() => {}
+        }
+        node.wishes.tell(&told(&made, agent::State::Running));
+        assert!(timeout(ARRIVED, &mut removal).await.is_err());
+        assert!(made.is_running(), "the event has not arrived");
+        // The client leaves: the container is there still, and so it cannot be started.
+    }
+    assert_eq!(node.wishes.streams.load(Ordering::SeqCst), 0, "a stream has begun during the removal");
+    Wishes::clear(&node.wishes.slow_removal);
+    node.wishes.tell(&told(&made, agent::State::Exited));
+    sleep(ARRIVED).await;
+    containers.remove(Some(&sandbox), &made).await.unwrap();
+    assert_eq!(node.wishes.streams.load(Ordering::SeqCst), 0);
+    assert_eq!(count(&directory.path().join("streams")), 0, "positions of streams are left");
+}
+
+#[tokio::test]
+async fn container_whose_removal_has_begun_is_not_started() {
+    let node = FakeNode::new();
+    let sandbox = one_pod(&node).await;
+    let (directory, events) = (tempfile::tempdir().unwrap(), node.events);
+    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), events).unwrap();
+    let made = containers.create(&sandbox, container("c"), image()).await.unwrap();
+    Wishes::set(&node.wishes.slow_removal);
+    assert!(timeout(ARRIVED, containers.remove(Some(&sandbox), &made)).await.is_err());
+    let error = containers.start(&sandbox, &made).await.unwrap_err();
+    assert!(matches!(error, ContainerError::BeingRemoved(_)), "{error}");
+    Wishes::clear(&node.wishes.slow_removal);
+    containers.remove(Some(&sandbox), &made).await.unwrap();
+}
+
+#[tokio::test]
+async fn limits_updated_after_a_removal_leave_no_record() {
+    let node = FakeNode::new();
+    let sandbox = one_pod(&node).await;
+    let (directory, events) = (tempfile::tempdir().unwrap(), node.events);
+    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), events).unwrap();
+    let made = containers.create(&sandbox, container("c"), image()).await.unwrap();
+    containers.update(&sandbox, &made, &LinuxContainerResources::default()).await.unwrap();
+    containers.remove(Some(&sandbox), &made).await.unwrap();
+    let error = containers.update(&sandbox, &made, &LinuxContainerResources::default()).await.unwrap_err();
+    assert!(matches!(error, ContainerError::NotFound(_)), "{error}");
+    assert_eq!(count(&directory.path().join("containers")), 0);
+}
+
+#[tokio::test]
+async fn execs_that_an_agent_never_ends_are_refused_after_a_few() {
+    let node = FakeNode::new();
+    node.wishes.attack(Attack::SilentExecs);
+    let sandbox = one_pod(&node).await;
+    let (directory, events) = (tempfile::tempdir().unwrap(), node.events);
+    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), events).unwrap();
+    let made = containers.create(&sandbox, container("c"), image()).await.unwrap();
+    containers.start(&sandbox, &made).await.unwrap();
+    let before = Daemon::now();
+    let mut refused = 0;
+    for _ in 0..100 {
+        let exec = containers.exec_sync(&sandbox, &made, vec!["sh".into()], None);
+        match timeout(Duration::from_millis(20), exec).await {
+            Err(_) => assert_eq!(refused, 0, "an exec is let begin though others are not ended"),
+            Ok(outcome) => {
+                let error = outcome.unwrap_err();
+                assert!(matches!(error, ContainerError::TooManyExecs { .. }), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused >= 90, "{refused} execs were refused");
+    let tasks = Daemon::now().tasks;
+    assert!(tasks <= before.tasks + TASKS, "{} tasks have become {tasks}", before.tasks);
 }

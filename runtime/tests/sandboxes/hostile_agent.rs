@@ -35,6 +35,10 @@ pub enum Attack {
     FailedStarts,
     /// Has a container's user in more groups than there may be.
     ManyGroups,
+    /// Answers a question for figures with short messages without end, where one is due.
+    ManyAnswers,
+    /// Never answers a start of an exec, nor an end.
+    SilentExecs,
 }
 
 /// Bytes of an answer of [`Attack::LongAnswers`], which the daemon took when it had no other limit than
@@ -50,6 +54,7 @@ impl Attack {
         match (self, method) {
             (Self::LongAnswers, "Watch") => Some(endless(event(1, &tiny_entries(LONG - 8)))),
             (Self::LongAnswers, "Stats") => Some(once(tiny_entries(LONG))),
+            (Self::ManyAnswers, "Stats") => Some(endless(tiny_entries(MAX_CONTAINERS))),
             (Self::ManyEntries, "Watch") => Some(endless(event(1, &tiny_entries(SHORT)))),
             (Self::ManyEntries, "Stats") => Some(once(tiny_entries(SHORT))),
             (Self::Strangers, "Watch") => Some(endless(event(1, &strangers().encode_to_vec()))),

@@ -10,6 +10,7 @@ mod faults;
 mod growth;
 mod hostile;
 mod hostile_agent;
+mod hostile_frames;
 mod lifecycle;
 mod restart;
 mod stats;
