@@ -129,12 +129,24 @@ mod seeds {
                 "config": { "User": "1:2", "Env": ["A=b"], "Cmd": ["sh"], "Entrypoint": null, "WorkingDir": "/w",
                     "Volumes": { "/v": {} }, "StopSignal": "SIGTERM" } }),
         ];
-        documents.map(|document| document.to_string().into_bytes()).into()
+        let configuration = &documents[2];
+        let both = format!("{}\0{configuration}", json!({ "config": blob, "layers": [blob] }));
+        let mut seeds: Vec<_> = documents.iter().map(|document| document.to_string().into_bytes()).collect();
+        seeds.extend([both.into_bytes()]);
+        seeds
     }
 
     pub fn challenge() -> Vec<Vec<u8>> {
         let bearer = r#"Bearer realm="https://auth.test/token",service="registry",scope="repository:a:pull""#;
-        vec![bearer.into(), br#"Basic realm="r\"x""#.to_vec(), format!("Negotiate, {bearer}").into()]
+        let near = r#"Bearer realm="http://127.0.0.1:5000/token?x=y",service="r""#;
+        let answer = json!({ "token": "", "access_token": "t" });
+        vec![
+            bearer.into(),
+            br#"Basic realm="r\"x""#.to_vec(),
+            format!("Negotiate, {bearer}").into(),
+            format!("{near}\0{answer}").into(),
+            format!("{bearer}\0{}", json!({ "token": "t" })).into(),
+        ]
     }
 
     pub fn log_lines() -> Vec<Vec<u8>> {

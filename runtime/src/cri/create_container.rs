@@ -13,7 +13,7 @@ pub async fn serve(
     let config = request.config.ok_or_else(|| Status::invalid_argument("config is missing"))?;
     let sandbox = node.sandboxes.get(&request.pod_sandbox_id)?;
     let name = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
-    let image = node.images.resolve(name)?;
+    let image = node.images.resolve(name).await?;
     let wanted = added.config.unwrap_or_default().stop_signal;
     let stop_signal = stop_signal::from_cri(wanted);
     if stop_signal.is_none() && wanted != 0 {

@@ -2,7 +2,7 @@
 
 use super::Node;
 use super::list_images::item;
-use crate::image::Image;
+use crate::image::ListedImage;
 use k8s_cri::v1::{ImageStatusRequest, ImageStatusResponse};
 use serde_json::json;
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ pub async fn serve(node: &Node, request: ImageStatusRequest) -> Result<ImageStat
 }
 
 /// One JSON document, as crictl expects it, around the configuration as it is on disk.
-fn info(image: &Image, configuration: &str) -> HashMap<String, String> {
+fn info(image: &ListedImage, configuration: &str) -> HashMap<String, String> {
     let layers: Vec<_> = image
         .layers
         .iter()

@@ -1,7 +1,7 @@
 //! ListImages: one entry for each image id, from memory.
 
 use super::Node;
-use crate::image::{self, ImageUser};
+use crate::image::{ImageUser, ListedImage};
 use k8s_cri::v1::{Image, Int64Value, ListImagesRequest, ListImagesResponse};
 use tonic::Status;
 
@@ -13,7 +13,7 @@ pub async fn serve(node: &Node, request: ListImagesRequest) -> Result<ListImages
 }
 
 /// An image in the CRI's words: of uid and username exactly one is set, or neither where root is meant.
-pub fn item(image: &image::Image) -> Image {
+pub fn item(image: &ListedImage) -> Image {
     let (uid, username) = match &image.user {
         ImageUser::Unset => (None, String::new()),
         ImageUser::Id(uid) => (Some(Int64Value { value: *uid }), String::new()),

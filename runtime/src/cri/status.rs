@@ -114,13 +114,15 @@ fn code_of_image(error: &ImageError) -> Code {
         ImageError::NotPresent(_) | ImageError::NotFound { .. } => Code::NotFound,
         ImageError::Unauthorized { .. } => Code::Unauthenticated,
         // kubelet strips this code alone from the text, and then knows the text by its beginning
-        ImageError::Unavailable { .. } => Code::Unknown,
+        ImageError::Unavailable { .. } | ImageError::BrokenOff { .. } => Code::Unknown,
         ImageError::WrongPlatform { .. } | ImageError::Unsupported { .. } | ImageError::BadLayer { .. } => {
             Code::FailedPrecondition
         }
-        ImageError::TooLarge { .. } | ImageError::DiskFull { .. } | ImageError::DiskReserve { .. } => {
-            Code::ResourceExhausted
-        }
+        ImageError::TooLarge { .. }
+        | ImageError::TooManyNames { .. }
+        | ImageError::TooManyImages { .. }
+        | ImageError::DiskFull { .. }
+        | ImageError::DiskReserve { .. } => Code::ResourceExhausted,
         ImageError::BadAnswer { .. } | ImageError::Corrupt { .. } => Code::DataLoss,
         ImageError::Interrupted(_) => Code::Aborted,
         ImageError::BadConfiguration { .. }

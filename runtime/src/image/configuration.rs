@@ -1,7 +1,7 @@
 //! An image's configuration: the platform it is for, what its containers are unless the pod says otherwise, and the digests
 //! of its uncompressed layers. OCI image specification 1.1, config.md; Docker's differs in nothing that is read here.
 //!
-//! Read by `describe` and by the service when it starts; used by `container`, which makes containers of it: of a description of
+//! Read by `describe`, by the service when it starts, and for each container anew; used by `container`, which makes containers of it: of a description of
 //! bounded size, so that whoever built an image decides little about what that costs.
 
 use super::json::{self, JsonError, Names, Read, Reader};
@@ -15,6 +15,9 @@ const LONGEST_ENTRY: usize = (128 << 10) - 1;
 
 /// Longest path or name in bytes, as Linux bounds paths (`PATH_MAX`).
 const LONGEST_NAME: usize = 4096;
+
+/// Longest user in bytes: names of users and groups have 32 each at most, and lists of all images show it.
+const LONGEST_USER: usize = 256;
 
 /// Most bytes of all of it. Linux takes 2 MiB of arguments and environment with the usual limit of the stack.
 const MOST_BYTES: usize = 1 << 20;
@@ -87,12 +90,12 @@ impl ImageConfiguration {
             ("rootfs.diff_ids has", refs(&self.diff_ids), LONGEST_NAME),
         ];
         let names = [
-            ("architecture has", &self.architecture),
-            ("os has", &self.os),
-            ("variant has", &self.variant),
-            ("config.User has", &self.user),
-            ("config.WorkingDir has", &self.working_dir),
-            ("config.StopSignal has", &self.stop_signal),
+            ("architecture has", &self.architecture, LONGEST_NAME),
+            ("os has", &self.os, LONGEST_NAME),
+            ("variant has", &self.variant, LONGEST_NAME),
+            ("config.User has", &self.user, LONGEST_USER),
+            ("config.WorkingDir has", &self.working_dir, LONGEST_NAME),
+            ("config.StopSignal has", &self.stop_signal, LONGEST_NAME),
         ];
         let too_much = |part, found: String, limit| Err(ConfigurationError::TooMuch { part, found, limit });
         let mut bytes = 0;
@@ -105,9 +108,9 @@ impl ImageConfiguration {
             }
             bytes += entries.iter().map(|entry| entry.len()).sum::<usize>();
         }
-        for (part, name) in names {
-            if name.len() > LONGEST_NAME {
-                return too_much(part, format!("{} bytes", name.len()), LONGEST_NAME);
+        for (part, name, longest) in names {
+            if name.len() > longest {
+                return too_much(part, format!("{} bytes", name.len()), longest);
             }
             bytes += name.len();
         }
@@ -264,9 +267,10 @@ mod tests {
         assert!(told.starts_with("config.Cmd has an entry of 131072 bytes, more than 131071"), "{told}");
         let told = refused(serde_json::json!({"Env": vec![&long[1..]; 9]}));
         assert!(told.starts_with("its lists and names have 1179644 bytes together"), "{told}");
-        for field in ["User", "WorkingDir", "StopSignal"] {
-            let told = refused(serde_json::json!({ field: "x".repeat(4097) }));
-            assert!(told.starts_with(&format!("config.{field} has 4097 bytes, more than 4096")), "{told}");
+        for (field, longest) in [("User", 256), ("WorkingDir", 4096), ("StopSignal", 4096)] {
+            let told = refused(serde_json::json!({ field: "x".repeat(longest + 1) }));
+            let expected = format!("config.{field} has {} bytes, more than {longest}", longest + 1);
+            assert!(told.starts_with(&expected), "{told}");
         }
     }
 
@@ -274,7 +278,7 @@ mod tests {
     fn all_that_containers_can_have_is_read() {
         let entry = "x".repeat((128 << 10) - 1);
         let document = serde_json::json!({"config": {"Env": vec!["A=b"; 4096], "Cmd": vec![entry; 7],
-            "User": "u".repeat(4096)}});
+            "User": "u".repeat(256)}});
         assert_eq!(parse(&document.to_string()).cmd.len(), 7);
     }
 
@@ -321,7 +325,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_written_is_read(user: String, env: Vec<String>, volumes: std::collections::BTreeSet<String>) {
+        fn what_is_written_is_read(user in ".{0,60}", env: Vec<String>, volumes: std::collections::BTreeSet<String>) {
             let map: serde_json::Map<_, _> =
                 volumes.iter().map(|name| (name.clone(), serde_json::json!({}))).collect();
             let document = serde_json::json!({"config": {"User": user, "Env": env, "Volumes": map}}).to_string();

@@ -26,6 +26,17 @@ pub struct Content {
     next: AtomicU64,
     /// Files in `incoming` that are out of sight and still to be removed.
     condemned: Mutex<Vec<PathBuf>>,
+    /// Looks at the file system of a directory.
+    space: fn(&Path) -> io::Result<Space>,
+}
+
+/// Size of a file system, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Space {
+    /// All of it; 0 where it does not tell.
+    pub whole: u64,
+    /// What can be written to.
+    pub free: u64,
 }
 
 /// A file that is being written.
@@ -57,12 +68,19 @@ impl Content {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(|error| ImageError::io(&path, error))?;
         }
-        let content = Self { root: root.to_owned(), next: AtomicU64::new(0), condemned: Mutex::default() };
+        let (next, condemned) = (AtomicU64::new(0), Mutex::default());
+        let content = Self { root: root.to_owned(), next, condemned, space };
         let incoming = root.join("incoming");
         for path in files(&incoming)? {
             remove(&path)?;
         }
         Ok(content)
+    }
+
+    /// Believes `space` of its file system.
+    #[cfg(test)]
+    pub fn pretend(&mut self, space: fn(&Path) -> io::Result<Space>) {
+        self.space = space;
     }
 
     /// The directory of all this.
@@ -106,13 +124,18 @@ impl Content {
         }
     }
 
+    /// Whether a blob is there.
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.blob_path(digest).exists()
+    }
+
     /// Writes a blob.
     ///
     /// # Errors
     /// Nothing is left of it after any of them.
     pub fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), ImageError> {
         let path = self.blob_path(digest);
-        if path.exists() {
+        if self.has_blob(digest) {
             return Ok(());
         }
         let mut incoming = self.incoming()?;
@@ -142,12 +165,11 @@ impl Content {
     /// # Errors
     /// [`ImageError::DiskReserve`]; a file system that cannot be looked at.
     pub fn check_room(&self, wanted: u64, reserve: u64) -> Result<(), ImageError> {
-        let space = nix::sys::statvfs::statvfs(&self.root);
-        let space = space.map_err(|errno| ImageError::io(&self.root, errno.into()))?;
-        let (whole, free) = (space.blocks(), space.blocks_available());
-        let reserve = reserve.min(whole.saturating_mul(space.fragment_size()) / 10);
+        let Space { whole, free } =
+            (self.space)(&self.root).map_err(|error| ImageError::io(&self.root, error))?;
+        let reserve = reserve.min(whole / 10);
         // a file system that does not tell its size has no bounds to keep
-        if whole == 0 || free.saturating_mul(space.fragment_size()) >= reserve.saturating_add(wanted) {
+        if whole == 0 || free >= reserve.saturating_add(wanted) {
             return Ok(());
         }
         Err(ImageError::DiskReserve { directory: self.root.clone(), reserve_mib: reserve >> 20 })
@@ -244,6 +266,12 @@ impl Content {
     fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(digest.hex())
     }
+}
+
+fn space(directory: &Path) -> io::Result<Space> {
+    let space = nix::sys::statvfs::statvfs(directory)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(space.fragment_size());
+    Ok(Space { whole: bytes(space.blocks()), free: bytes(space.blocks_available()) })
 }
 
 /// Removes a file. One that is not there is no error.

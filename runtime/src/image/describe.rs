@@ -58,6 +58,9 @@ struct Found {
     layers: Vec<(Descriptor, Digest)>,
 }
 
+/// What an entry of an index names, or why that is no image.
+type Named = Result<Descriptor, String>;
+
 /// A search through the documents of one image.
 struct Search<'a> {
     session: &'a Session,
@@ -90,7 +93,10 @@ pub async fn describe(session: &Session) -> Result<Described, ImageError> {
         Manifest::Image { config, layers } => {
             Some(search.image((named, bytes), &config, layers, Fit::Amd64(1)).await?)
         }
-        Manifest::Index(entries) => search.index(&entries, 1).await?,
+        Manifest::Index(entries) => {
+            drop(bytes);
+            search.index(entries, 1).await?
+        }
     };
     let Some(found) = found else { return Err(search.nothing()) };
     let Found { manifest, config, configuration, layers, .. } = found;
@@ -116,20 +122,21 @@ impl Search<'_> {
         ImageError::Unsupported { what: self.what.clone(), reason }
     }
 
-    /// The image of an index that suits best; `depth` counts the index itself.
-    async fn index(&mut self, entries: &[Entry], depth: usize) -> Result<Option<Found>, ImageError> {
+    /// The image of an index that suits best; `depth` counts the index itself. Of an index no more stays in memory than what may
+    /// be followed: others may be below it.
+    async fn index(&mut self, entries: Vec<Entry>, depth: usize) -> Result<Option<Found>, ImageError> {
         if depth > DEEPEST_INDEX {
             return Err(self.unsupported(format!("nests indexes deeper than {DEEPEST_INDEX}")));
         }
-        let (decided, undecided) = self.candidates(entries);
-        for (fit, entry) in decided {
-            if let Some(found) = self.entry(entry, fit, depth).await? {
+        let (decided, undecided) = candidates(entries, self.level, |platform| self.note_other(platform));
+        for (fit, named) in decided {
+            if let Some(found) = self.entry(named, fit, depth).await? {
                 return Ok(Some(found));
             }
         }
         let mut best: Option<Found> = None;
-        for entry in undecided {
-            match self.entry(entry, Fit::Unknown, depth).await {
+        for named in undecided {
+            match self.entry(named, Fit::Unknown, depth).await {
                 Ok(Some(found)) if found.fit == Fit::Amd64(1) => return Ok(Some(found)),
                 Ok(Some(found)) if best.as_ref().is_none_or(|best| found.fit < best.fit) => {
                     best = Some(found)
@@ -141,30 +148,17 @@ impl Search<'_> {
         Ok(best)
     }
 
-    /// What may suit of an index: entries that say so, the plainest first; then entries that do not say what they are for.
-    /// Of entries that say the same, those that name an image come first: one that cannot be followed spoils nothing but
-    /// itself.
-    fn candidates<'e>(&mut self, entries: &'e [Entry]) -> (Vec<(Fit, &'e Entry)>, Vec<&'e Entry>) {
-        let (mut decided, mut undecided) = (Vec::new(), Vec::new());
-        for entry in entries.iter().filter(|entry| !entry.belongs_to_an_image()) {
-            match entry.platform().map(|platform| (platform, platform.fit(self.level))) {
-                None | Some((_, Some(Fit::Unknown))) => undecided.push(entry),
-                Some((_, Some(fit))) => decided.push((fit, entry)),
-                Some((platform, None)) => self.note_other(platform.to_string()),
-            }
-        }
-        decided.sort_by_cached_key(|(fit, entry)| (*fit, entry.image().is_err()));
-        (decided, undecided)
-    }
-
     /// Follows one entry of an index.
-    async fn entry(&mut self, entry: &Entry, fit: Fit, depth: usize) -> Result<Option<Found>, ImageError> {
-        let descriptor = entry.image().map_err(|reason| {
+    async fn entry(&mut self, named: Named, fit: Fit, depth: usize) -> Result<Option<Found>, ImageError> {
+        let descriptor = named.map_err(|reason| {
             self.unsupported(format!("has an entry for this machine that names no image: {reason}"))
         })?;
         let (bytes, digest) = self.fetch(&Version::Digest(descriptor.digest)).await?;
         match self.parse(&bytes, &descriptor.media_type).await? {
-            Manifest::Index(entries) => Box::pin(self.index(&entries, depth + 1)).await,
+            Manifest::Index(entries) => {
+                drop(bytes);
+                Box::pin(self.index(entries, depth + 1)).await
+            }
             Manifest::Image { config, layers } => {
                 self.image((digest, bytes), &config, layers, fit).await.map(Some)
             }
@@ -234,6 +228,71 @@ impl Search<'_> {
                     if names.is_empty() { "nothing that is named".to_owned() } else { names.join(", ") };
                 ImageError::WrongPlatform { image: self.what, available }
             }
+        }
+    }
+}
+
+/// What may suit of an index: entries that say so, the plainest first; then entries that do not say what they are for.
+/// Of entries that say the same, those that name an image come first: one that cannot be followed spoils nothing but
+/// itself. `other` is given the platforms of the rest.
+fn candidates(
+    entries: Vec<Entry>,
+    level: u8,
+    mut other: impl FnMut(String),
+) -> (Vec<(Fit, Named)>, Vec<Named>) {
+    let (mut decided, mut undecided) = (Vec::new(), Vec::new());
+    for entry in entries.into_iter().filter(|entry| !entry.belongs_to_an_image()) {
+        match entry.platform().map(|platform| (platform, platform.fit(level))) {
+            None | Some((_, Some(Fit::Unknown))) => undecided.push(entry.image()),
+            Some((_, Some(fit))) => decided.push((fit, entry.image())),
+            Some((platform, None)) => other(platform.to_string()),
+        }
+    }
+    decided.sort_by_key(|(fit, named)| (*fit, named.is_err()));
+    (decided, undecided)
+}
+
+/// What a pull takes from a document and a configuration, without a registry between them: for the fuzz targets.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Debug)]
+pub enum Outline {
+    /// Which digests would be asked for.
+    Index {
+        /// Of entries that say what they are for, with how well that suits, in order.
+        decided: Vec<(Fit, Digest)>,
+        /// Of entries that do not say.
+        undecided: Vec<Digest>,
+        /// Platforms that an error could list.
+        others: Vec<String>,
+    },
+    /// What would be run.
+    Image {
+        /// The configuration.
+        configuration: Box<ImageConfiguration>,
+        /// Names of the layers, the lowest first.
+        chain_ids: Vec<Digest>,
+    },
+}
+
+/// As [`describe`], of documents that are here; `level` is the processor's.
+///
+/// # Errors
+/// Those of the documents.
+#[cfg(any(test, feature = "testing"))]
+pub fn outline(document: &[u8], configuration: &[u8], level: u8) -> Result<Outline, ImageError> {
+    match Manifest::parse(document, "", "it")? {
+        Manifest::Index(entries) => {
+            let mut others = Vec::new();
+            let (decided, undecided) = candidates(entries, level, |platform| others.push(platform));
+            let decided = decided.into_iter().filter_map(|(fit, named)| Some((fit, named.ok()?.digest)));
+            let undecided = undecided.into_iter().flatten().map(|descriptor| descriptor.digest);
+            Ok(Outline::Index { decided: decided.collect(), undecided: undecided.collect(), others })
+        }
+        Manifest::Image { layers, .. } => {
+            let configuration = parse_configuration(configuration, "it")?;
+            let layers = pair_layers(layers, &configuration, "it")?;
+            let chain_ids = chain::layers("r.test", layers).iter().map(|layer| layer.chain_id).collect();
+            Ok(Outline::Image { configuration: Box::new(configuration), chain_ids })
         }
     }
 }

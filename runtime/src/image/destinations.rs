@@ -2,26 +2,33 @@
 //! link, unless the configuration or the user names that host.
 //!
 //! Registries name token services and redirect, and manifests name addresses of layers. The operator wrote none of these, and
-//! services on loopback or on the link (such as a cloud's metadata service) trust whoever reaches them. So:
+//! services on loopback or on the link (such as a cloud's metadata service) trust whoever reaches them. A registry that is on
+//! loopback itself is one of the services there, and leads to none of the others. So:
 //!
 //! | host | is allowed |
 //! |---|---|
-//! | an address of loopback or of the link, or `localhost` | if the same host names it, if a host on loopback names loopback, or if `[registry."HOST"]` or a mirror names it |
+//! | an address of loopback or of the link, `localhost`, or a cloud's metadata service | if the same host and port name it, or if `[registry."HOST"]` or a mirror names it |
 //! | a name | if it resolves to other addresses; to these only if the configuration names it, or a pull under way is from there |
 //!
 //! Used by `hosts`, whose clients resolve names here, and by `endpoint`. It must not send requests.
 
-use super::hosts::{host_and_port, is_loopback};
+use super::hosts::host_and_port;
 use crate::config::RegistryConfig;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Variables of the environment that name proxies, in capitals too.
 const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
+
+/// Metadata services of clouds beyond the link: of Alibaba Cloud, and of Azure (its `WireServer`).
+const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16)];
+
+/// The same, of Amazon EC2.
+const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 /// Longest host that errors tell, in characters.
 const LONGEST_HOST: usize = 100;
@@ -29,7 +36,7 @@ const LONGEST_HOST: usize = 100;
 /// The hosts that are allowed to be on this node or its link.
 #[derive(Debug, Default)]
 pub struct Destinations {
-    /// Hosts of the configuration, with their ports where it names one.
+    /// Hosts of sections, with their ports where these name one, and those of mirrors, with their ports.
     hosts: BTreeSet<String>,
     /// The same without ports, and the proxies of the environment: names that may resolve to anything.
     names: BTreeSet<String>,
@@ -48,7 +55,7 @@ impl Destinations {
     /// The hosts that the configuration and the environment name.
     pub fn new(sections: &BTreeMap<String, RegistryConfig>) -> Self {
         let mirrors = sections.values().flat_map(|section| &section.mirrors);
-        let mirrors = mirrors.filter_map(|mirror| Url::parse(mirror).ok().map(|url| host_and_port(&url)));
+        let mirrors = mirrors.filter_map(|mirror| Url::parse(mirror).ok().map(|url| with_port(&url)));
         let hosts: BTreeSet<String> = sections.keys().cloned().chain(mirrors).collect();
         let url = |host: &String| Url::parse(&format!("http://{host}")).ok();
         let names = hosts.iter().filter_map(url).chain(proxies());
@@ -69,14 +76,12 @@ impl Destinations {
     /// The host and why it is refused: the end of a sentence.
     pub fn check(&self, url: &Url, place: &Url) -> Result<(), String> {
         let host = url.host_str().unwrap_or_default();
-        let same = place.host_str() == Some(host);
-        let both_loopback = is_loopback(host) && is_loopback(place.host_str().unwrap_or_default());
-        let section = host_and_port(url);
-        let configured = self.hosts.contains(host) || self.hosts.contains(&section);
-        if !is_near(host) || same || both_loopback || configured {
+        let same = with_port(place) == with_port(url);
+        let configured = self.hosts.contains(host) || self.hosts.contains(&with_port(url));
+        if !is_near(host) || same || configured {
             return Ok(());
         }
-        Err(refusal(&section))
+        Err(refusal(&host_and_port(url)))
     }
 
     /// Whether `name` may resolve to addresses of this node or its link. `localhost` may: [`Self::check`], which knows who names
@@ -131,7 +136,8 @@ fn far_ones(name: &str, found: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
 fn refusal(host: &str) -> String {
     let host: String = host.chars().take(LONGEST_HOST).collect();
     format!(
-        "{host}, which is this node or on its link: add [registry.{host:?}] to the configuration to allow that"
+        "{host}, which is this node or on its link, or a metadata service: add [registry.{host:?}] to the \
+         configuration to allow that"
     )
 }
 
@@ -145,7 +151,13 @@ fn proxies() -> impl Iterator<Item = Url> {
     })
 }
 
-/// Whether a host names this node or an address on its link without being resolved.
+/// The host of an address with its port, that of its scheme where it names none.
+fn with_port(url: &Url) -> String {
+    let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default());
+    port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// Whether a host names this node, an address on its link or a metadata service without being resolved.
 fn is_near(host: &str) -> bool {
     let host = host.trim_end_matches('.');
     let address = host.trim_start_matches('[').trim_end_matches(']');
@@ -159,8 +171,14 @@ fn is_near_address(address: IpAddr) -> bool {
         address => address,
     };
     match address {
-        IpAddr::V4(address) => address.is_loopback() || address.is_link_local() || address.is_unspecified(),
-        IpAddr::V6(address) => address.is_loopback() || address.is_unspecified() || is_link_local(address),
+        IpAddr::V4(address) => {
+            let metadata = METADATA_V4.contains(&address);
+            address.is_loopback() || address.is_link_local() || address.is_unspecified() || metadata
+        }
+        IpAddr::V6(address) => {
+            let metadata = address == METADATA_V6;
+            address.is_loopback() || address.is_unspecified() || is_link_local(address) || metadata
+        }
     }
 }
 
@@ -223,15 +241,55 @@ mod tests {
             ("https://169.254.1.1:5000/token", "https://a.test/"),
             ("https://[::1]:7/token", "https://a.test/"),
             ("http://127.0.0.1:5000/token", "https://a.test/"),
-            ("http://127.0.0.1:7/token", "http://127.0.0.1:5000/"),
-            ("http://localhost:7/token", "http://127.0.0.1:5000/"),
-            ("http://169.254.7.7:1/token", "http://169.254.7.7/"),
+            ("http://127.0.0.1:7/token", "http://127.0.0.1:7/v2/"),
+            ("http://localhost/token", "http://localhost:80/v2/"),
+            ("http://169.254.7.7/token", "http://169.254.7.7/"),
         ] {
             assert_eq!(check(&destinations, url, place), Ok(()), "{url}");
         }
         assert!(check(&destinations, "https://169.254.1.1:22/token", "https://a.test/").is_err());
         assert!(check(&destinations, "http://127.0.0.1:7/token", "https://a.test/").is_err());
         assert!(check(&destinations, "http://169.254.169.254/", "http://127.0.0.1:5000/").is_err());
+    }
+
+    #[test]
+    fn registry_on_loopback_leads_to_no_other_port() {
+        let named = destinations(&["127.0.0.1:5001", "localhost"], &["http://127.0.0.2/hub"]);
+        let place = "http://127.0.0.1:5000/v2/";
+        for url in [
+            "http://127.0.0.1:10250/pods",
+            "http://127.0.0.1/token",
+            "https://127.0.0.1/token",
+            "http://127.0.0.2:5000/token",
+            "http://[::1]:5000/token",
+            "http://[::ffff:127.0.0.1]:5000/token",
+            "http://0.0.0.0:5000/token",
+            "http://x.localhost:5000/token",
+        ] {
+            let refused = check(&named, url, place).unwrap_err();
+            assert!(refused.contains("which is this node or on its link"), "{url}: {refused}");
+        }
+        for url in ["http://127.0.0.1:5000/token", "http://127.0.0.1:5001/token", "http://localhost:7/token"]
+        {
+            assert_eq!(check(&named, url, place), Ok(()), "{url}");
+        }
+        assert_eq!(check(&named, "http://127.0.0.2:80/token", place), Ok(()), "the port of the mirror");
+    }
+
+    #[test]
+    fn metadata_services_beyond_the_link_are_near() {
+        let nobody = destinations(&[], &[]);
+        for host in ["[fd00:ec2::254]", "100.100.100.200", "168.63.129.16", "[::ffff:168.63.129.16]"] {
+            let url = format!("https://{host}/latest/meta-data");
+            assert!(check(&nobody, &url, "https://evil.test/v2/").is_err(), "{host}");
+            assert!(check(&nobody, &url, "http://127.0.0.1:5000/v2/").is_err(), "{host}");
+        }
+        for address in ["fd00:ec2::254", "100.100.100.200", "168.63.129.16"] {
+            assert!(far_ones("evil.test", vec![SocketAddr::new(address.parse().unwrap(), 0)]).is_err());
+        }
+        assert_eq!(check(&nobody, "https://100.100.100.201/", "https://evil.test/"), Ok(()));
+        let named = destinations(&["168.63.129.16"], &[]);
+        assert_eq!(check(&named, "https://168.63.129.16/", "https://evil.test/"), Ok(()));
     }
 
     #[tokio::test]

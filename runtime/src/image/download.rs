@@ -1,7 +1,11 @@
 //! One blob from its registry: taken up again where a connection broke, checked against size and digest at its end. A place
 //! that sends less than a minimum rate is given up like one that sends nothing.
 //!
-//! Used by `layer` for layers, piece by piece, and by `pull` for configurations, whole. What [`Download::next`] gives
+//! All bytes of a blob come from one origin: scheme, host and port of what answered, after all redirects. Whoever could put its own
+//! bytes before those of another place could tell from what becomes of the whole what that place has, and this node may reach
+//! places that others do not. So a blob is begun anew where another origin would send the rest.
+//!
+//! Used by `layer` for layers, piece by piece, and by `describe` for configurations, whole. What [`Download::next`] gives
 //! is unchecked until it has given `None`.
 
 use super::answer::{Kind, Refusal, Refusals, reason};
@@ -17,6 +21,9 @@ use std::time::Instant;
 
 /// As many bytes since the last break count as progress: attempts are counted anew.
 const PROGRESS: u64 = 64 << 10;
+
+/// Most times that one blob is begun, at one place and the next.
+pub const MOST_BEGINNINGS: usize = 8;
 
 /// Content in the manifest is given in pieces of so many bytes, as if it came from the network: each is hashed in between.
 const PIECE: usize = 64 << 10;
@@ -35,6 +42,10 @@ pub struct Download<'a> {
     elsewhere: Option<String>,
     /// Places still to ask, the present one first.
     places: Vec<Place>,
+    /// How far the order of places is rotated, so that the present one is the first.
+    turn: usize,
+    /// What sent the bytes received: scheme, host and port.
+    origin: Option<String>,
     body: Option<Body>,
     attempt: u32,
     /// Whether the present place sends enough.
@@ -68,6 +79,8 @@ impl<'a> Download<'a> {
             given,
             elsewhere: session.not_asked().filter(|_| !descriptor.urls.is_empty()),
             places,
+            turn: start,
+            origin: None,
             body: None,
             attempt: 0,
             rate: new_rate(session),
@@ -78,7 +91,8 @@ impl<'a> Download<'a> {
     /// The next piece; `None` once the whole is there and is what its digest says.
     ///
     /// # Errors
-    /// [`ImageError::Corrupt`] at the end; what the places said, once all have refused.
+    /// [`ImageError::Corrupt`] at the end; what the places said, once all have refused; [`ImageError::BrokenOff`] where another
+    /// origin would send the rest: what was given so far counts no more, and the next call begins with the first byte.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ImageError> {
         loop {
             if self.received == self.size {
@@ -86,6 +100,7 @@ impl<'a> Download<'a> {
                 if got == self.digest {
                     return Ok(None);
                 }
+                tracing::debug!(blob = %self.digest, %got, "corrupt");
                 return Err(ImageError::Corrupt { what: self.what.clone(), expected: self.digest, got });
             }
             if let Some(refusal) = self.rate.refusal() {
@@ -95,8 +110,9 @@ impl<'a> Download<'a> {
             let piece = self.piece().await;
             self.rate.waited(begun.elapsed());
             match piece {
-                Ok(piece) if piece.is_empty() => {}
-                Ok(piece) => return Ok(Some(piece)),
+                Ok(Some(piece)) if piece.is_empty() => {}
+                Ok(Some(piece)) => return Ok(Some(piece)),
+                Ok(None) => return Err(self.begin_anew()),
                 Err(refusal) => self.recover(refusal).await?,
             }
         }
@@ -111,23 +127,37 @@ impl<'a> Download<'a> {
             return Err(ImageError::TooLarge { what: self.what, limit, key });
         }
         let mut bytes = Vec::new();
-        while let Some(piece) = self.next().await? {
-            bytes.extend_from_slice(&piece);
+        let mut beginnings = 1;
+        loop {
+            match self.next().await {
+                Ok(Some(piece)) => bytes.extend_from_slice(&piece),
+                Ok(None) => return Ok(bytes),
+                Err(ImageError::BrokenOff { .. }) if beginnings < MOST_BEGINNINGS => {
+                    beginnings += 1;
+                    bytes.clear();
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(bytes)
     }
 
-    async fn piece(&mut self) -> Result<Bytes, Refusal> {
+    /// What comes next; `None` where that is of another origin than what was received.
+    async fn piece(&mut self) -> Result<Option<Bytes>, Refusal> {
         if let Some(mut given) = self.given.take() {
             let piece = given.split_to(given.len().min(PIECE));
             self.given = Some(given).filter(|rest| !rest.is_empty());
-            return self.take(piece);
+            return self.take(piece).map(Some);
         }
         let body = match &mut self.body {
             Some(body) => body,
             none => {
                 let response = self.session.blob(&self.places[0], self.digest, self.received).await?;
                 let skip = skip(response.status(), response.headers(), self.received)?;
+                let origin = response.url().origin().ascii_serialization();
+                if self.received > 0 && self.origin.as_ref() != Some(&origin) {
+                    return Ok(None);
+                }
+                self.origin = Some(origin);
                 none.insert(Body { response, skip, begun_at: self.received })
             }
         };
@@ -137,11 +167,12 @@ impl<'a> Download<'a> {
         let chunk =
             body.response.chunk().await.map_err(|error| broke_off(format!(" ({})", reason(&error))))?;
         let mut chunk = chunk.ok_or_else(|| broke_off(String::new()))?;
-        self.rate.received(chunk.len());
         let known = body.skip.min(chunk.len() as u64);
         body.skip -= known;
         let new = chunk.split_off(usize::try_from(known).unwrap_or(chunk.len()));
-        self.take(new)
+        // bytes that are sent again get nobody on
+        self.rate.received(new.len());
+        self.take(new).map(Some)
     }
 
     /// Takes bytes that follow those received.
@@ -174,11 +205,22 @@ impl<'a> Download<'a> {
         let place = self.places.remove(0);
         self.refusals.add(self.session.name_of(&place), refusal);
         self.attempt = 0;
+        self.turn += 1;
         self.rate = new_rate(self.session);
         if self.places.is_empty() {
             return Err(self.all_refused());
         }
-        Ok(())
+        if self.received > 0 { Err(self.begin_anew()) } else { Ok(()) }
+    }
+
+    /// Forgets what was received, as the rest would be of another origin.
+    fn begin_anew(&mut self) -> ImageError {
+        let (what, blob, next) = (self.what.clone(), self.digest, self.turn);
+        let place = self.places.first().map(|place| self.session.name_of(place)).unwrap_or_default();
+        let answers =
+            format!("{place}: broke off, and the rest would come from elsewhere than the beginning");
+        (self.received, self.hasher, self.origin, self.body) = (0, Hasher::default(), None, None);
+        ImageError::BrokenOff { what, answers, blob, next }
     }
 
     fn all_refused(&mut self) -> ImageError {
@@ -215,5 +257,47 @@ fn skip(status: StatusCode, headers: &HeaderMap, from: u64) -> Result<u64, Refus
             }
         }
         status => Err(Refusal::bad_answer(format!("status {}", status.as_u16()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use reqwest::header::HeaderValue;
+
+    fn known(status: u16, range: &str, from: u64) -> Option<u64> {
+        let headers = [(CONTENT_RANGE, HeaderValue::from_str(range).unwrap())].into_iter().collect();
+        skip(StatusCode::from_u16(status).unwrap(), &headers, from).ok()
+    }
+
+    #[test]
+    fn answer_begins_at_what_was_asked_for_or_before() {
+        assert_eq!(known(200, "", 10), Some(10));
+        assert_eq!(known(206, "bytes 10-19/20", 10), Some(0));
+        assert_eq!(known(206, "bytes 4-19/*", 10), Some(6));
+        for range in [
+            "",
+            "bytes",
+            "bytes 11-19/20",
+            "bytes */20",
+            "bytes -5",
+            "items 10-19/20",
+            "bytes 99999999999999999999-",
+        ] {
+            assert_eq!(known(206, range, 10), None, "{range:?}");
+        }
+        assert_eq!(known(204, "bytes 10-19/20", 10), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_is_known_than_was_received(
+            status in prop_oneof![Just(200u16), Just(206), 100u16..600],
+            range in prop_oneof!["[ -~]{0,40}", "bytes [0-9]{1,22}-[0-9]{0,3}/[0-9*]{1,3}"],
+            from: u64,
+        ) {
+            prop_assert!(known(status, &range, from).is_none_or(|known| known <= from));
+        }
     }
 }

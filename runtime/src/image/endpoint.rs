@@ -20,12 +20,16 @@ use base64::prelude::BASE64_STANDARD;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Largest answer of a token service, in bytes.
-const LARGEST_TOKEN: u64 = 1 << 20;
+/// Largest answer of a token service, in bytes: what it holds goes into a header, which servers take 8 to 64 KiB of.
+const LARGEST_TOKEN: u64 = 64 << 10;
+
+/// Most places that a registry redirects to whose tokens are kept. It may name a new one for each request, a port of the same host
+/// too; images that are served well come from two or three.
+const MOST_ELSEWHERE: usize = 8;
 
 /// Most requests for one answer: unauthenticated and authenticated, at the place itself and at those it redirects to.
 const MOST_ROUNDS: usize = 6;
@@ -53,9 +57,16 @@ pub struct Endpoint {
     /// Lets its own host be wherever the user or the configuration has it.
     _allowed: AllowedHost,
     credentials: Credentials,
-    /// What the last challenge of each place led to, used until it is refused: of this place itself, and of those that it
-    /// redirects to, by scheme, host and port.
-    authorizations: Mutex<HashMap<String, HeaderValue>>,
+    authorizations: Mutex<Authorizations>,
+}
+
+/// What the last challenge of each place led to, used until it is refused.
+#[derive(Default)]
+struct Authorizations {
+    /// Of the place itself.
+    own: Option<HeaderValue>,
+    /// Of those that it redirects to, by scheme, host and port; the latest last, [`MOST_ELSEWHERE`] of them.
+    elsewhere: VecDeque<(String, HeaderValue)>,
 }
 
 /// Who asks a token service, and for what.
@@ -63,6 +74,15 @@ struct TokenRequest<'a> {
     credentials: &'a Credentials,
     service: Option<&'a str>,
     scope: &'a str,
+}
+
+/// Where a token service is asked.
+#[derive(Debug)]
+pub struct TokenAddress {
+    /// The address.
+    pub url: Url,
+    /// The form that is sent there, where it holds a secret; else the query says all.
+    pub form: Option<String>,
 }
 
 impl Endpoint {
@@ -129,10 +149,7 @@ impl Endpoint {
             let unused = answered != asked && self.authorization(&answered).is_some();
             if !unused {
                 let authorization = self.answer(&response, stall).await?;
-                self.authorizations
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(answered.clone(), authorization);
+                self.keep(&answered, authorization);
                 challenged.insert(answered.clone());
             }
             if answered != origin(&self.base) {
@@ -159,14 +176,35 @@ impl Endpoint {
     }
 
     fn authorization(&self, origin_asked: &str) -> Option<HeaderValue> {
-        let authorizations = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = authorizations.get(origin_asked).cloned();
+        let authorizations = self.authorizations();
+        if origin_asked != origin(&self.base) {
+            let mut elsewhere = authorizations.elsewhere.iter();
+            return elsewhere.find(|(known, _)| known == origin_asked).map(|(_, value)| value.clone());
+        }
+        let known = authorizations.own.clone();
         match &self.credentials {
-            Credentials::Bearer(token) if origin_asked == origin(&self.base) => {
-                known.or_else(|| secret(&format!("Bearer {token}")))
-            }
+            Credentials::Bearer(token) => known.or_else(|| secret(&format!("Bearer {token}"))),
             _ => known,
         }
+    }
+
+    /// Keeps what a challenge of `answered` led to, in place of the oldest of too many.
+    fn keep(&self, answered: &str, authorization: HeaderValue) {
+        let mut authorizations = self.authorizations();
+        if answered == origin(&self.base) {
+            authorizations.own = Some(authorization);
+            return;
+        }
+        let elsewhere = &mut authorizations.elsewhere;
+        elsewhere.retain(|(known, _)| known != answered);
+        elsewhere.push_back((answered.to_owned(), authorization));
+        if elsewhere.len() > MOST_ELSEWHERE {
+            elsewhere.pop_front();
+        }
+    }
+
+    fn authorizations(&self) -> MutexGuard<'_, Authorizations> {
+        self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers the challenge of a 401: as the user at this place, as nobody at places that it redirects to.
@@ -224,29 +262,15 @@ impl Endpoint {
             (_, false) => accept_foreign(response)?,
         };
         let bytes = read_bounded(response, LARGEST_TOKEN, stall).await?;
-        let token: Token =
-            serde_json::from_slice(&bytes).map_err(|_| Refusal::bad_answer("token service sent no token"))?;
-        let mut tokens =
-            [token.token, token.access_token].into_iter().flatten().filter(|token| !token.is_empty());
-        let token = tokens.next().ok_or_else(|| Refusal::bad_answer("token service sent no token"))?;
-        secret(&format!("Bearer {token}"))
-            .ok_or_else(|| Refusal::bad_answer("token service sent a broken token"))
+        token_in(&bytes).map_err(Refusal::bad_answer)
     }
 
-    fn token_request(&self, mut url: Url, request: &TokenRequest<'_>) -> RequestBuilder {
-        let scope = Some(("scope", request.scope)).filter(|(_, scope)| !scope.is_empty());
-        let wanted = scope.into_iter().chain(request.service.map(|service| ("service", service)));
-        if let Credentials::Refresh(token) = request.credentials {
-            // a form has the syntax of a query
-            let mut form = url.clone();
-            form.set_query(None);
-            let fixed = [("grant_type", "refresh_token"), ("refresh_token", token), ("client_id", "isopod")];
-            form.query_pairs_mut().extend_pairs(wanted).extend_pairs(fixed);
-            let form = form.query().unwrap_or_default().to_owned();
+    fn token_request(&self, service: Url, request: &TokenRequest<'_>) -> RequestBuilder {
+        let TokenAddress { url, form } = request.address(service);
+        if let Some(form) = form {
             let request = self.clients.same_host.post(url);
             return request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form);
         }
-        url.query_pairs_mut().extend_pairs(wanted);
         let get = self.clients.any.get(url);
         match request.credentials {
             Credentials::Basic { username, password } => get.basic_auth(username, Some(password)),
@@ -255,10 +279,60 @@ impl Endpoint {
     }
 }
 
+impl TokenRequest<'_> {
+    /// Where it goes to, of `service`.
+    fn address(&self, mut service: Url) -> TokenAddress {
+        let scope = Some(("scope", self.scope)).filter(|(_, scope)| !scope.is_empty());
+        let wanted = scope.into_iter().chain(self.service.map(|service| ("service", service)));
+        let Credentials::Refresh(token) = self.credentials else {
+            service.query_pairs_mut().extend_pairs(wanted);
+            return TokenAddress { url: service, form: None };
+        };
+        // a form has the syntax of a query
+        let mut form = service.clone();
+        form.set_query(None);
+        let fixed = [("grant_type", "refresh_token"), ("refresh_token", token), ("client_id", "isopod")];
+        form.query_pairs_mut().extend_pairs(wanted).extend_pairs(fixed);
+        let form = form.query().unwrap_or_default().to_owned();
+        TokenAddress { url: service, form: Some(form) }
+    }
+}
+
 #[derive(Deserialize)]
 struct Token {
     token: Option<String>,
     access_token: Option<String>,
+}
+
+/// The authorization that the answer of a token service gives.
+///
+/// # Errors
+/// Why it gives none.
+pub fn token_in(answer: &[u8]) -> Result<HeaderValue, &'static str> {
+    let none = "token service sent no token";
+    let answer: Token = serde_json::from_slice(answer).map_err(|_| none)?;
+    let mut tokens = [answer.token, answer.access_token].into_iter().flatten();
+    let token = tokens.find(|token| !token.is_empty()).ok_or(none)?;
+    secret(&format!("Bearer {token}")).ok_or("token service sent a broken token")
+}
+
+/// Where a challenge of a place leads, where it is one for a token, on a node whose configuration names nobody; with an identity
+/// token or without. For the fuzz targets.
+///
+/// # Errors
+/// Why the token service is not asked.
+#[cfg(any(test, feature = "testing"))]
+pub fn token_address(
+    header: &str,
+    place: &Url,
+    identity: Option<&str>,
+) -> Option<Result<TokenAddress, String>> {
+    let Challenge::Bearer { realm, service, scope } = Challenge::parse(header)? else { return None };
+    let credentials = identity.map_or(Credentials::Anonymous, |token| Credentials::Refresh(token.to_owned()));
+    let scope = scope.unwrap_or_default();
+    let request = TokenRequest { credentials: &credentials, service: service.as_deref(), scope: &scope };
+    let service = token_service(&realm, place, &Destinations::default());
+    Some(service.map(|service| request.address(service)).map_err(|refusal| refusal.reason))
 }
 
 /// The token service that `place` names in a challenge. Whoever runs the place chose it, so it must not be easier to overhear

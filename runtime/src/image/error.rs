@@ -69,6 +69,18 @@ pub enum ImageError {
         /// What happened at each place that was asked.
         answers: String,
     },
+    /// The download of a blob broke off, and another place would send the rest: it is begun anew, unless that happened often.
+    #[error("RegistryUnavailable: {what}: {answers}; it is tried again at the next pull")]
+    BrokenOff {
+        /// The blob, as people know it.
+        what: String,
+        /// What happened.
+        answers: String,
+        /// Its digest.
+        blob: Digest,
+        /// How far the order of places is to be rotated for the next attempt.
+        next: usize,
+    },
     /// A registry answered with something that the distribution specification does not allow.
     #[error("{what}: {answers}")]
     BadAnswer {
@@ -77,8 +89,11 @@ pub enum ImageError {
         /// What was answered.
         answers: String,
     },
-    /// Content is not what its digest says.
-    #[error("{what} is corrupt: expected {expected}, got {got}; the registry or what lies between is broken")]
+    /// Content is not what its digest says. Its own digest is not told: with that, whoever can guess at what only this node
+    /// reaches could have the guess checked.
+    #[error(
+        "{what} is corrupt: it is not what the digest {expected} names; the registry or what lies between is broken"
+    )]
     Corrupt {
         /// Which content.
         what: String,
@@ -112,6 +127,27 @@ pub enum ImageError {
         limit: u64,
         /// Where the limit comes from: a configuration key, or the reason.
         key: &'static str,
+    },
+    /// The image has as many names as one may have.
+    #[error(
+        "image {image} has {limit} names on this node, and may have no more: remove it there, and pull it anew"
+    )]
+    TooManyNames {
+        /// Its id.
+        image: Digest,
+        /// Most names of one image.
+        limit: usize,
+    },
+    /// The list of all images would not fit into one answer.
+    #[error(
+        "image {image}: the list of all images and their names would be larger than {limit} bytes: remove images that \
+         are not used"
+    )]
+    TooManyImages {
+        /// The id of the image that is not added.
+        image: Digest,
+        /// Largest list, in bytes.
+        limit: usize,
     },
     /// The layer cannot become a file system.
     #[error("layer {layer} cannot be converted: {reason}")]

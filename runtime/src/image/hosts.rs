@@ -13,9 +13,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Most redirects of one request: registries send blobs from elsewhere with one or two.
 const MOST_REDIRECTS: usize = 5;
+
+/// Most connections to one host and port that are kept for later requests: as many as one pull has downloads.
+const MOST_IDLE: usize = 8;
+
+/// Time for which a connection is kept for later requests: registries may redirect to ever new ports, and each takes a descriptor.
+const KEPT_IDLE: Duration = Duration::from_secs(5);
 
 /// All hosts, and the HTTP clients for them.
 pub struct Hosts {
@@ -113,6 +120,8 @@ impl Hosts {
             .user_agent(concat!("isopod/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.patience.stall)
             .read_timeout(self.patience.stall)
+            .pool_max_idle_per_host(MOST_IDLE)
+            .pool_idle_timeout(KEPT_IDLE)
             .dns_resolver(Resolver(Arc::clone(&self.destinations)))
             .redirect(redirects)
             .referer(false);
@@ -175,7 +184,6 @@ pub fn host_and_port(url: &Url) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const PATIENCE: Patience = Patience {
         stall: Duration::from_secs(1),
@@ -195,12 +203,13 @@ mod tests {
         assert_eq!(asked("https://a.test/x?y=z", registry), Ok(()));
         assert_eq!(asked("http://a.test/x", "http://r.test"), Ok(()));
         assert_eq!(asked("http://inner.test:8080/x", registry), Ok(()));
-        assert_eq!(asked("http://127.0.0.1:1/x", "http://127.0.0.1:5000"), Ok(()));
+        assert_eq!(asked("http://127.0.0.1:5000/x", "http://127.0.0.1:5000"), Ok(()));
         for (url, reason) in [
             ("http://127.0.0.1/x", "set registry.\"127.0.0.1\".plain_http = true"),
             ("http://inner.test/x", "without TLS"),
             ("https://127.0.0.1:10250/x", "is at 127.0.0.1:10250, which is this node or on its link"),
             ("https://169.254.169.254/x", "this node or on its link"),
+            ("https://[fd00:ec2::254]/x", "this node or on its link"),
             ("ftp://a.test/x", "no address of HTTP"),
             ("file:///etc/passwd", "no address of HTTP"),
             ("data:text/plain,x", "no address of HTTP"),

@@ -13,7 +13,7 @@ mod scan;
 mod value;
 
 pub use scan::legible;
-pub use value::{Base64, Names, Read};
+pub use value::{Base64, Beginning, HasName, Names, Read};
 
 use scan::{Scanner, well_formed};
 

@@ -12,7 +12,7 @@
 use super::blocking;
 use super::content::{Content, Incoming, remove};
 use super::digest::Digest;
-use super::download::Download;
+use super::download::{Download, MOST_BEGINNINGS};
 use super::error::ImageError;
 use super::manifest::Descriptor;
 use super::pull::Pull;
@@ -105,7 +105,8 @@ struct Running {
 }
 
 impl Converter {
-    /// Fetches `layer` and makes it the file of its chain id. A corrupt download is begun again once, elsewhere if possible.
+    /// Fetches `layer` and makes it the file of its chain id. A corrupt download is begun again once, elsewhere if possible; one
+    /// that broke off, and of which another place would send the rest, [`MOST_BEGINNINGS`] times in all.
     /// `below` is called where the layer refers to those below it.
     ///
     /// # Errors
@@ -122,17 +123,24 @@ impl Converter {
             return Err(ImageError::TooLarge { what, limit, key: "image.max_layer_mib" });
         }
         let running = Running { claim: self.slots.claim(pull.requester()), waits: AtomicBool::new(false) };
-        let first = self.attempt(&content, &pull, &layer, below(), &running, 0).await;
-        match first {
-            // not the corruption of a layer below, which has had its second attempt
-            Err(ImageError::Corrupt { expected, .. })
-                if expected == layer.blob.digest || expected == layer.diff_id =>
-            {
-                tracing::warn!(layer = %layer.blob.digest, "corrupt download, trying again");
-                self.attempt(&content, &pull, &layer, below(), &running, 1).await
+        let (mut start, mut corrupt) = (0, false);
+        for _ in 1..MOST_BEGINNINGS {
+            match self.attempt(&content, &pull, &layer, below(), &running, start).await {
+                // not the corruption of a layer below, which has had its second attempt
+                Err(ImageError::Corrupt { expected, .. })
+                    if !corrupt && (expected == layer.blob.digest || expected == layer.diff_id) =>
+                {
+                    tracing::warn!(layer = %layer.blob.digest, "corrupt download, trying again");
+                    (start, corrupt) = (start + 1, true);
+                }
+                Err(ImageError::BrokenOff { blob, next, .. }) if blob == layer.blob.digest => {
+                    tracing::debug!(layer = %layer.blob.digest, "broke off, beginning anew");
+                    start = next;
+                }
+                other => return other,
             }
-            other => other,
         }
+        self.attempt(&content, &pull, &layer, below(), &running, start).await
     }
 
     async fn attempt(
@@ -142,14 +150,14 @@ impl Converter {
         layer: &LayerSource,
         below: Below,
         running: &Running,
-        number: usize,
+        start: usize,
     ) -> Result<(), ImageError> {
         running.waits.store(false, Ordering::Relaxed);
         running.claim.acquire().await;
         let mut undo = Undo::new("PullLayer");
         let what = format!("layer {}", layer.blob.digest);
         let part = Part {
-            download: Download::new(&pull.session, &layer.blob, what, number),
+            download: Download::new(&pull.session, &layer.blob, what, start),
             charge: pull.quota.charge(),
         };
         let charge = Arc::clone(&part.charge);

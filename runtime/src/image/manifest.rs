@@ -4,10 +4,9 @@
 
 use super::digest::Digest;
 use super::error::ImageError;
-use super::json::{self, Base64, JsonError, Kind, Read, Reader};
+use super::json::{self, Base64, Beginning, HasName, JsonError, Kind, Read, Reader};
 use super::platform::Platform;
 use bytes::Bytes;
-use std::collections::BTreeMap;
 
 /// What is asked for, in `Accept` headers.
 pub const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
@@ -50,17 +49,25 @@ pub struct Descriptor {
 
 /// A descriptor as a document has it. Whether it is of any use is asked when it is wanted, as in Go: what is wrong with one
 /// entry of an index is nothing to the others.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+///
+/// Of what is not used nothing is kept: an index may be megabytes of annotations.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     media_type: String,
     digest: String,
     size: i64,
-    urls: Vec<String>,
-    data: Base64,
-    annotations: BTreeMap<String, String>,
+    urls: Beginning<String, { MOST_URLS + 1 }>,
+    belongs_to_an_image: HasName,
     platform: Option<Platform>,
     /// What in it has a type that it may not have.
     fault: Option<String>,
+}
+
+/// A descriptor in the document of an image, which may hold the content too; in an index, `data` is not looked at.
+#[derive(Default)]
+struct Part {
+    entry: Entry,
+    data: Base64,
 }
 
 /// A manifest or an index, as far as pulling needs it.
@@ -89,9 +96,9 @@ enum Sort {
 struct Document {
     media_type: String,
     schema_version: i64,
-    config: Entry,
-    layers: Vec<Entry>,
-    manifests: Vec<Entry>,
+    config: Part,
+    layers: Beginning<Part, { MOST_LAYERS + 1 }>,
+    manifests: Beginning<Entry, { MOST_ENTRIES + 1 }>,
     has_config: bool,
     has_layers: bool,
     has_manifests: bool,
@@ -127,21 +134,38 @@ impl Read for Document {
     }
 }
 
+impl Default for Entry {
+    fn default() -> Self {
+        Self {
+            media_type: String::new(),
+            digest: String::new(),
+            size: 0,
+            urls: Beginning::default(),
+            belongs_to_an_image: HasName { name: BELONGS_TO_AN_IMAGE, there: false },
+            platform: None,
+            fault: None,
+        }
+    }
+}
+
 impl Read for Entry {
     fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        let ((), fault) = from.apart(|from| from.fields(|from, name| self.read_field(from, name)))?;
+        self.fault = self.fault.take().or(fault);
+        Ok(())
+    }
+}
+
+impl Read for Part {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        let Self { entry, data } = self;
         let ((), fault) = from.apart(|from| {
             from.fields(|from, name| match name {
-                "mediatype" => self.media_type.read(from),
-                "digest" => self.digest.read(from),
-                "size" => self.size.read(from),
-                "urls" => self.urls.read(from),
-                "data" => self.data.read(from),
-                "annotations" => self.annotations.read(from),
-                "platform" => self.platform.read(from),
-                _ => from.skip(),
+                "data" => data.read(from),
+                _ => entry.read_field(from, name),
             })
         })?;
-        self.fault = self.fault.take().or(fault);
+        entry.fault = entry.fault.take().or(fault);
         Ok(())
     }
 }
@@ -184,11 +208,10 @@ impl Manifest {
         }
         match (is(Sort::Image), is(Sort::Index)) {
             (true, false) => document.image().map_err(unsupported),
-            (false, true) if document.manifests.len() > MOST_ENTRIES => {
-                let count = document.manifests.len();
-                Err(unsupported(format!("is an index of {count} entries, more than {MOST_ENTRIES}")))
+            (false, true) if document.manifests.0.len() > MOST_ENTRIES => {
+                Err(unsupported(format!("is an index of more than {MOST_ENTRIES} entries")))
             }
-            (false, true) => Ok(Self::Index(document.manifests)),
+            (false, true) => Ok(Self::Index(document.manifests.0)),
             (true, true) => Err(unsupported("can be read as an image manifest and as an index".to_owned())),
             (false, false) => Err(unsupported("is neither an image manifest nor an index".to_owned())),
         }
@@ -200,44 +223,60 @@ impl Document {
         if !self.has_config {
             return Err("is a manifest without a configuration".to_owned());
         }
-        if self.layers.len() > MOST_LAYERS {
-            return Err(format!("has {} layers, more than {MOST_LAYERS}", self.layers.len()));
+        if self.layers.0.len() > MOST_LAYERS {
+            return Err(format!("has more than {MOST_LAYERS} layers"));
         }
         let config =
             self.config.content().map_err(|fault| format!("has no usable configuration: {fault}"))?;
-        let layer = |(number, layer): (usize, Entry)| {
+        let layer = |(number, layer): (usize, Part)| {
             layer.content().map_err(|fault| format!("cannot use layer {number} of the manifest: {fault}"))
         };
-        let layers = self.layers.into_iter().enumerate().map(layer).collect::<Result<_, _>>()?;
+        let layers = self.layers.0.into_iter().enumerate().map(layer).collect::<Result<_, _>>()?;
         Ok(Manifest::Image { config, layers })
     }
 }
 
+impl Part {
+    /// As [`Entry::descriptor`], with the addresses of the content, and the content that the document holds, where that is what
+    /// its digest says.
+    fn content(self) -> Result<Descriptor, String> {
+        let descriptor = self.entry.descriptor()?;
+        let (urls, data) = (self.entry.urls.0, self.data.0);
+        if urls.len() > MOST_URLS {
+            return Err(format!("{} has more than {MOST_URLS} addresses", descriptor.digest));
+        }
+        let whole = data.len() as u64 == descriptor.size && Digest::of(&data) == descriptor.digest;
+        Ok(Descriptor { urls, data: if whole { data.into() } else { Bytes::new() }, ..descriptor })
+    }
+}
+
 impl Entry {
-    /// What it names, checked.
+    /// Reads one field.
+    fn read_field(&mut self, from: &mut Reader<'_>, name: &str) -> Result<(), JsonError> {
+        match name {
+            "mediatype" => self.media_type.read(from),
+            "digest" => self.digest.read(from),
+            "size" => self.size.read(from),
+            "urls" => self.urls.read(from),
+            "annotations" => self.belongs_to_an_image.read(from),
+            "platform" => self.platform.read(from),
+            _ => from.skip(),
+        }
+    }
+
+    /// What it names, checked, without addresses and content.
     ///
     /// # Errors
     /// Why it names nothing that can be fetched. Containerd also refuses content without a size.
-    pub fn descriptor(&self) -> Result<Descriptor, String> {
+    fn descriptor(&self) -> Result<Descriptor, String> {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }
         let digest = self.digest.parse().map_err(|error| format!("{error}"))?;
         let size = u64::try_from(self.size).ok().filter(|size| *size > 0);
         let size = size.ok_or_else(|| format!("{digest} is said to have {} bytes", self.size))?;
-        if self.urls.len() > MOST_URLS {
-            return Err(format!("{digest} has {} addresses, more than {MOST_URLS}", self.urls.len()));
-        }
-        let (media_type, urls, data) = (self.media_type.clone(), self.urls.clone(), Bytes::new());
-        Ok(Descriptor { media_type, digest, size, urls, data })
-    }
-
-    /// As [`Self::descriptor`], with the content that the document holds, where that is what its digest says.
-    fn content(self) -> Result<Descriptor, String> {
-        let descriptor = self.descriptor()?;
-        let data = self.data.0;
-        let whole = data.len() as u64 == descriptor.size && Digest::of(&data) == descriptor.digest;
-        Ok(Descriptor { data: if whole { data.into() } else { Bytes::new() }, ..descriptor })
+        let media_type = self.media_type.clone();
+        Ok(Descriptor { media_type, digest, size, urls: Vec::new(), data: Bytes::new() })
     }
 
     /// The platform that an index says it is for.
@@ -245,10 +284,10 @@ impl Entry {
         self.platform.as_ref()
     }
 
-    /// As [`Self::descriptor`], of what may be an image or an index.
+    /// What it names, an image or an index, whose addresses and content do not matter.
     ///
     /// # Errors
-    /// Also what says that it is something else.
+    /// Why it names neither that could be fetched.
     pub fn image(&self) -> Result<Descriptor, String> {
         let descriptor = self.descriptor()?;
         if self.media_type.is_empty() || Sort::of(&self.media_type).is_some() {
@@ -260,7 +299,7 @@ impl Entry {
 
     /// Whether it is about an image beside it: an attestation, which is never run.
     pub fn belongs_to_an_image(&self) -> bool {
-        self.annotations.contains_key(BELONGS_TO_AN_IMAGE)
+        self.belongs_to_an_image.there
     }
 }
 
@@ -374,7 +413,7 @@ mod tests {
         let mut many = entry("foreign");
         many["urls"] = json!(vec!["https://a.test"; 17]);
         let error = parse(&json!({"config": entry("c"), "layers": [many]})).unwrap_err();
-        assert!(error.contains("has 17 addresses"), "{error}");
+        assert!(error.contains("has more than 16 addresses"), "{error}");
     }
 
     #[test]
@@ -428,14 +467,39 @@ mod tests {
         let error = parse(&json!({"config": entry("c"), "layers": [entry("k"), layer]})).unwrap_err();
         assert!(error.contains("layer 1 of the manifest") && error.contains("-1 bytes"), "{error}");
         let many = json!({"config": entry("c"), "layers": vec![entry("l"); 257]});
-        assert!(parse(&many).unwrap_err().contains("257 layers"));
+        assert!(parse(&many).unwrap_err().contains("more than 256 layers"));
     }
 
     #[test]
     fn index_of_very_many_entries_is_refused() {
         let error = parse(&json!({"manifests": vec![json!({}); 4097]})).unwrap_err();
-        assert!(error.contains("an index of 4097 entries, more than 4096"), "{error}");
+        assert!(error.contains("an index of more than 4096 entries"), "{error}");
         assert!(parse(&json!({"manifests": vec![json!({}); 4096]})).is_ok());
+    }
+
+    #[test]
+    fn annotations_and_content_of_an_entry_of_an_index_are_not_kept() {
+        let text = "x".repeat(10_000);
+        let annotations: serde_json::Map<_, _> =
+            (0..100).map(|number| (format!("{number}"), json!(text))).collect();
+        let mut large = entry("large");
+        large["annotations"] = json!(annotations);
+        large["data"] = json!(text);
+        large["urls"] = json!(vec!["https://a.test"; 1000]);
+        let mut attestation = large.clone();
+        attestation["annotations"]["vnd.docker.reference.type"] = json!("attestation-manifest");
+        let Ok(Manifest::Index(entries)) = parse(&json!({"manifests": [large, attestation]})) else {
+            panic!("it is an index")
+        };
+        assert_eq!(entries.iter().map(Entry::belongs_to_an_image).collect::<Vec<_>>(), [false, true]);
+        for entry in &entries {
+            assert_eq!(entry.urls.0.len(), MOST_URLS + 1);
+            assert!(format!("{entry:?}").len() < 1000, "{entry:?}");
+            assert!(entry.image().unwrap().urls.is_empty());
+        }
+        let parts = format!("{{\"config\": {{}}, \"layers\": [{}]}}", vec!["{}"; 1000].join(","));
+        let document: Document = json::read(parts.as_bytes()).unwrap();
+        assert_eq!(document.layers.0.len(), MOST_LAYERS + 1, "the rest of too many are not read");
     }
 
     #[test]
@@ -449,7 +513,7 @@ mod tests {
         assert_eq!(good.len(), 1);
         assert_eq!(good[0].digest, Digest::of(b"good"));
         assert_eq!(entries[2].descriptor().unwrap_err(), "manifests is a string where an object belongs");
-        assert!(entries[10].descriptor().unwrap_err().contains("is no base64"));
+        assert!(entries[10].descriptor().unwrap_err().contains("is no digest"), "content is not looked at");
     }
 
     #[test]

@@ -53,7 +53,11 @@ pub mod worker;
 pub use auth::{Challenge, SentCredentials};
 pub use configuration::ImageConfiguration;
 pub use content::Usage;
+#[cfg(any(test, feature = "testing"))]
+pub use describe::{Outline, outline};
 pub use digest::Digest;
+#[cfg(any(test, feature = "testing"))]
+pub use endpoint::{TokenAddress, token_address, token_in};
 pub use error::ImageError;
 pub use manifest::Manifest;
 
@@ -67,6 +71,7 @@ use reference::Query;
 use registry::{Patience, Registry};
 use slots::{Rules, Slots};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -78,9 +83,22 @@ const TIME_SLICE: Duration = Duration::from_secs(10);
 /// Time for which it keeps its slot while it waits for its registry, and any other conversion waits for a slot.
 const IDLE_SLICE: Duration = Duration::from_secs(2);
 
-/// An image that can be run.
+/// An image that can be run, with its configuration, which is read for each container: a node keeps many images, and runs few.
 #[derive(Debug, Clone)]
 pub struct Image {
+    /// Digest of the configuration: the id in all of the CRI.
+    pub id: Digest,
+    /// Full names with digests.
+    pub repo_digests: Vec<String>,
+    /// Entry point, environment and the rest of what its builder set.
+    pub config: Arc<ImageConfiguration>,
+    /// Its layers, the lowest first.
+    pub layers: Vec<Layer>,
+}
+
+/// An image as lists show it.
+#[derive(Debug, Clone)]
+pub struct ListedImage {
     /// Digest of the configuration: the id in all of the CRI.
     pub id: Digest,
     /// Full names with tags.
@@ -91,8 +109,6 @@ pub struct Image {
     pub size: u64,
     /// User that its processes run as unless told otherwise.
     pub user: ImageUser,
-    /// Entry point, environment and the rest of what its builder set.
-    pub config: Arc<ImageConfiguration>,
     /// Its layers, the lowest first.
     pub layers: Vec<Layer>,
 }
@@ -106,6 +122,16 @@ pub enum ImageUser {
     Id(i64),
     /// A name in the image's `/etc/passwd`.
     Name(String),
+}
+
+impl ImageUser {
+    /// Bytes that it takes at most in the list of all images, beside what each image takes.
+    fn listed(&self) -> usize {
+        match self {
+            Self::Unset | Self::Id(_) => 0,
+            Self::Name(name) => name.len(),
+        }
+    }
 }
 
 /// A layer on disk: an EROFS file. It may be removed while it is open; what is open stays readable.
@@ -150,7 +176,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     records: Records,
-    configurations: BTreeMap<Digest, Arc<ImageConfiguration>>,
+    /// The user of each image: what lists show of configurations, which stay on disk.
+    users: BTreeMap<Digest, ImageUser>,
     /// Content that a pull needs and no record names yet, with the number of such pulls: it is not garbage.
     pins: BTreeMap<Digest, usize>,
 }
@@ -202,9 +229,9 @@ impl Images {
             tracing::error!(path = %path.display(), "image record is corrupt and was set aside: pull the image again");
         }
         for (name, record) in loaded.documents {
-            match whole_configuration(&content, &record) {
+            match check_whole(&content, &record).and_then(|()| configuration(&content, &record.id)) {
                 Ok(configuration) => {
-                    state.configurations.insert(record.id, configuration);
+                    state.users.insert(record.id, user(&configuration));
                     whole.push(record);
                 }
                 Err(error) => {
@@ -233,34 +260,45 @@ impl Images {
         Ok(images)
     }
 
-    /// The image of a name, a digest or an id, for running it.
+    /// The image of a name, a digest or an id, for running it. Its configuration is read from the disk.
     ///
     /// # Errors
-    /// [`ImageError::NotPresent`] where it has not been pulled.
-    pub fn resolve(&self, reference: &str) -> Result<Image, ImageError> {
-        self.status(reference)?.ok_or_else(|| ImageError::NotPresent(reference.chars().take(300).collect()))
+    /// [`ImageError::NotPresent`] where it has not been pulled, or is removed meanwhile; [`ImageError::Corrupt`] where its
+    /// configuration has been altered.
+    pub async fn resolve(&self, reference: &str) -> Result<Image, ImageError> {
+        let absent = || ImageError::NotPresent(reference.chars().take(300).collect());
+        let listed = self.status(reference)?.ok_or_else(absent)?;
+        let (content, id) = (Arc::clone(&self.0.content), listed.id);
+        match blocking(move || configuration(&content, &id)).await {
+            Ok(config) => {
+                let ListedImage { id, repo_digests, layers, .. } = listed;
+                Ok(Image { id, repo_digests, config: Arc::new(config), layers })
+            }
+            Err(ImageError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Err(absent()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The image of a name, a digest or an id; `None` where it is not on this node.
     ///
     /// # Errors
     /// A name that is none; the beginning of several ids.
-    pub fn status(&self, reference: &str) -> Result<Option<Image>, ImageError> {
+    pub fn status(&self, reference: &str) -> Result<Option<ListedImage>, ImageError> {
         let query = Query::parse(reference)?;
         let state = self.state();
-        Ok(state.records.find(&query)?.and_then(|record| self.image(&state, record)))
+        Ok(state.records.find(&query)?.and_then(|record| self.listed(&state, record)))
     }
 
     /// All images, or only that of `reference`.
     ///
     /// # Errors
     /// As [`Self::status`].
-    pub fn list(&self, reference: Option<&str>) -> Result<Vec<Image>, ImageError> {
+    pub fn list(&self, reference: Option<&str>) -> Result<Vec<ListedImage>, ImageError> {
         if let Some(reference) = reference {
             return Ok(self.status(reference)?.into_iter().collect());
         }
         let state = self.state();
-        Ok(state.records.all().filter_map(|record| self.image(&state, record)).collect())
+        Ok(state.records.all().filter_map(|record| self.listed(&state, record)).collect())
     }
 
     /// The configuration of an image as its builder wrote it, made legible where a strict reader of JSON would refuse it.
@@ -287,21 +325,20 @@ impl Images {
         blocking(move || Ok(FsInfo { directory: content.root().to_owned(), usage: content.usage()? })).await
     }
 
-    fn image(&self, state: &State, record: &Record) -> Option<Image> {
-        let config = Arc::clone(state.configurations.get(&record.id)?);
+    fn listed(&self, state: &State, record: &Record) -> Option<ListedImage> {
+        let user = state.users.get(&record.id)?.clone();
         let layers = record.layers.iter().map(|layer| Layer {
             chain_id: layer.chain_id,
             path: self.0.content.layer_path(&layer.chain_id),
             size: layer.size,
         });
-        Some(Image {
+        Some(ListedImage {
             id: record.id,
             repo_tags: record.repo_tags.iter().cloned().collect(),
             repo_digests: record.repo_digests.iter().cloned().collect(),
             size: record.size,
-            user: user(&config),
+            user,
             layers: layers.collect(),
-            config,
         })
     }
 
@@ -318,15 +355,20 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|_| ImageError::Interrupted("the image store".to_owned()))?
 }
 
-/// The image's configuration, once all of the image is known to be there.
-fn whole_configuration(content: &Content, record: &Record) -> Result<Arc<ImageConfiguration>, ImageError> {
+/// Checks that manifest and layers of an image are there.
+fn check_whole(content: &Content, record: &Record) -> Result<(), ImageError> {
     content.read_blob(&record.manifest)?;
     for layer in &record.layers {
         if content.layer_size(&layer.chain_id)? != Some(layer.size) {
             return Err(ImageError::NotPresent(format!("layer {}", layer.chain_id)));
         }
     }
-    describe::parse_configuration(&content.read_blob(&record.id)?, &record.id.to_string()).map(Arc::new)
+    Ok(())
+}
+
+/// The configuration of an image on disk. Blocks.
+fn configuration(content: &Content, id: &Digest) -> Result<ImageConfiguration, ImageError> {
+    describe::parse_configuration(&content.read_blob(id)?, &id.to_string())
 }
 
 fn user(config: &ImageConfiguration) -> ImageUser {

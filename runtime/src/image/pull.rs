@@ -3,17 +3,15 @@
 //! Called by `cri/pull_image`. Dropping the future abandons the pull: layers that nobody else waits for are aborted.
 
 use super::auth::SentCredentials;
-use super::configuration::ImageConfiguration;
 use super::describe::{Described, describe};
 use super::digest::Digest;
 use super::error::ImageError;
-use super::layer::LayerSource;
 use super::quota::Quota;
-use super::records::{LayerRecord, Record};
+use super::records::{LARGEST_LIST, LayerRecord, Record};
 use super::reference::{Reference, Version};
 use super::session::Session;
 use super::slots::Requester;
-use super::{Images, State, blocking};
+use super::{ImageUser, Images, State, blocking, user};
 use crate::undo::Undo;
 use crate::wall_clock::now_ns;
 use futures_util::future::try_join_all;
@@ -84,7 +82,7 @@ impl Images {
         for layer in described.layers.iter() {
             self.pin_until_undone(undo, "layer", layer.chain_id)?;
         }
-        self.check_room(&described.layers).await?;
+        self.check_room(&described).await?;
         self.put_documents(&described).await?;
         let (pull, layers) = (&pull, &described.layers);
         let have = |at: usize| async move {
@@ -104,12 +102,16 @@ impl Images {
         Ok(id)
     }
 
-    /// Checks that the disk has room for the layers that are not here, as far as their sizes are known before they are.
-    async fn check_room(&self, layers: &Arc<[LayerSource]>) -> Result<(), ImageError> {
+    /// Checks that the disk has room for the documents and layers that are not here, as far as their sizes are known before they
+    /// are. An image that is here as a whole wants none: it can be pulled again while the disk is full.
+    async fn check_room(&self, described: &Described) -> Result<(), ImageError> {
         let (content, layers, reserve) =
-            (Arc::clone(&self.0.content), Arc::clone(layers), self.0.converter.reserve);
+            (Arc::clone(&self.0.content), Arc::clone(&described.layers), self.0.converter.reserve);
+        let manifest = (described.manifest.0, described.manifest.1.len() as u64);
+        let documents = [manifest, (described.config.0, described.config.1.len() as u64)];
         blocking(move || {
-            let mut wanted = 0u64;
+            let missing = documents.iter().filter(|(digest, _)| !content.has_blob(digest));
+            let mut wanted = missing.map(|(_, size)| size).sum::<u64>();
             for layer in layers.iter() {
                 if content.layer_size(&layer.chain_id)?.is_none() {
                     wanted = wanted.saturating_add(layer.blob.size);
@@ -155,7 +157,7 @@ impl Images {
         let pinned = described.content();
         self.pin(&pinned);
         let committing = tokio::spawn(async move {
-            let written = images.write_record(record, Arc::new(described.configuration)).await;
+            let written = images.write_record(record, user(&described.configuration)).await;
             images.unpin(&pinned);
             written
         });
@@ -164,21 +166,22 @@ impl Images {
         Ok(id)
     }
 
-    async fn write_record(
-        &self,
-        record: Record,
-        configuration: Arc<ImageConfiguration>,
-    ) -> Result<(), ImageError> {
+    async fn write_record(&self, record: Record, user: ImageUser) -> Result<(), ImageError> {
         let _writing = self.0.writing.lock().await;
         let id = record.id;
-        let changed = self.state().records.changes(record);
+        let changed = {
+            let state = self.state();
+            let changed = state.records.changes(record)?;
+            state.check_list(&changed, &user)?;
+            changed
+        };
         let (images, written) = (self.clone(), changed.clone());
         blocking(move || {
             written.iter().try_for_each(|record| Ok(images.0.documents.put(&record.id.hex(), record)?))
         })
         .await?;
         let mut state = self.state();
-        state.configurations.insert(id, configuration);
+        state.users.insert(id, user);
         state.records.replace(changed);
         Ok(())
     }
@@ -219,6 +222,18 @@ impl Images {
 }
 
 impl State {
+    /// Checks that the list of all images stays within its bound, or does not grow, with `changed`, of which the first has `user`.
+    fn check_list(&self, changed: &[Record], user: &ImageUser) -> Result<(), ImageError> {
+        let Some(record) = changed.first() else { return Ok(()) };
+        let others = self.users.iter().filter(|(id, _)| **id != record.id).map(|(_, user)| user.listed());
+        let with = self.records.listed_with(changed) + others.sum::<usize>() + user.listed();
+        let now = self.records.listed_with(&[]) + self.users.values().map(ImageUser::listed).sum::<usize>();
+        match with > LARGEST_LIST && with > now {
+            true => Err(ImageError::TooManyImages { image: record.id, limit: LARGEST_LIST }),
+            false => Ok(()),
+        }
+    }
+
     fn live(&self) -> impl Iterator<Item = Digest> + '_ {
         self.records.all().flat_map(Record::content).chain(self.pins.keys().copied())
     }

@@ -10,6 +10,18 @@ use crate::id::{Mismatch, resolve};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Most names of one image, tags and digests together.
+pub const MOST_NAMES: usize = 256;
+
+/// Most bytes of the list of all images, as the CRI's messages have it: half of the largest answer that kubelet takes.
+pub const LARGEST_LIST: usize = 8 << 20;
+
+/// Bytes of an image in that list beside its names and its user: id, size, user id, and what frames the fields.
+const LISTED_FIXED: usize = 160;
+
+/// Bytes that frame one name in it.
+const LISTED_NAME: usize = 6;
+
 /// An image as it is kept on disk, in `records/HEX.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -49,6 +61,16 @@ impl Record {
     pub fn content(&self) -> impl Iterator<Item = Digest> + '_ {
         [self.id, self.manifest].into_iter().chain(self.layers.iter().map(|layer| layer.chain_id))
     }
+
+    /// All its names.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.repo_tags.iter().chain(&self.repo_digests)
+    }
+
+    /// Bytes that it takes at most in the list of all images, less its user.
+    pub fn listed(&self) -> usize {
+        LISTED_FIXED + self.names().map(|name| name.len() + LISTED_NAME).sum::<usize>()
+    }
 }
 
 impl Records {
@@ -66,7 +88,19 @@ impl Records {
 
     /// What an insertion of `record` would write: the record with the names that its image has already, then every other
     /// image that loses a tag by it.
-    pub fn changes(&self, mut record: Record) -> Vec<Record> {
+    ///
+    /// # Errors
+    /// [`ImageError::TooManyNames`], where the image would have more than [`MOST_NAMES`] and than it has.
+    pub fn changes(&self, record: Record) -> Result<Vec<Record>, ImageError> {
+        let (id, before) = (record.id, self.0.get(&record.id).map_or(0, |old| old.names().count()));
+        let changed = self.changes_unbounded(record);
+        match changed.first().map_or(0, |record| record.names().count()) > MOST_NAMES.max(before) {
+            true => Err(ImageError::TooManyNames { image: id, limit: MOST_NAMES }),
+            false => Ok(changed),
+        }
+    }
+
+    fn changes_unbounded(&self, mut record: Record) -> Vec<Record> {
         if let Some(old) = self.0.get(&record.id) {
             record.repo_tags.extend(old.repo_tags.iter().cloned());
             record.repo_digests.extend(old.repo_digests.iter().cloned());
@@ -87,9 +121,15 @@ impl Records {
     }
 
     fn insert(&mut self, record: Record) -> Vec<Record> {
-        let changed = self.changes(record);
+        let changed = self.changes_unbounded(record);
         self.replace(changed.clone());
         changed.into_iter().skip(1).collect()
+    }
+
+    /// Bytes of the list of all images with `changed` in place of older records, less their users.
+    pub fn listed_with(&self, changed: &[Record]) -> usize {
+        let kept = self.0.values().filter(|record| changed.iter().all(|other| other.id != record.id));
+        kept.chain(changed).map(Record::listed).sum()
     }
 
     /// Forgets an image.
@@ -135,6 +175,7 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn record(content: &str, tags: &[&str], pulled_at: u128) -> Record {
         let id = Digest::of(content.as_bytes());
@@ -156,11 +197,54 @@ mod tests {
         records.0[&Digest::of(content.as_bytes())].repo_tags.iter().cloned().collect()
     }
 
+    /// Records as any daemon could have left them: few images and tags, so that many share them.
+    fn any_records() -> impl Strategy<Value = Vec<Record>> {
+        let tags = prop::collection::btree_set((0u8..6).prop_map(|tag| format!("r.test/a:{tag}")), 0..4);
+        let any = ((0u8..4), tags, 0u128..4);
+        let any = any.prop_map(|(content, tags, pulled_at)| {
+            let tags: Vec<_> = tags.iter().map(String::as_str).collect();
+            record(&content.to_string(), &tags, pulled_at)
+        });
+        prop::collection::vec(any, 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_on_disk_a_tag_names_one_image(on_disk in any_records()) {
+            let (records, changed) = Records::load(on_disk.clone());
+            let tags: Vec<_> = records.all().flat_map(|record| &record.repo_tags).collect();
+            let distinct: BTreeSet<_> = tags.iter().collect();
+            prop_assert_eq!(distinct.len(), tags.len());
+            let before: BTreeSet<_> = on_disk.iter().flat_map(|record| &record.repo_tags).collect();
+            prop_assert!(tags.iter().all(|tag| before.contains(tag)));
+            for record in records.all() {
+                let id = record.id;
+                prop_assert!(on_disk.iter().any(|old| old.id == id));
+                prop_assert!(changed.contains(&id) || on_disk.iter().any(|old| old.id == id && old.repo_tags.is_subset(&record.repo_tags)));
+            }
+        }
+
+        #[test]
+        fn any_file_is_a_record_or_is_none(bytes: Vec<u8>, text in "[\\[\\]{}:,\"a-z0-9_]{0,200}") {
+            for bytes in [bytes, text.into_bytes()] {
+                prop_assert!(serde_json::from_slice::<Record>(&bytes).is_err());
+            }
+        }
+
+        #[test]
+        fn record_that_is_read_is_the_one_written(on_disk in any_records()) {
+            for record in on_disk {
+                let text = serde_json::to_vec(&record).unwrap();
+                prop_assert_eq!(serde_json::from_slice::<Record>(&text).unwrap(), record);
+            }
+        }
+    }
+
     #[test]
     fn moved_tag_leaves_the_old_image_with_its_other_names() {
         let (mut records, changed) = Records::load([record("old", &[TAG, OTHER], 1)]);
         assert!(changed.is_empty());
-        let changed = records.changes(record("new", &[TAG], 2));
+        let changed = records.changes(record("new", &[TAG], 2)).unwrap();
         assert_eq!(changed.len(), 2);
         records.replace(changed);
         assert_eq!(
@@ -172,7 +256,7 @@ mod tests {
     #[test]
     fn second_tag_of_one_image_joins_its_record() {
         let (mut records, _) = Records::load([record("a", &[TAG], 1)]);
-        records.replace(records.changes(record("a", &[OTHER], 2)));
+        records.replace(records.changes(record("a", &[OTHER], 2)).unwrap());
         assert_eq!(tags(&records, "a"), [TAG, OTHER]);
         assert_eq!(records.all().count(), 1);
     }

@@ -31,7 +31,7 @@ impl Images {
         self.0.documents.remove(&id.hex())?;
         let mut state = self.state();
         state.records.remove(&id);
-        state.configurations.remove(&id);
+        state.users.remove(&id);
         tracing::info!(image = %id, "removed");
         Ok(())
     }

@@ -113,9 +113,10 @@ impl Session {
                 Ok(bytes) => {
                     let (bytes, digest) = digested(bytes).await?;
                     return match version {
-                        Version::Digest(wanted) if *wanted != digest => Err(Refusal::bad_answer(format!(
-                            "sent a manifest with digest {digest} in place of {wanted}"
-                        ))),
+                        Version::Digest(wanted) if *wanted != digest => {
+                            tracing::debug!(%wanted, got = %digest, "another manifest");
+                            Err(Refusal::bad_answer(format!("sent another manifest than {wanted}")))
+                        }
                         _ => Ok((bytes.into(), digest)),
                     };
                 }

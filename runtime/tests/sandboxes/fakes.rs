@@ -9,7 +9,7 @@ use isopod_protocols::vsock::{AGENT_PORT, STDIO_PORT};
 use isopod_runtime::config::Config;
 use isopod_runtime::container::Wish;
 use isopod_runtime::hypervisor::fake::{Connection, FakeHypervisor};
-use isopod_runtime::image::{Digest, Image, ImageUser};
+use isopod_runtime::image::{Digest, Image};
 use isopod_runtime::network::{NetworkError, Pod, PodNetwork};
 use isopod_runtime::sandbox::{Host, PodNetworks, SandboxEvents, Sandboxes};
 use isopod_runtime::scratch::Scratch;
@@ -385,13 +385,5 @@ pub fn container(name: &str) -> Wish {
 
 /// An image with nothing in it.
 pub fn image() -> Image {
-    Image {
-        id: Digest::of(b""),
-        repo_tags: Vec::new(),
-        repo_digests: Vec::new(),
-        size: 0,
-        user: ImageUser::Unset,
-        config: Arc::default(),
-        layers: Vec::new(),
-    }
+    Image { id: Digest::of(b""), repo_digests: Vec::new(), config: Arc::default(), layers: Vec::new() }
 }

@@ -7,7 +7,7 @@ use super::{JsonError, Kind, MOST_ELEMENTS, Reader};
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// A field that values are read into.
 pub trait Read {
@@ -68,21 +68,51 @@ impl<T: Read + Default> Read for Vec<T> {
                 self.clear();
                 from.skip()
             }
-            Kind::Array => {
-                let mut length = 0;
-                from.elements(|from, index| {
-                    length = index + 1;
-                    if self.len() < length {
-                        self.push(T::default());
-                    }
-                    self[index].read(from)
-                })?;
-                self.truncate(length);
-                Ok(())
-            }
+            Kind::Array => read_elements(self, from, MOST_ELEMENTS),
             _ => from.mismatch("a list"),
         }
     }
+}
+
+/// The first elements of a list, `N` at most: the others are not looked at. For lists that are refused where they are long, with one
+/// element more than they may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beginning<T, const N: usize>(pub Vec<T>);
+
+impl<T, const N: usize> Default for Beginning<T, N> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Read + Default, const N: usize> Read for Beginning<T, N> {
+    fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
+        match from.kind()? {
+            Kind::Array => read_elements(&mut self.0, from, N),
+            _ => self.0.read(from),
+        }
+    }
+}
+
+/// Reads the first `most` elements of the next value, a list, over those that `elements` has.
+fn read_elements<T: Read + Default>(
+    elements: &mut Vec<T>,
+    from: &mut Reader<'_>,
+    most: usize,
+) -> Result<(), JsonError> {
+    let mut length = 0;
+    from.elements(|from, index| {
+        if index >= most {
+            return from.skip();
+        }
+        length = index + 1;
+        if elements.len() < length {
+            elements.push(T::default());
+        }
+        elements[index].read(from)
+    })?;
+    elements.truncate(length);
+    Ok(())
 }
 
 impl Read for Names {
@@ -105,18 +135,25 @@ impl Read for Names {
     }
 }
 
-impl Read for BTreeMap<String, String> {
+/// A map of strings, of which is kept whether it has one name. Names are compared as they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HasName {
+    /// The name.
+    pub name: &'static str,
+    /// Whether the map has it.
+    pub there: bool,
+}
+
+impl Read for HasName {
     fn read(&mut self, from: &mut Reader<'_>) -> Result<(), JsonError> {
         match from.kind()? {
             Kind::Null => {
-                self.clear();
+                self.there = false;
                 from.skip()
             }
             Kind::Object => from.pairs(|from, name| {
-                let mut value = String::new();
-                value.read(from)?;
-                self.insert(name, value);
-                Ok(())
+                self.there |= name == self.name;
+                String::new().read(from)
             }),
             _ => from.mismatch("an object"),
         }

@@ -25,8 +25,9 @@ async fn host(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Tes
     TestRegistry::start(answer).await
 }
 
-fn willing() -> Node {
-    Node { foreign_layers: true, ..Node::new() }
+/// A node that fetches such layers, and from `host` although that is on loopback.
+fn willing(host: &TestRegistry) -> Node {
+    Node { foreign_layers: true, ..Node::knowing([host]) }
 }
 
 #[tokio::test]
@@ -43,7 +44,7 @@ async fn layer_is_fetched_from_its_addresses_without_credentials() {
     let (shelf, _) =
         elsewhere(&["ftp://127.0.0.1/x".to_owned(), "no address".to_owned(), at("/gone"), at("/moved")]);
     let registry = TestRegistry::of(shelf).await;
-    let node = willing();
+    let node = willing(&other);
     let sent = SentCredentials { registry_token: "t0ken".to_owned(), ..anonymous() };
     node.images().pull(&registry.name("app:1"), &sent).await.unwrap();
     assert_eq!(other.asked("").len(), 3, "one that has nothing, one that redirects, one that serves");
@@ -57,7 +58,7 @@ async fn layer_that_the_registry_has_is_not_looked_for_elsewhere() {
     let (mut shelf, blob) = elsewhere(&[format!("http://{}/layer", other.address)]);
     shelf.insert(format!("app/blobs/{}", Digest::of(&blob)), blob);
     let registry = TestRegistry::of(shelf).await;
-    for node in [willing(), Node::new()] {
+    for node in [willing(&other), Node::new()] {
         node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap();
     }
     assert!(other.asked("").is_empty());
@@ -101,7 +102,7 @@ async fn what_comes_from_elsewhere_is_checked_and_its_words_are_not_told() {
     ] {
         let (shelf, _) = elsewhere(&[format!("http://{}{path}", internal.address)]);
         let registry = TestRegistry::of(shelf).await;
-        let node = willing();
+        let node = willing(&internal);
         let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err().to_string();
         assert!(error.contains(told), "{path}: {error}");
         assert!(!error.contains("internal") && !error.contains("s3cret"), "{error}");
@@ -116,6 +117,6 @@ async fn what_comes_from_elsewhere_is_checked_and_its_words_are_not_told() {
     .await;
     let (shelf, _) = elsewhere(&[format!("http://{}/layer", altered.address)]);
     let registry = TestRegistry::of(shelf).await;
-    let error = willing().images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+    let error = willing(&altered).images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
     assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
 }

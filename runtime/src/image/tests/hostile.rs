@@ -1,9 +1,14 @@
 //! Images and registries that want more than they may have: memory, disk, processor time, or what only this node reaches.
 
 use super::{Node, anonymous};
+use crate::image::content::Space;
+use crate::image::records::{LARGEST_LIST, MOST_NAMES};
 use crate::image::test_registry::{Reply, TestImage, TestRegistry, from_shelf};
-use crate::image::{ImageError, SentCredentials};
+use crate::image::{Digest, ImageError, ImageUser, Images, ListedImage, SentCredentials};
+use k8s_cri::v1::{Image, Int64Value, ListImagesResponse};
+use prost::Message;
 use serde_json::json;
+use std::sync::Arc;
 
 #[tokio::test]
 async fn layers_that_are_too_much_together_are_refused_by_the_key() {
@@ -54,6 +59,121 @@ async fn image_that_the_disk_has_no_room_for_is_not_fetched() {
 }
 
 #[tokio::test]
+async fn image_without_layers_leaves_the_reserve() {
+    let image = TestImage::of_texts(&[]);
+    let registry = TestRegistry::of(image.shelf("app", "1")).await;
+    let node = Node { reserve: 50 << 20, ..Node::new() };
+    let with_free = |space: fn(&std::path::Path) -> std::io::Result<Space>| {
+        let mut images = node.images();
+        let content = &mut Arc::get_mut(&mut images.0).unwrap().content;
+        Arc::get_mut(content).unwrap().pretend(space);
+        images
+    };
+    let full = with_free(|_| Ok(Space { whole: 1 << 30, free: 50 << 20 }));
+    let error = full.pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::DiskReserve { reserve_mib: 50, .. }), "{error}");
+    assert_eq!(node.settled().await, [0, 0, 0, 0]);
+    let roomy = with_free(|_| Ok(Space { whole: 1 << 30, free: 51 << 20 }));
+    roomy.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
+    let full = with_free(|_| Ok(Space { whole: 1 << 30, free: 0 }));
+    full.pull(&registry.name("app:1"), &anonymous()).await.expect("it is here, and wants no room");
+}
+
+/// Bytes of an answer that lists images.
+fn answered(images: &[ListedImage]) -> usize {
+    let item = |image: &ListedImage| {
+        let (uid, username) = match &image.user {
+            ImageUser::Unset => (None, String::new()),
+            ImageUser::Id(value) => (Some(Int64Value { value: *value }), String::new()),
+            ImageUser::Name(name) => (None, name.clone()),
+        };
+        let (repo_tags, repo_digests) = (image.repo_tags.clone(), image.repo_digests.clone());
+        let id = image.id.to_string();
+        Image { id, repo_tags, repo_digests, size: image.size, uid, username, ..Image::default() }
+    };
+    ListImagesResponse { images: images.iter().map(item).collect() }.encoded_len()
+}
+
+/// Gives the only image of a node other names, and writes as many more like it as there are `copies`, as a daemon does.
+fn multiply(images: &Images, copies: usize, name: impl Fn(usize, usize) -> String) {
+    let record = images.state().records.all().next().unwrap().clone();
+    for copy in 0..=copies {
+        let mut record = record.clone();
+        if copy > 0 {
+            let configuration = json!({"config": {"User": format!("{copy}{}", "u".repeat(250))}}).to_string();
+            record.id = Digest::of(configuration.as_bytes());
+            images.0.content.put_blob(&record.id, configuration.as_bytes()).unwrap();
+        }
+        record.repo_tags = (1..MOST_NAMES).map(|number| name(copy, number)).collect();
+        images.0.documents.put(&record.id.hex(), &record).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn list_of_all_images_fits_into_one_answer() {
+    let image = TestImage::of_texts(&["a"]);
+    let mut shelf = image.shelf("app", "1");
+    let mut last = TestImage::of_texts(&["a"]);
+    last.config = json!({"User": "u".repeat(256)});
+    last.shelve(&mut shelf, "app", "last");
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node::new();
+    let images = node.images();
+    images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
+    let long = "x".repeat(1000);
+    // an older daemon had no bound: one image too many for it
+    multiply(&images, 32, |copy, number| format!("r.test/{copy}/{number}/{long}"));
+
+    let images = node.images();
+    let error = images.pull(&registry.name("app:last"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::TooManyImages { .. }), "{error}");
+    assert!(error.to_string().contains("remove images that are not used"), "{error}");
+    let listed = images.list(None).unwrap();
+    assert_eq!(listed.len(), 33);
+    images
+        .pull(&registry.name(&format!("app@{}", Digest::of(&image.manifest()))), &anonymous())
+        .await
+        .unwrap();
+
+    let other = listed.iter().find(|other| other.id != image.id()).unwrap();
+    images.remove(&other.id.to_string()).await.unwrap();
+    images.pull(&registry.name("app:last"), &anonymous()).await.unwrap();
+    let answer = answered(&images.list(None).unwrap());
+    assert!((LARGEST_LIST * 9 / 10..LARGEST_LIST).contains(&answer), "{answer}");
+}
+
+#[tokio::test]
+async fn names_of_one_image_are_bounded() {
+    let image = TestImage::of_texts(&["a"]);
+    let mut shelf = image.shelf("app", "1");
+    image.shelve(&mut shelf, "app", "2");
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node::new();
+    let images = node.images();
+    images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
+    let known = registry.name("app:1");
+    multiply(
+        &images,
+        0,
+        |_, number| if number == 1 { known.clone() } else { format!("r.test/app:{number}") },
+    );
+
+    let images = node.images();
+    let names = |images: &Images| {
+        let listed = images.list(None).unwrap().remove(0);
+        listed.repo_tags.len() + listed.repo_digests.len()
+    };
+    assert_eq!(names(&images), MOST_NAMES);
+    let error = images.pull(&registry.name("app:2"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::TooManyNames { limit: MOST_NAMES, .. }), "{error}");
+    assert!(error.to_string().contains("has 256 names"), "{error}");
+    assert_eq!(names(&images), MOST_NAMES);
+    assert!(images.status(&registry.name("app:2")).unwrap().is_none());
+    images.pull(&known, &anonymous()).await.expect("a name that it has");
+    assert_eq!(node.settled().await, [2, 1, 0, 1]);
+}
+
+#[tokio::test]
 async fn configuration_of_a_hundred_thousand_variables_is_refused_at_the_pull() {
     let mut image = TestImage::of_texts(&["a"]);
     image.config = json!({"Env": vec!["A=b"; 60_000]});
@@ -73,7 +193,8 @@ async fn words_of_a_token_service_elsewhere_are_not_told() {
         let registry =
             TestRegistry::start(move |_| Reply::new(401, "").header("WWW-Authenticate", realm.clone())).await;
         for sent in [anonymous(), SentCredentials { identity_token: "r1".to_owned(), ..anonymous() }] {
-            let error = Node::new().images().pull(&registry.name("app:1"), &sent).await.unwrap_err();
+            let node = Node::knowing([&answer]);
+            let error = node.images().pull(&registry.name("app:1"), &sent).await.unwrap_err();
             let told = error.to_string();
             assert!(told.contains(&format!("status {status}")) && !told.contains("internal"), "{told}");
         }
@@ -93,12 +214,67 @@ async fn words_of_what_a_registry_redirects_to_are_not_told() {
                 false => from_shelf(&shelf, request),
             })
             .await;
-        let error = Node::new().images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+        let node = Node::knowing([&inner]);
+        let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
         let told = error.to_string();
         let expected = format!("redirects to http://{there}, which answers status 403");
         assert!(told.contains(&expected) && !told.contains("internal"), "{told}");
     }
     assert_eq!(inner.asked("").len(), 2);
+}
+
+#[tokio::test]
+async fn digest_of_what_a_registry_redirects_to_is_not_told() {
+    const SECRET: &[u8] = b"internal words";
+    let inner = TestRegistry::start(|_| Reply::new(200, SECRET)).await;
+    let there = inner.address;
+    let image = TestImage::of_texts(&["a"]);
+    let guess = json!({"mediaType": "", "digest": Digest::of(b"guess"), "size": SECRET.len()});
+    let mut of_config: serde_json::Value = serde_json::from_slice(&image.manifest()).unwrap();
+    let mut of_layer = of_config.clone();
+    of_config["config"] = guess.clone();
+    of_layer["layers"][0] = guess.clone();
+    let of_manifest = json!({"manifests": [guess]});
+    for document in [of_config, of_layer, of_manifest] {
+        let mut shelf = image.shelf("app", "1");
+        shelf.insert("app/manifests/1".to_owned(), document.to_string().into_bytes());
+        let guessed = Digest::of(b"guess").to_string();
+        let registry = TestRegistry::start(move |request| match request.line.contains(&guessed) {
+            true => Reply::new(307, "").header("Location", format!("http://{there}/secret")),
+            false => from_shelf(&shelf, request),
+        })
+        .await;
+        let node = Node::knowing([&inner]);
+        let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err().to_string();
+        let digest = Digest::of(SECRET).hex();
+        assert!(error.contains(&Digest::of(b"guess").hex()) && !error.contains(&digest[..8]), "{error}");
+        assert_eq!(node.settled().await, [0, 0, 0, 0]);
+    }
+}
+
+#[tokio::test]
+async fn blob_is_not_pieced_together_from_two_places() {
+    let image = TestImage::of_texts(&["a"]);
+    // The registry knows the beginning, the other place has the rest: together they are what the registry guessed.
+    for blob in [image.config_document(), image.blobs().remove(0)] {
+        let other = TestRegistry::of([("secret".to_owned(), blob.clone())].into()).await;
+        let (there, shelf) = (other.address, image.shelf("app", "1"));
+        let guessed = Digest::of(&blob).to_string();
+        let registry = TestRegistry::start(move |request| {
+            match (request.line.contains(&guessed), request.headers.contains_key("range")) {
+                (true, true) => Reply::new(307, "").header("Location", format!("http://{there}/v2/secret")),
+                (true, false) => Reply { breaks_after: Some((10, false)), ..from_shelf(&shelf, request) },
+                (false, _) => from_shelf(&shelf, request),
+            }
+        })
+        .await;
+        let node = Node::knowing([&other]);
+        let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+        assert!(matches!(error, ImageError::BrokenOff { .. } | ImageError::Unavailable { .. }), "{error}");
+        assert!(error.to_string().starts_with("RegistryUnavailable: "), "{error}");
+        assert!(!other.asked("secret").is_empty(), "it was not led there");
+        assert_eq!(node.settled().await, [0, 0, 0, 0]);
+    }
 }
 
 #[tokio::test]

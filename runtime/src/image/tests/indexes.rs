@@ -208,7 +208,7 @@ async fn image_without_layers_and_with_odd_configuration_is_pulled_and_found_aga
     let images = node.images();
     let id = images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
     let look = async |images: &Images| {
-        let image = images.resolve(&id.to_string()).unwrap();
+        let image = images.resolve(&id.to_string()).await.unwrap();
         assert!(image.layers.is_empty());
         assert_eq!(image.config.env, ["A=\u{fffd}", ""]);
         assert_eq!(image.config.user, "\u{fffd}");

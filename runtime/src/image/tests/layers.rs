@@ -1,7 +1,7 @@
 //! Layers on their way: broken off, corrupt, wanted by several pulls at once, or by one that is gone.
 
 use super::{Node, anonymous};
-use crate::image::test_registry::{Shelf, TestImage, TestRegistry, from_shelf};
+use crate::image::test_registry::{Reply, Shelf, TestImage, TestRegistry, from_shelf};
 use crate::image::{Digest, ImageError};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -31,7 +31,7 @@ async fn crumbling(image: &TestImage, piece: usize, knows_ranges: bool) -> TestR
     .await
 }
 
-fn incompressible(length: usize) -> String {
+pub fn incompressible(length: usize) -> String {
     let mut state = 1u64;
     let mut next = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -52,6 +52,57 @@ async fn broken_layer_is_taken_up_where_it_broke() {
         let requests = registry.asked(&layer_of(&image.shelf("app", "1"), &image).0);
         assert_eq!(requests[1].headers["range"], "bytes=100000-");
     }
+}
+
+#[tokio::test]
+async fn layer_that_another_host_would_take_up_is_begun_anew() {
+    let image = TestImage::of_texts(&[&incompressible(300_000)]);
+    let shelf = image.shelf("app", "1");
+    let (layer, _) = layer_of(&shelf, &image);
+    let breaking = crumbling(&image, 100_000, true).await;
+    let whole = TestRegistry::of(shelf.clone()).await;
+    let hosts = [breaking.address, whole.address];
+    let (number, moved) = (AtomicUsize::new(0), layer.clone());
+    let registry = TestRegistry::start(move |request| match request.line.contains(&moved) {
+        true => {
+            let host = hosts[number.fetch_add(1, Ordering::SeqCst).min(1)];
+            Reply::new(307, "").header("Location", format!("http://{host}/v2/app/blobs/{moved}"))
+        }
+        false => from_shelf(&shelf, request),
+    })
+    .await;
+    let node = Node::knowing([&breaking, &whole]);
+    node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap();
+    let ranges = |registry: &TestRegistry| -> Vec<_> {
+        registry.asked(&layer).iter().map(|request| request.headers.get("range").cloned()).collect()
+    };
+    assert_eq!(ranges(&breaking), [None]);
+    assert_eq!(ranges(&whole), [Some("bytes=100000-".to_owned()), None]);
+    assert_eq!(node.kept(), [2, 1, 0, 1]);
+}
+
+#[tokio::test]
+async fn layer_that_one_mirror_breaks_off_is_begun_anew_at_the_next() {
+    let image = TestImage::of_texts(&[&incompressible(100_000)]);
+    let good = image.shelf("library/app", "1");
+    let mut of_bad = image.shelf("app", "1");
+    image.shelve(&mut of_bad, "library/app", "1");
+    let (layer, _) = layer_of(&of_bad, &image);
+    let moved = layer.clone();
+    let bad = TestRegistry::start(move |request| {
+        let reply = from_shelf(&of_bad, request);
+        match (request.line.contains(&moved), request.headers.contains_key("range")) {
+            (true, false) => Reply { breaks_after: Some((50_000, false)), ..reply },
+            (true, true) => Reply::new(404, ""),
+            (false, _) => reply,
+        }
+    })
+    .await;
+    let good = TestRegistry::of(good).await;
+    let mirrors = [&bad, &good].map(|registry| format!("http://{}", registry.address));
+    Node::with_mirrors("docker.io", &mirrors).images().pull("app:1", &anonymous()).await.unwrap();
+    let asked = good.asked(&layer);
+    assert!(asked.len() == 1 && !asked[0].headers.contains_key("range"), "{asked:?}");
 }
 
 #[tokio::test]

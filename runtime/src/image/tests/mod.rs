@@ -12,6 +12,7 @@ mod refusals;
 mod registries;
 mod slots;
 
+use super::test_registry::TestRegistry;
 use super::*;
 use std::fs;
 
@@ -43,6 +44,12 @@ impl Node {
     fn with_mirrors(host: &str, mirrors: &[String]) -> Self {
         let section = RegistryConfig { mirrors: mirrors.to_vec(), mirrors_only: true, ..Default::default() };
         Self { registries: [(host.to_owned(), section)].into(), ..Self::new() }
+    }
+
+    /// Whose configuration names registries on loopback: others may lead there.
+    fn knowing<'a>(registries: impl IntoIterator<Item = &'a TestRegistry>) -> Self {
+        let section = |registry: &TestRegistry| (registry.address.to_string(), RegistryConfig::default());
+        Self { registries: registries.into_iter().map(section).collect(), ..Self::new() }
     }
 
     /// The service as a daemon that has just started has it.

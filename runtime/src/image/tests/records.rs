@@ -19,22 +19,46 @@ async fn pulled_image_is_listed_under_all_its_names_and_can_be_resolved() {
 
     let by_digest = registry.name(&format!("app@{}", Digest::of(&image.manifest())));
     for query in [&name, &by_digest, &id.to_string(), &id.hex(), &id.hex()[..10].to_owned()] {
-        let found = images.resolve(query).unwrap();
+        let found = images.status(query).unwrap().unwrap();
         assert_eq!((found.id, found.repo_tags.concat()), (id, name.clone()), "{query}");
         assert_eq!(found.repo_digests.concat(), by_digest);
         assert_eq!(found.user, ImageUser::Id(1000));
         assert!(found.size > 0);
     }
-    let layers = images.resolve(&name).unwrap().layers;
+    let to_run = images.resolve(&name).await.unwrap();
+    assert_eq!((to_run.id, to_run.config.cmd.concat()), (id, "/bin/true".to_owned()));
+    let layers = to_run.layers;
     assert!(
         layers.len() == 2
             && layers.iter().all(|layer| fs::metadata(&layer.path).unwrap().len() == layer.size)
     );
     assert_ne!(layers[0].chain_id, layers[1].chain_id);
     assert_eq!(node.kept(), [2, 2, 0, 1]);
-    assert!(matches!(images.resolve("other"), Err(ImageError::NotPresent(_))));
+    assert!(matches!(images.resolve("other").await, Err(ImageError::NotPresent(_))));
     assert_eq!(images.list(None).unwrap().len(), 1);
     assert_eq!(images.list(Some("other")).unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn images_that_are_not_used_keep_no_configuration_in_memory() {
+    let mut image = TestImage::of_texts(&["a"]);
+    image.config = json!({"User": "web:www", "Env": vec![format!("A={}", "x".repeat(100_000)); 10]});
+    let registry = TestRegistry::of(image.shelf("app", "1")).await;
+    let (node, name) = (Node::new(), registry.name("app:1"));
+    let pulled = node.images();
+    pulled.pull(&name, &anonymous()).await.unwrap();
+    for images in [pulled, node.images()] {
+        assert_eq!(images.resolve(&name).await.unwrap().config.env.len(), 10);
+        let path = node.directory.path().join("images/blobs").join(image.id().hex());
+        let document = fs::read(&path).unwrap();
+        fs::write(&path, "{}").unwrap();
+        assert!(matches!(images.resolve(&name).await, Err(ImageError::Corrupt { .. })), "it is read anew");
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(images.resolve(&name).await, Err(ImageError::NotPresent(_))));
+        let listed = images.list(None).unwrap().remove(0);
+        assert_eq!((listed.id, listed.user), (image.id(), ImageUser::Name("web".to_owned())));
+        fs::write(&path, document).unwrap();
+    }
 }
 
 #[tokio::test]
@@ -47,7 +71,7 @@ async fn restarted_daemon_serves_the_same_images_and_drops_incomplete_ones() {
     let images = node.images();
     images.pull(&registry.name("app:a"), &anonymous()).await.unwrap();
     images.pull(&registry.name("app:b"), &anonymous()).await.unwrap();
-    let layer = images.resolve(&registry.name("app:b")).unwrap().layers.remove(0).path;
+    let layer = images.resolve(&registry.name("app:b")).await.unwrap().layers.remove(0).path;
     fs::remove_file(layer).unwrap();
     fs::write(node.directory.path().join("images/incoming/7"), "half").unwrap();
 
@@ -70,8 +94,8 @@ async fn tag_moves_to_the_newer_image() {
     pulls.store(1, Ordering::SeqCst);
     images.pull(&name, &anonymous()).await.unwrap();
     for images in [images, node.images()] {
-        assert_eq!(images.resolve(&name).unwrap().id, new.id());
-        let old = images.resolve(&old.id().to_string()).unwrap();
+        assert_eq!(images.resolve(&name).await.unwrap().id, new.id());
+        let old = images.status(&old.id().to_string()).unwrap().unwrap();
         assert!(old.repo_tags.is_empty() && old.repo_digests.len() == 1);
     }
 }
@@ -122,6 +146,6 @@ async fn index_leads_to_the_image_for_this_machine() {
     let images = node.images();
     let id = images.pull(&registry.name("app:multi"), &anonymous()).await;
     assert_eq!(id.unwrap(), image.id());
-    let by_index = images.resolve(&registry.name(&format!("app@{digest}"))).unwrap();
+    let by_index = images.resolve(&registry.name(&format!("app@{digest}"))).await.unwrap();
     assert_eq!(by_index.id, image.id(), "the digest of a name is that of its index");
 }

@@ -1,9 +1,10 @@
 //! Whom a pull asks, and as whom: challenges, tokens, mirrors, registries that are down or say nothing.
 
 use super::{Node, anonymous};
-use crate::image::test_registry::{Reply, Shelf, TestImage, TestRegistry, from_shelf};
-use crate::image::{ImageError, SentCredentials};
+use crate::image::test_registry::{Reply, Shelf, TestImage, TestRegistry, descriptor, from_shelf};
+use crate::image::{Digest, ImageError, SentCredentials};
 use base64::Engine as _;
+use serde_json::json;
 
 #[tokio::test]
 async fn bearer_challenge_is_answered_by_way_of_the_token_service() {
@@ -147,7 +148,7 @@ async fn registry_that_redirects_to_another_with_its_own_tokens_is_answered_ther
     })
     .await;
     let sent = SentCredentials { username: "me".to_owned(), password: "s3cret".to_owned(), ..anonymous() };
-    let node = Node::new();
+    let node = Node::knowing([&other]);
     node.images().pull(&front.name("app:1"), &sent).await.unwrap();
     assert!(
         front.asked("").iter().all(|r| r.headers.get("authorization").is_none_or(|a| a.starts_with("Basic")))
@@ -159,6 +160,68 @@ async fn registry_that_redirects_to_another_with_its_own_tokens_is_answered_ther
     let tokens = other.asked("/token");
     assert!(tokens[0].line.contains("scope=repository%3Areal%2Fapp%3Apull&service=other"), "{tokens:?}");
     assert!(tokens.iter().all(|request| !request.headers.contains_key("authorization")), "{tokens:?}");
+}
+
+/// Documents that are no images, and behind them in one index an image that is. Gives the shelf and the documents' digests.
+fn behind_others(count: usize) -> (Shelf, Vec<String>) {
+    let image = TestImage::of_texts(&["behind"]);
+    let mut shelf = image.shelf("real/app", "single");
+    let documents: Vec<_> = (0..count).map(|number| json!({"number": number}).to_string()).collect();
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let entries: Vec<_> = documents.iter().map(|document| descriptor(document.as_bytes(), kind)).collect();
+    let last = descriptor(&image.manifest(), kind);
+    let index = json!({"manifests": entries.into_iter().chain([last]).collect::<Vec<_>>()}).to_string();
+    shelf.insert("real/app/manifests/1".to_owned(), index.into_bytes());
+    let digests = documents.iter().map(|document| Digest::of(document.as_bytes()).to_string()).collect();
+    for document in documents {
+        let path = format!("real/app/manifests/{}", Digest::of(document.as_bytes()));
+        shelf.insert(path, document.into_bytes());
+    }
+    (shelf, digests)
+}
+
+#[tokio::test]
+async fn tokens_of_places_that_redirects_lead_to_are_kept_in_bounds() {
+    for (places, tokens) in [(8, 1), (10, 2)] {
+        let (shelf, documents) = behind_others(2 * places);
+        let mut others = Vec::new();
+        for _ in 0..places {
+            others.push(guarded(shelf.clone()).await);
+        }
+        let addresses: Vec<_> = others.iter().map(|other| other.address).collect();
+        let front = TestRegistry::start(move |request| {
+            let path = request.line.split([' ', '?']).nth(1).unwrap();
+            match documents.iter().position(|digest| path.ends_with(digest.as_str())) {
+                Some(number) => Reply::new(307, "")
+                    .header("Location", format!("http://{}{path}", addresses[number % addresses.len()])),
+                None => from_shelf(&shelf, request),
+            }
+        })
+        .await;
+        let node = Node::knowing(&others);
+        node.images().pull(&front.name("real/app:1"), &anonymous()).await.unwrap();
+        // Each place is led to twice, the others in between.
+        for other in &others {
+            assert_eq!(other.asked("/token").len(), tokens, "of {places} places");
+        }
+    }
+}
+
+#[tokio::test]
+async fn token_that_no_header_has_room_for_is_refused() {
+    for (length, words) in [(60_000, "refuses"), (70_000, "sent more than 65536 bytes")] {
+        let registry = TestRegistry::start(move |request| match request.line.contains("/token") {
+            true => Reply::new(200, json!({"token": "t".repeat(length)}).to_string()),
+            false if request.headers.contains_key("authorization") => Reply::new(403, "refuses"),
+            false => {
+                let realm = format!("http://{}/token", request.headers["host"]);
+                Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"{realm}\""))
+            }
+        })
+        .await;
+        let error = Node::new().images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -177,7 +240,8 @@ async fn registry_elsewhere_that_wants_a_password_or_has_a_bad_token_service_is_
         .await;
         let sent =
             SentCredentials { username: "me".to_owned(), password: "s3cret".to_owned(), ..anonymous() };
-        let error = Node::new().images().pull(&front.name("app:1"), &sent).await.unwrap_err().to_string();
+        let node = Node::knowing([&other]);
+        let error = node.images().pull(&front.name("app:1"), &sent).await.unwrap_err().to_string();
         assert!(error.contains(&format!("redirects to http://{there}, which {words}")), "{error}");
         assert!(other.asked("").iter().all(|request| !request.headers.contains_key("authorization")));
     }
@@ -201,7 +265,8 @@ async fn registries_that_redirect_to_each_other_are_given_up() {
     };
     let (one, two) = (TestRegistry::start(answer.clone()).await, TestRegistry::start(answer).await);
     ports.lock().unwrap().extend([one.address, two.address]);
-    let error = Node::new().images().pull(&one.name("app:1"), &anonymous()).await.unwrap_err();
+    let node = Node::knowing([&one, &two]);
+    let error = node.images().pull(&one.name("app:1"), &anonymous()).await.unwrap_err();
     assert!(matches!(error, ImageError::Unauthorized { .. }), "{error}");
     assert!(one.asked("").len() + two.asked("").len() < 20);
 }

@@ -1,5 +1,6 @@
 //! Registries that are slow on purpose, and images that name layers of others: whoever pulls something else is not held up.
 
+use super::layers::incompressible;
 use super::{Node, anonymous};
 use crate::image::test_registry::{
     Reply, Request, Shelf, TestImage, TestRegistry, descriptor, from_shelf, gzip,
@@ -76,6 +77,32 @@ async fn registry_that_sends_next_to_nothing_is_given_up() {
     assert!(error.to_string().contains("less than 1000 bytes a second"), "{error}");
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     assert_eq!(node.kept(), [0, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn bytes_sent_again_are_no_progress() {
+    let image = TestImage::of_texts(&[&incompressible(1000)]);
+    let (shelf, blob) = (image.shelf("app", "1"), image.blobs().remove(0));
+    let known = blob.len() * 3 / 4;
+    let registry = TestRegistry::start(move |request| {
+        // it knows no ranges
+        let mut plain = request.clone();
+        let resumed = plain.headers.remove("range").is_some();
+        let reply = from_shelf(&shelf, &plain);
+        match (is_blob(request, &blob), resumed) {
+            (false, _) => reply,
+            (true, false) => Reply { breaks_after: Some((known, false)), ..reply },
+            (true, true) => Reply { drips: Some(Duration::from_millis(10)), ..reply },
+        }
+    })
+    .await;
+    // the known bytes alone take longer than the 3 s that a place may send less than this
+    assert!(known > 400, "{known}");
+    let node = Node { least_rate: 40, ..Node::new() };
+    let begin = Instant::now();
+    let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+    assert!(error.to_string().contains("less than 40 bytes a second"), "{error}");
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
 }
 
 /// A blob that takes half a minute to drip, and is no layer.
