@@ -7,6 +7,7 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::worker::JAIL_FAILED;
 use crate::undo::Undo;
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -41,7 +42,7 @@ impl Process {
         let (input, complaints) = (child.stdin.take(), tokio::spawn(read_complaints(child.stderr.take())));
         let child = Arc::new(Mutex::new(child));
         let killed = Arc::clone(&child);
-        undo.push(what, move || async move { killed.lock().await.kill().await })?;
+        undo.push(what, move || async move { kill(&killed).await })?;
         Ok((Self { what, child, complaints }, input))
     }
 
@@ -81,6 +82,15 @@ impl Process {
 /// What keeps layers from being converted at all.
 pub fn broken(reason: String) -> ImageError {
     ImageError::Converter { reason }
+}
+
+/// Kills and reaps what still runs.
+async fn kill(child: &Mutex<Child>) -> io::Result<()> {
+    let mut child = child.lock().await;
+    match child.try_wait()? {
+        Some(_) => Ok(()),
+        None => child.kill().await,
+    }
 }
 
 async fn read_complaints(stderr: Option<ChildStderr>) -> String {

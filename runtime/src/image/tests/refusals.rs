@@ -4,6 +4,7 @@ use super::{Node, anonymous};
 use crate::image::test_registry::{TestImage, TestRegistry, descriptor};
 use crate::image::{Digest, ImageError, ImageUser};
 use serde_json::json;
+use std::slice::from_ref;
 
 /// What the programs that stand for the converter give.
 const EMPTY: &[u8] = include_bytes!("../testdata/converters/empty.erofs");
@@ -68,11 +69,11 @@ async fn zstd_is_decompressed_by_a_process_and_its_output_is_checked() {
     let other = TestImage::of_texts(&["told"]);
     let node = Node::new();
     let images = node.images();
-    let registry = TestRegistry::of(other.shelf_of(&[zstd.clone()], "app", "1")).await;
+    let registry = TestRegistry::of(other.shelf_of(from_ref(&zstd), "app", "1")).await;
     let error = images.pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
     assert!(matches!(error, ImageError::Corrupt { got, .. } if got == Digest::of(EMPTY)), "{error}");
     assert_eq!(node.kept(), [0, 0, 0, 0]);
-    let registry = TestRegistry::of(honest.shelf_of(&[zstd], "app", "1")).await;
+    let registry = TestRegistry::of(honest.shelf_of(from_ref(&zstd), "app", "1")).await;
     assert_eq!(images.pull(&registry.name("app:1"), &anonymous()).await.unwrap(), honest.id());
 }
 
@@ -87,7 +88,7 @@ async fn decompressor_that_fails_dies_or_hangs_is_told_and_leaves_nothing() {
     });
     let image = TestImage { layers: vec![noise.clone()], ..TestImage::of_texts(&[]) };
     let blob = zstd::encode_all(noise.as_slice(), 1).unwrap();
-    let registry = TestRegistry::of(image.shelf_of(&[blob.clone()], "app", "1")).await;
+    let registry = TestRegistry::of(image.shelf_of(from_ref(&blob), "app", "1")).await;
     let said = [
         ("decompresses-nothing", "cannot decompress part 7"),
         ("dies-decompressing", "the kernel killed the decompressor"),
