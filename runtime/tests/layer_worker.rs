@@ -113,10 +113,10 @@ fn status(child: &Child) -> String {
 }
 
 /// Looks at what a process in its jail is, and has.
-fn require_jailed(child: &Child, name: &str, descriptors: usize) {
+fn require_jailed(child: &Child, descriptors: usize) {
     let status = status(child);
     let is = |line: String| assert!(status.contains(&line), "no {line:?} in {status}");
-    is(format!("Name:\t{name}\n"));
+    is("Name:\tisopod-layer\n".to_owned());
     is(format!("Uid:\t{UID}\t{UID}\t{UID}\t{UID}\n"));
     is(format!("Gid:\t{UID}\t{UID}\t{UID}\t{UID}\n"));
     is("Groups:\t \n".to_owned());
@@ -164,7 +164,7 @@ fn converter_runs_as_its_own_user_in_an_empty_root() {
     let Some(fixture) = Fixture::new() else { return };
     let running = fixture.start(1 << 30, 1 << 20);
     // archive, output, complaints, socket
-    require_jailed(&running.child, "isopod-layer", 4);
+    require_jailed(&running.child, 4);
     let output = running.finish(one_file(100));
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
@@ -174,7 +174,7 @@ fn decompressor_runs_as_its_own_user_in_an_empty_root() {
     let Some(fixture) = Fixture::new() else { return };
     let child = fixture.start_decompressor();
     // zstd, archive, complaints
-    require_jailed(&child, "isopod-zstd", 3);
+    require_jailed(&child, 3);
     let content: Vec<u8> = (0..3_000_000u32).flat_map(|number| (number / 7).to_le_bytes()).collect();
     let frames = [b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec(), zstd(&content, 27), zstd(b"end", 10)].concat();
     let output = decompress(child, frames);

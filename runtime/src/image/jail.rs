@@ -73,29 +73,8 @@ const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// What may be in a jail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Inmate {
-    /// Makes a layer's file.
-    Converter,
-    /// Decompresses a layer.
-    Decompressor,
-}
-
-impl Inmate {
-    /// Name of the process, for people who look at the node.
-    fn name(self) -> &'static CStr {
-        match self {
-            Self::Converter => c"isopod-layer",
-            Self::Decompressor => c"isopod-zstd",
-        }
-    }
-
-    /// Whether it may speak with the daemon.
-    fn has_socket(self) -> bool {
-        self == Self::Converter
-    }
-}
+/// Name of the processes, for people who look at the node.
+const NAME: &CStr = c"isopod-layer";
 
 /// A jail's limits.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -133,14 +112,14 @@ pub enum JailError {
 }
 
 impl Jail {
-    /// Confines this process, for good.
+    /// Confines this process, for good. `has_socket`: it may speak with the daemon.
     ///
     /// # Errors
     /// The process must end: it may be half confined.
-    pub fn enter(&self, inmate: Inmate) -> Result<(), JailError> {
+    pub fn enter(&self, has_socket: bool) -> Result<(), JailError> {
         // Whatever this process was started with, it keeps its input, its output, its complaints and its socket only.
-        step("close other files", sys::close_others(inmate.has_socket()))?;
-        step("take a name", prctl::set_name(inmate.name()))?;
+        step("close other files", sys::close_others(has_socket))?;
+        step("take a name", prctl::set_name(NAME))?;
         self.enter_cgroup()?;
         self.shut_out_the_node()?;
         self.limit()?;

@@ -16,7 +16,7 @@
 use super::compression::zstd;
 use super::convert::{Limits, convert};
 use super::erofs::Erofs;
-use super::jail::{Inmate, JailError};
+use super::jail::JailError;
 use super::overlay::Overlay;
 use super::sys;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -126,10 +126,10 @@ pub fn run_if_asked() {
     let told_to = told_to.to_string_lossy();
     let jailed = if what == CONVERT {
         let worker = serde_json::from_str::<Worker>(&told_to).map_err(JailError::from);
-        worker.and_then(|worker| worker.jail.enter(Inmate::Converter).map(|()| worker.run()))
+        worker.and_then(|worker| worker.jail.enter(true).map(|()| worker.run()))
     } else if what == DECOMPRESS {
         let decompressor = serde_json::from_str::<Decompressor>(&told_to).map_err(JailError::from);
-        let entered = decompressor.and_then(|its| its.jail.enter(Inmate::Decompressor));
+        let entered = decompressor.and_then(|its| its.jail.enter(false));
         entered.map(|()| Decompressor::run())
     } else {
         return;
