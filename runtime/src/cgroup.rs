@@ -26,6 +26,11 @@ const TEMPLATE: &str = "template-";
 /// What follows [`PREFIX`] in the name of that of converters.
 const CONVERTERS: &str = "converters";
 
+/// The share of processors of converters together (`cpu.weight`): a tenth of what a group has by itself, so that pods and what
+/// serves them come first. It is not the least that there is: pods that take all processors must not keep those from starting
+/// that wait for their image, and a converter that makes its jail holds locks of the kernel that the daemon waits for.
+const CONVERTERS_WEIGHT: u32 = 10;
+
 /// Controllers that a pod's accounting needs.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 
@@ -130,24 +135,28 @@ impl PodCgroup {
         Self { path: root.join(format!("{PREFIX}{TEMPLATE}{name}")) }
     }
 
-    /// The cgroup of all converters of image layers, below `parent`, which is as in [`Self::new`]. It stays while the daemon does
-    /// and after it: files that converters wrote are charged to it as long as they are cached, and a cgroup that is removed
-    /// lives on in the kernel until they are not.
+    /// Makes the cgroup of all converters of image layers, below `parent`, which is as in [`Self::new`], with their share of
+    /// processors. `memory` bounds them together, in bytes. It stays while the daemon does and after it: files that
+    /// converters wrote are charged to it as long as they are cached, and a cgroup that is removed lives on in the kernel
+    /// until they are not.
     ///
     /// # Errors
-    /// [`CgroupError::BadParent`].
-    pub fn of_converters(root: &Path, parent: &str) -> Result<Self, CgroupError> {
-        Self::new(root, parent, CONVERTERS)
+    /// [`CgroupError::BadParent`]; a cgroup that cannot be made, or bounded because the memory controller is off.
+    pub fn of_converters(root: &Path, parent: &str, memory: Option<u64>) -> Result<Self, CgroupError> {
+        let cgroup = Self::new(root, parent, CONVERTERS)?;
+        cgroup.create()?;
+        cgroup.weigh(CONVERTERS_WEIGHT);
+        let limited = cgroup.limit_memory(memory);
+        // where nothing is to be bounded, there is nothing to miss
+        if memory.is_some() { limited.map(|()| cgroup) } else { Ok(cgroup) }
     }
 
-    /// Bounds the memory of all processes in it together.
-    ///
-    /// # Errors
-    /// Where the memory controller is off.
-    pub fn limit_memory(&self, bytes: u64) -> Result<(), CgroupError> {
+    /// Bounds the memory of all processes in it together, or lifts the bound.
+    fn limit_memory(&self, bytes: Option<u64>) -> Result<(), CgroupError> {
+        let limit = bytes.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string());
         // Opened and not made: without the controller there is no such file.
         let file = OpenOptions::new().write(true).open(self.path.join("memory.max"));
-        let limited = file.and_then(|mut file| file.write_all(bytes.to_string().as_bytes()));
+        let limited = file.and_then(|mut file| file.write_all(limit.as_bytes()));
         limited.map_err(self.failed("limit its memory"))
     }
 
@@ -475,15 +484,32 @@ mod tests {
     fn memory_of_converters_is_bounded_where_there_is_a_controller() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
-        let converters = PodCgroup::of_converters(root, "/system.slice").unwrap();
-        assert_eq!(converters.path(), root.join("system.slice/isopod-converters"));
-        converters.create().unwrap();
-        let error = converters.limit_memory(1 << 30).unwrap_err().to_string();
+        let made = |memory| PodCgroup::of_converters(root, "/system.slice", memory);
+        let error = made(Some(1 << 30)).unwrap_err().to_string();
         assert!(error.contains("cannot limit its memory"), "{error}");
+        let converters = made(None).unwrap();
+        assert_eq!(converters.path(), root.join("system.slice/isopod-converters"));
+        let limit = || fs::read_to_string(converters.path().join("memory.max")).unwrap();
         fs::write(converters.path().join("memory.max"), "").unwrap();
-        converters.limit_memory(1 << 30).unwrap();
-        assert_eq!(fs::read_to_string(converters.path().join("memory.max")).unwrap(), "1073741824");
+        made(Some(1 << 30)).unwrap();
+        assert_eq!(limit(), "1073741824");
+        fs::write(converters.path().join("memory.max"), "").unwrap();
+        made(None).unwrap();
+        assert_eq!(limit(), "max", "of an earlier daemon");
         assert_eq!(find_all(root).unwrap(), [], "they are no pod");
+    }
+
+    #[test]
+    fn converters_weigh_least() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let path = root.join("isopod-converters");
+        fs::create_dir(&path).unwrap();
+        // what the kernel gives every group
+        fs::write(path.join("cpu.weight"), "100").unwrap();
+        PodCgroup::of_converters(root, "", None).unwrap();
+        let weight: u32 = fs::read_to_string(path.join("cpu.weight")).unwrap().parse().unwrap();
+        assert!((1..100).contains(&weight), "{weight}");
     }
 
     #[test]

@@ -135,25 +135,21 @@ fn host(config: &Config, templates: &Arc<Templates>, scratch: Arc<Scratch>) -> R
     })
 }
 
-/// The cgroup of layer converters. None where the configuration wants none, where files of images are memory themselves and would
-/// count, or where the host gives none: then each converter has its own limits only.
+/// The cgroup of layer converters; none where the host gives none. It bounds their memory unless the configuration wants no bound
+/// or files of images are memory themselves and would count: then each converter has its own limits only.
 fn converters(config: &Config) -> Option<PathBuf> {
     let (image, root) = (&config.image, &config.daemon.root_dir);
     // a file system of its own may be mounted for images
     let system = statfs(&root.join("images")).or_else(|_| statfs(root));
     let in_memory = system.is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC);
-    if image.converter_memory_mib == 0 || in_memory {
+    let memory = (image.converter_memory_mib != 0 && !in_memory).then_some(image.converter_memory_mib << 20);
+    if memory.is_none() {
         tracing::info!(in_memory, "layer converters have no bound of memory together");
-        return None;
     }
-    let made = PodCgroup::of_converters(cgroup::ROOT.as_ref(), &image.converter_cgroup_parent);
-    let made = made.and_then(|cgroup| {
-        cgroup.create()?;
-        cgroup.limit_memory(image.converter_memory_mib << 20)?;
-        Ok(cgroup.path().to_owned())
-    });
-    let told = |error| tracing::warn!(%error, "layer converters have no bound of memory together");
-    made.map_err(told).ok()
+    let made = PodCgroup::of_converters(cgroup::ROOT.as_ref(), &image.converter_cgroup_parent, memory);
+    let told =
+        |error| tracing::warn!(%error, "layer converters have no cgroup, and no bound of memory together");
+    made.map(|cgroup| cgroup.path().to_owned()).map_err(told).ok()
 }
 
 /// What an earlier daemon left of templates, but those that no handler has a use for any more.

@@ -1,11 +1,11 @@
-//! The layer converter's process, seen from outside: the real daemon program in its jail. What it makes is looked at with
-//! `fsck.erofs`, which knows nothing of this project.
+//! The processes of a layer, converter and decompressor, seen from outside: the real daemon program in its jail. What the
+//! converter makes is looked at with `fsck.erofs`, which knows nothing of this project.
 //!
 //! Needs root, and says so where it is not; fsck.erofs is that of `guest-image/erofs-utils`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use isopod_runtime::image::erofs::Erofs;
-use isopod_runtime::image::worker::{JAIL_FAILED, Jail, Worker};
+use isopod_runtime::image::worker::{Decompressor, JAIL_FAILED, Jail, Worker};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, chown};
@@ -40,11 +40,20 @@ impl Fixture {
         self.directory.path().join("output")
     }
 
-    fn start(&self, output: u64, names: usize) -> Running {
+    fn jail(&self, largest_file: u64) -> Jail {
         let mount_point = self.directory.path().join("jail");
         fs::create_dir_all(&mount_point).unwrap();
-        let jail = Jail { uid: UID, cgroup: None, mount_point, largest_file: output, cpu_seconds: 60 };
-        self.start_worker(&Worker { jail, output, names })
+        Jail { uid: UID, cgroup: None, mount_point, largest_file, cpu_seconds: 60 }
+    }
+
+    fn start(&self, output: u64, names: usize) -> Running {
+        self.start_worker(&Worker { jail: self.jail(output), output, names })
+    }
+
+    fn start_decompressor(&self) -> Child {
+        let decompressor = Decompressor { jail: self.jail(0) };
+        let mut command = decompressor.command(Path::new(env!("CARGO_BIN_EXE_isopod"))).unwrap().into_std();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     fn start_worker(&self, worker: &Worker) -> Running {
@@ -88,19 +97,40 @@ impl Running {
         answer.join().unwrap();
         output
     }
+}
 
-    /// The status of the process, once it is jailed.
-    fn status(&self) -> String {
-        let begun = Instant::now();
-        loop {
-            let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-            if status.contains("Seccomp:\t2") {
-                return status;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(20), "never jailed: {status}");
-            std::thread::sleep(Duration::from_millis(5));
+/// The status of a process, once it is jailed.
+fn status(child: &Child) -> String {
+    let begun = Instant::now();
+    loop {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        if status.contains("Seccomp:\t2") {
+            return status;
         }
+        assert!(begun.elapsed() < Duration::from_secs(20), "never jailed: {status}");
+        std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Looks at what a process in its jail is, and has.
+fn require_jailed(child: &Child, descriptors: usize) {
+    let status = status(child);
+    let is = |line: String| assert!(status.contains(&line), "no {line:?} in {status}");
+    is("Name:\tisopod-layer\n".to_owned());
+    is(format!("Uid:\t{UID}\t{UID}\t{UID}\t{UID}\n"));
+    is(format!("Gid:\t{UID}\t{UID}\t{UID}\t{UID}\n"));
+    is("Groups:\t \n".to_owned());
+    is("NoNewPrivs:\t1\n".to_owned());
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        is(format!("{set}:\t0000000000000000\n"));
+    }
+    let process = PathBuf::from(format!("/proc/{}", child.id()));
+    assert_eq!(fs::read_dir(process.join("root")).unwrap().count(), 0, "its root holds something");
+    for namespace in ["mnt", "net", "ipc", "uts"] {
+        let of = |process: &Path| fs::metadata(process.join("ns").join(namespace)).unwrap().ino();
+        assert_ne!(of(&process), of(Path::new("/proc/self")), "{namespace}");
+    }
+    assert_eq!(fs::read_dir(process.join("fd")).unwrap().count(), descriptors);
 }
 
 fn header(name: &str, kind: u8, length: usize) -> Vec<u8> {
@@ -133,26 +163,61 @@ fn one_file(length: usize) -> impl FnOnce(&mut dyn Write) {
 fn converter_runs_as_its_own_user_in_an_empty_root() {
     let Some(fixture) = Fixture::new() else { return };
     let running = fixture.start(1 << 30, 1 << 20);
-    let status = running.status();
-    let is = |line: String| assert!(status.contains(&line), "no {line:?} in {status}");
-    is("Name:\tisopod-layer\n".to_owned());
-    is(format!("Uid:\t{UID}\t{UID}\t{UID}\t{UID}\n"));
-    is(format!("Gid:\t{UID}\t{UID}\t{UID}\t{UID}\n"));
-    is("Groups:\t \n".to_owned());
-    is("NoNewPrivs:\t1\n".to_owned());
-    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-        is(format!("{set}:\t0000000000000000\n"));
-    }
-    let process = PathBuf::from(format!("/proc/{}", running.child.id()));
-    assert_eq!(fs::read_dir(process.join("root")).unwrap().count(), 0, "its root holds something");
-    for namespace in ["mnt", "net", "ipc", "uts"] {
-        let of = |process: &Path| fs::metadata(process.join("ns").join(namespace)).unwrap().ino();
-        assert_ne!(of(&process), of(Path::new("/proc/self")), "{namespace}");
-    }
-    let links = fs::read_dir(process.join("fd")).unwrap().count();
-    assert_eq!(links, 4, "archive, output, complaints, socket");
+    // archive, output, complaints, socket
+    require_jailed(&running.child, 4);
     let output = running.finish(one_file(100));
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn decompressor_runs_as_its_own_user_in_an_empty_root() {
+    let Some(fixture) = Fixture::new() else { return };
+    let child = fixture.start_decompressor();
+    // zstd, archive, complaints
+    require_jailed(&child, 3);
+    let content: Vec<u8> = (0..3_000_000u32).flat_map(|number| (number / 7).to_le_bytes()).collect();
+    let frames = [b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec(), zstd(&content, 27), zstd(b"end", 10)].concat();
+    let output = decompress(child, frames);
+    assert!(output.status.success() && output.stderr.is_empty(), "{:?}", output.status);
+    assert!(output.stdout == [content, b"end".to_vec()].concat());
+}
+
+#[test]
+fn decompressor_tells_what_is_wrong_with_its_input() {
+    let Some(fixture) = Fixture::new() else { return };
+    let whole = zstd(b"content", 10);
+    for (bytes, said) in [
+        (
+            whole[..whole.len() - 1].to_vec(),
+            "cannot decompress part 1 of the zstd data of the layer: it breaks off;",
+        ),
+        ([&whole[..], b"rest"].concat(), "cannot decompress part 2 of the zstd data"),
+        (b"no zstd at all".to_vec(), "cannot decompress part 1 of the zstd data"),
+    ] {
+        let output = decompress(fixture.start_decompressor(), bytes);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).starts_with(said), "{output:?}");
+    }
+}
+
+/// A frame whose decoder keeps 2^`window` bytes.
+fn zstd(content: &[u8], window: u32) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.set_parameter(zstd::stream::raw::CParameter::WindowLog(window)).unwrap();
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Gives a decompressor its input and waits for its end.
+fn decompress(mut child: Child, input: Vec<u8>) -> Output {
+    let mut pipe = child.stdin.take().unwrap();
+    let given = std::thread::spawn(move || {
+        // one that has failed reads no more
+        let _ = pipe.write_all(&input);
+    });
+    let output = child.wait_with_output().unwrap();
+    given.join().unwrap();
+    output
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use isopod_runtime::image::compression::decompress;
+use isopod_runtime::image::compression::{Format, gzip, zstd};
 use libfuzzer_sys::fuzz_target;
 use std::io::{Cursor, Read};
 
@@ -12,7 +12,12 @@ const LIMIT: u64 = 4 << 20;
 const MAGICS: [&[u8]; 2] = [&[0xb5, 0x2f, 0xfd], &[0x2a, 0x4d, 0x18]];
 
 fuzz_target!(|bytes: &[u8]| {
-    let reader = decompress(Cursor::new(bytes.to_vec())).expect("a vector can be read");
+    let source = Cursor::new(bytes.to_vec());
+    let reader: Box<dyn Read> = match Format::of(bytes) {
+        Format::Plain => Box::new(source),
+        Format::Gzip => Box::new(gzip(source)),
+        Format::Zstd => Box::new(zstd(source).expect("there is memory")),
+    };
     let mut content = Vec::new();
     let result = reader.take(LIMIT).read_to_end(&mut content);
     // what is not compressed passes as it is

@@ -5,32 +5,27 @@
 //! stream. Zeros after the last piece are padding of the storage that the layer went through; containerd with unpigz or igzip
 //! takes them, so they are accepted. Anything else after the last piece is damage, as in Go.
 //!
-//! Called by `pump`. It streams: memory is bounded by gzip's 32 KiB and by [`LARGEST_WINDOW`] whatever the layer says, for
-//! [`MOST_LARGE`] layers at the same time and by less for others; what it yields has no bound, so the caller counts it.
+//! gzip is read by zlib-rs, which is Rust, and so in the daemon, by `feed`. zstd is read by libzstd, which is C: only a jailed
+//! process calls [`zstd`], by `worker`. Both stream: memory is bounded by gzip's 32 KiB and by [`LARGEST_WINDOW`] whatever the
+//! layer says; what they yield has no bound, so the caller counts it.
 
 use flate2::bufread::GzDecoder;
 use std::fmt::Display;
-use std::io::{self, BufRead, Cursor, ErrorKind, Read};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::io::{self, BufRead, ErrorKind, Read};
 use zstd::stream::raw::{DParameter, Decoder, Operation};
 
-/// Binary logarithm of the largest window of a zstd frame: 128 MiB, which the decoder keeps in memory. All levels of zstd stay
-/// within it, and so does `--long` without a number; the zstd program refuses more without an option as well. containerd
-/// allows 512 MiB, which hostile layers that are pulled in parallel could make a node's memory of.
+/// Binary logarithm of the largest window of a zstd frame: 128 MiB, which the decoder keeps in memory, as far as the frame
+/// fills it. All levels of zstd stay within it, and so does `--long` without a number; the zstd program refuses more without
+/// an option as well. containerd allows 512 MiB.
 pub const LARGEST_WINDOW: u32 = 27;
 
-/// zstd layers that may have such windows at the same time: 1 GiB of the daemon's memory.
-pub const MOST_LARGE: usize = 8;
-
-/// Binary logarithm of the largest window while so many others are read: 8 MiB, within which levels up to 19 stay.
-const USUAL_WINDOW: u32 = 23;
+/// Bytes that tell the format: magic and length of a skippable frame. Shorter content is not compressed by any of the formats.
+pub const LONGEST_MAGIC: usize = 8;
 
 const GZIP: [u8; 3] = [0x1f, 0x8b, 8];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Magic of a skippable frame after its first byte, which is 0x50 to 0x5f.
 const SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
-/// Magic and length of a skippable frame: shorter content is not compressed by any of the formats.
-const LONGEST_MAGIC: u64 = 8;
 
 /// Compressed data that cannot be read: the inner error of an [`io::Error`] that has the kind of its cause.
 #[derive(Debug, thiserror::Error)]
@@ -41,76 +36,46 @@ pub struct CompressionError {
     reason: String,
 }
 
-/// Gives the content of `source`, decompressed where that is needed. Reads the first bytes.
+/// How a layer is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// It is not.
+    Plain,
+    /// Members of gzip.
+    Gzip,
+    /// Frames of zstd.
+    Zstd,
+}
+
+impl Format {
+    /// That of a layer which begins with `first`: [`LONGEST_MAGIC`] bytes, or all that there are.
+    #[must_use]
+    pub fn of(first: &[u8]) -> Self {
+        if first.starts_with(&GZIP) {
+            Self::Gzip
+        } else if first.starts_with(&ZSTD) || is_skippable(first) {
+            Self::Zstd
+        } else {
+            Self::Plain
+        }
+    }
+}
+
+/// The content of members of gzip. It gives errors of the source, and [`CompressionError`] for damaged data.
+pub fn gzip<R: BufRead>(source: R) -> impl Read + use<R> {
+    Members { decoder: GzDecoder::new(Slot(Some(source))), part: 1, is_ended: false }
+}
+
+/// The content of frames of zstd, with errors as of [`gzip`].
 ///
 /// # Errors
-/// Those of the source; the reader gives [`CompressionError`] for damaged data.
-pub fn decompress(source: impl BufRead + 'static) -> io::Result<Box<dyn Read>> {
-    static OF_THE_DAEMON: Windows = Windows(AtomicUsize::new(0));
-    decompress_within(source, &OF_THE_DAEMON)
-}
-
-fn decompress_within(
-    mut source: impl BufRead + 'static,
-    windows: &'static Windows,
-) -> io::Result<Box<dyn Read>> {
-    let mut first = Vec::new();
-    (&mut source).take(LONGEST_MAGIC).read_to_end(&mut first)?;
-    let is_gzip = first.starts_with(&GZIP);
-    let is_zstd = first.starts_with(&ZSTD) || is_skippable(&first);
-    let source = Cursor::new(first).chain(source);
-    Ok(if is_gzip {
-        Box::new(Members { decoder: GzDecoder::new(Slot(Some(source))), part: 1, is_ended: false })
-    } else if is_zstd {
-        Box::new(Frames::new(source, windows.take())?)
-    } else {
-        Box::new(source)
-    })
-}
-
-/// How many zstd layers are read that may have the largest window.
-struct Windows(AtomicUsize);
-
-/// The largest window of one layer. Dropped, it makes room for another's.
-struct Window {
-    log: u32,
-    of: Option<&'static Windows>,
-}
-
-impl Windows {
-    /// A layer never waits for a large window: those that have one may be waiting for this layer.
-    fn take(&'static self) -> Window {
-        let more = |count: usize| (count < MOST_LARGE).then_some(count + 1);
-        match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
-            Ok(_) => Window { log: LARGEST_WINDOW, of: Some(self) },
-            Err(_) => Window { log: USUAL_WINDOW, of: None },
-        }
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        if let Some(windows) = self.of {
-            windows.0.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Window {
-    /// Says of a frame that it needs a larger one.
-    fn told(&self, error: io::Error) -> io::Error {
-        if error.to_string() != "Frame requires too much memory for decoding" {
-            return error;
-        }
-        let mib = 1u64 << (self.log - 20);
-        let when = if self.of.is_some() { "" } else { ", and many layers with large windows are read now" };
-        let text = format!("it needs more than {mib} MiB of memory{when}; compress it with a smaller window");
-        io::Error::new(ErrorKind::InvalidData, text)
-    }
+/// No memory is left.
+pub fn zstd<R: BufRead>(source: R) -> io::Result<impl Read + use<R>> {
+    Frames::new(source)
 }
 
 fn is_skippable(first: &[u8]) -> bool {
-    first.len() as u64 == LONGEST_MAGIC && first[0] & 0xf0 == 0x50 && first[1..4] == SKIPPABLE
+    first.len() >= LONGEST_MAGIC && first[0] & 0xf0 == 0x50 && first[1..4] == SKIPPABLE
 }
 
 /// What follows a part.
@@ -221,7 +186,6 @@ impl<R: BufRead> BufRead for Slot<R> {
 /// The frames of a zstd stream. The decoder passes over skippable frames by itself.
 struct Frames<R> {
     decoder: Decoder<'static>,
-    window: Window,
     source: R,
     /// The frame that is being read, counted from 1, with skippable frames.
     part: u64,
@@ -236,10 +200,10 @@ enum Place {
 }
 
 impl<R: BufRead> Frames<R> {
-    fn new(source: R, window: Window) -> io::Result<Self> {
+    fn new(source: R) -> io::Result<Self> {
         let mut decoder = Decoder::new()?;
-        decoder.set_parameter(DParameter::WindowLogMax(window.log))?;
-        Ok(Self { decoder, window, source, part: 0, place: Place::Between })
+        decoder.set_parameter(DParameter::WindowLogMax(LARGEST_WINDOW))?;
+        Ok(Self { decoder, source, part: 0, place: Place::Between })
     }
 
     fn read_frames(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -261,8 +225,7 @@ impl<R: BufRead> Frames<R> {
             }
             let input = self.source.fill_buf()?;
             let is_last = input.is_empty();
-            let status = self.decoder.run_on_buffers(input, buffer);
-            let status = status.map_err(|error| self.window.told(error))?;
+            let status = self.decoder.run_on_buffers(input, buffer).map_err(told)?;
             self.source.consume(status.bytes_read);
             if status.remaining == 0 {
                 self.place = Place::Between;
@@ -275,6 +238,16 @@ impl<R: BufRead> Frames<R> {
             }
         }
     }
+}
+
+/// Says of a frame that it needs a larger window.
+fn told(error: io::Error) -> io::Error {
+    if error.to_string() != "Frame requires too much memory for decoding" {
+        return error;
+    }
+    let mib = 1u64 << (LARGEST_WINDOW - 20);
+    let text = format!("it needs more than {mib} MiB of memory; compress it with a smaller window");
+    io::Error::new(ErrorKind::InvalidData, text)
 }
 
 impl<R: BufRead> Read for Frames<R> {

@@ -1,5 +1,5 @@
-//! The confinement of the layer converter, which parses untrusted archives: it is given an archive on its standard input,
-//! a file to write, a socket to the daemon, and nothing else:
+//! The confinement of the processes that parse untrusted layers. The converter is given an archive on its standard input, a
+//! file to write, a socket to the daemon, and nothing else; the decompressor is given two pipes and nothing else:
 //!
 //! | taken away | by | why |
 //! |---|---|---|
@@ -7,10 +7,10 @@
 //! | network, System V objects, host name | namespaces of its own, empty | nowhere to send what it learns |
 //! | root | user and group of its own, no groups, no capabilities, no_new_privs | the output file is all it owns |
 //! | processes, memory, disk, time | rlimits | no fork; a bomb ends itself |
-//! | memory of all converters together | a cgroup, where the daemon has one for them | many bombs end each other |
+//! | memory of all of them together | a cgroup, where the daemon has one for them | many bombs end each other |
 //! | system calls | seccomp: those of a program that reads, writes and allocates | the rest of the kernel is out of reach |
 //!
-//! Entered by `worker` before it reads the first byte. It must not know what is done inside.
+//! Entered by `worker` before a process reads its first byte. It must not know what is done inside.
 
 use super::sys;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -22,15 +22,13 @@ use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
 
 /// Files that may be open at once: the layers below, of which an image has 255 at most, and a few.
 const MOST_FILES: u64 = 300;
-
-/// Name of the process, for people who look at the node.
-const NAME: &std::ffi::CStr = c"isopod-layer";
 
 /// Exit status of a jail that could not be closed: its program did not run.
 pub const JAIL_FAILED: i32 = 125;
@@ -75,16 +73,19 @@ const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
+/// Name of the processes, for people who look at the node.
+const NAME: &CStr = c"isopod-layer";
+
 /// A jail's limits.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Jail {
-    /// User and group id it runs as; the output file must be this user's.
+    /// User and group id it runs as; a file that it writes must be this user's.
     pub uid: u32,
-    /// The cgroup that bounds the memory of all converters; absent where there is none.
+    /// The cgroup that bounds the memory of all such processes; absent where there is none.
     pub cgroup: Option<PathBuf>,
     /// An empty directory to mount its root on, in a mount namespace of its own.
     pub mount_point: PathBuf,
-    /// Largest file it may write, in bytes.
+    /// Largest file it may write, in bytes. Pipes do not count.
     pub largest_file: u64,
     /// Processor time, in seconds.
     pub cpu_seconds: u64,
@@ -111,13 +112,13 @@ pub enum JailError {
 }
 
 impl Jail {
-    /// Confines this process, for good.
+    /// Confines this process, for good. `has_socket`: it may speak with the daemon.
     ///
     /// # Errors
     /// The process must end: it may be half confined.
-    pub fn enter(&self) -> Result<(), JailError> {
+    pub fn enter(&self, has_socket: bool) -> Result<(), JailError> {
         // Whatever this process was started with, it keeps its input, its output, its complaints and its socket only.
-        step("close other files", sys::close_others())?;
+        step("close other files", sys::close_others(has_socket))?;
         step("take a name", prctl::set_name(NAME))?;
         self.enter_cgroup()?;
         self.shut_out_the_node()?;

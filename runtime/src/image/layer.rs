@@ -1,53 +1,47 @@
 //! A layer's way from the registry to an EROFS file, in one pass and without a file in between:
 //!
 //! ```text
-//! download (digest of the blob) -> pump thread: decompress, digest of the archive -> pipe -> worker, jailed -> file
-//!                                                         layers below -> socket ----------^ where it asks for them
+//! download (digest of the blob) -> feed: gunzip -> pump thread: digest of the archive -> pipe -> worker, jailed -> file
+//!                                  |        ^                          layers below -> socket --^ where it asks for them
+//!                                  `-> decompressor, jailed: where it is zstd
 //! ```
 //!
 //! The file becomes the layer only when both digests are right and the converter has succeeded without a message. A conversion has
-//! a slot while it works (`slots`), charges what it takes to its image's quota (`quota`), and stops at the disk's reserve. Called
-//! by `chain`, in a flight.
+//! a slot while it works (`slots`), for each piece of the download and for each turn of the pump; charges what it takes to its
+//! image's quota (`quota`); and stops at the disk's reserve. Called by `chain`, in a flight.
 
 use super::blocking;
+use super::compression::LONGEST_MAGIC;
 use super::content::{Content, Incoming, remove};
 use super::digest::Digest;
 use super::download::{Download, MOST_BEGINNINGS};
 use super::error::ImageError;
+use super::feed::{Feed, pipe};
 use super::manifest::Descriptor;
+use super::process::{Process, broken};
 use super::pull::Pull;
 use super::pump::{PumpError, pump};
 use super::quota::{Charge, file_limit};
 use super::slots::{Claim, Slots};
-use super::worker::{self, JAIL_FAILED, Jail, Worker};
+use super::worker::{self, Jail, Worker};
 use crate::undo::Undo;
+use bytes::Bytes;
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::PipeWriter;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
-use tokio::process::{Child, ChildStderr};
-use tokio::sync::{Mutex, mpsc, oneshot};
-
-/// Pieces of a download that wait for the pump.
-const PIECES_WAITING: usize = 32;
-
-/// Size of the pipe, in bytes: fewer switches between pump and worker.
-const PIPE_SIZE: i32 = 1 << 20;
-
-/// Longest text of the worker that is kept, in bytes.
-const LONGEST_COMPLAINT: u64 = 4 << 10;
+use tokio::sync::{mpsc, oneshot};
 
 /// With less than so many bytes left, a failed conversion has failed for want of space.
 const FULL: u64 = 4 << 20;
 
-/// Processor time of one conversion, in seconds; a million files take two.
+/// Processor time of each process of a conversion, in seconds; a million files take two.
 const CPU_SECONDS: u64 = 900;
 
 /// Pause between two checks of a conversion's file and of the disk.
@@ -60,13 +54,13 @@ const NAMES: usize = 1 << 30;
 pub struct Converter {
     /// Program whose first act is [`worker::run_if_asked`]: the daemon's own.
     pub launcher: PathBuf,
-    /// User and group id of the jail.
+    /// User and group id of the jails.
     pub uid: u32,
     /// Largest uncompressed layer, in bytes.
     pub largest_layer: u64,
     /// Bytes of the file system that stay free.
     pub reserve: u64,
-    /// The cgroup that bounds the memory of all workers together; absent where each has its own limits only.
+    /// The cgroup that bounds the memory of all jails together; absent where each has its own limits only.
     pub cgroup: Option<PathBuf>,
     /// Longest wait for the worker to take more of its archive, or to finish after its end.
     pub patience: Duration,
@@ -102,7 +96,14 @@ struct Running {
     claim: Claim,
     /// The worker waits for layers below: that it gets nowhere is not its fault.
     waits: AtomicBool,
+    /// The pump waits for a slot: neither is that.
+    queued: AtomicBool,
+    /// One of them has got what it waited for since somebody looked.
+    moved: AtomicBool,
 }
+
+/// The pump asks for a turn by a sender of the answer.
+type Turns = mpsc::Receiver<oneshot::Sender<()>>;
 
 impl Converter {
     /// Fetches `layer` and makes it the file of its chain id. A corrupt download is begun again once, elsewhere if possible; one
@@ -122,7 +123,7 @@ impl Converter {
             let (what, limit) = (format!("layer {}", layer.blob.digest), self.largest_layer);
             return Err(ImageError::TooLarge { what, limit, key: "image.max_layer_mib" });
         }
-        let running = Running { claim: self.slots.claim(pull.requester()), waits: AtomicBool::new(false) };
+        let running = Running::new(self.slots.claim(pull.requester()));
         let (mut start, mut corrupt) = (0, false);
         for _ in 1..MOST_BEGINNINGS {
             match self.attempt(&content, &pull, &layer, below(), &running, start).await {
@@ -152,15 +153,12 @@ impl Converter {
         running: &Running,
         start: usize,
     ) -> Result<(), ImageError> {
-        running.waits.store(false, Ordering::Relaxed);
-        running.claim.acquire().await;
+        running.begin().await;
         let mut undo = Undo::new("PullLayer");
         let what = format!("layer {}", layer.blob.digest);
-        let part = Part {
-            download: Download::new(&pull.session, &layer.blob, what, start),
-            charge: pull.quota.charge(),
-        };
-        let charge = Arc::clone(&part.charge);
+        let download = Download::new(&pull.session, &layer.blob, what, start);
+        let charge = pull.quota.charge();
+        let part = (download, Arc::clone(&charge));
         match self.steps(content, part, layer, below, running, &mut undo).await {
             Ok(()) => {
                 charge.keep();
@@ -178,7 +176,7 @@ impl Converter {
     async fn steps(
         &self,
         content: &Arc<Content>,
-        part: Part<'_>,
+        (download, charge): (Download<'_>, Arc<Charge>),
         layer: &LayerSource,
         below: Below,
         running: &Running,
@@ -189,24 +187,22 @@ impl Converter {
         let path = incoming.path.clone();
         undo.push("incoming file", move || async move { remove(&path) })?;
 
-        let (mut process, archive, socket) = self.start(content, &incoming)?;
-        let complaints = tokio::spawn(read_complaints(process.stderr.take()));
-        let process = Arc::new(Mutex::new(process));
-        let killed = Arc::clone(&process);
-        undo.push("converter", move || async move { killed.lock().await.kill().await })?;
-
+        let (process, archive, socket) = self.start(content, &incoming, undo)?;
         let written = Written {
             content: Arc::clone(content),
             file: Arc::new(incoming.file.try_clone().map_err(|error| ImageError::io(&incoming.path, error))?),
-            charge: Arc::clone(&part.charge),
+            charge: Arc::clone(&charge),
             reserve: self.reserve,
         };
+        let part = Part { download, charge, archive };
+        let (input, turns) = self.input(content, part, running, undo).await?;
         let status = tokio::select! {
-            status = self.convert(part, layer.diff_id, archive, &process, running) => status?,
+            status = self.convert(input, layer.diff_id, &process, running) => status?,
+            never = running.grant(turns) => match never {},
             error = running.serve(socket, below) => return Err(error),
             error = written.watch() => return Err(error),
         };
-        judge(content, layer.diff_id, status, &complaints.await.unwrap_or_default())?;
+        judge(content, process, layer.diff_id, status).await?;
 
         let (content, chain_id) = (Arc::clone(content), layer.chain_id);
         blocking(move || {
@@ -216,36 +212,58 @@ impl Converter {
         .await
     }
 
-    /// From the first byte of the download to the end of the worker.
+    /// Begins the download, and the pump, which its first bytes tell what to read from.
+    async fn input<'a>(
+        &self,
+        content: &Content,
+        Part { mut download, charge, archive }: Part<'a>,
+        running: &Running,
+        undo: &mut Undo,
+    ) -> Result<(Input<'a>, Turns), ImageError> {
+        let mut head = Bytes::new();
+        while head.len() < LONGEST_MAGIC
+            && let Some(piece) = running.claim.while_idle(download.next()).await?
+        {
+            head = if head.is_empty() { piece } else { [head, piece].concat().into() };
+        }
+        let (feed, source) = Feed::new(&head, &self.launcher, self.jail(content, 0), undo)?;
+        let (ask, turns) = mpsc::channel(1);
+        let limit = self.largest_layer;
+        let pumping = apart(move || pump(source, archive, limit, &charge, || has_turn(&ask)))?;
+        Ok((Input { download, head, feed, pumping }, turns))
+    }
+
+    /// From the first byte of the archive to the end of the worker.
     async fn convert(
         &self,
-        Part { mut download, charge }: Part<'_>,
+        Input { mut download, head, mut feed, pumping }: Input<'_>,
         diff_id: Digest,
-        archive: PipeWriter,
-        process: &Mutex<Child>,
+        process: &Process,
         running: &Running,
     ) -> Result<ExitStatus, ImageError> {
-        let (pieces, waiting) = mpsc::channel(PIECES_WAITING);
-        let limit = self.largest_layer;
-        let pumping = apart(move || pump(waiting, archive, limit, &charge))?;
-        while let Some(piece) = running.claim.while_idle(download.next()).await? {
+        let mut next = Some(head);
+        while let Some(piece) = next {
             running.hold_slot().await;
-            // a pump that has ended says below how it went; the digest still wants every byte
-            let _ = self.soon(diff_id, running, pieces.send(piece)).await?;
+            // the digest of the blob wants every byte, whether or not somebody still takes them
+            self.soon(diff_id, running, feed.give(piece)).await?;
+            next = running.claim.while_idle(download.next()).await?;
         }
-        drop(pieces);
+        let decompressor = feed.end();
         let pumped = self.soon(diff_id, running, pumping).await?.map_err(|_| interrupted(diff_id))?;
         let got = pumped.map_err(|error| pump_error(diff_id, error))?;
+        if let Some(decompressor) = decompressor {
+            let status = self.soon(diff_id, running, decompressor.end()).await??;
+            decompressor.judge(diff_id, status).await?;
+        }
         if got != diff_id {
             let what = format!("uncompressed layer {diff_id}");
             return Err(ImageError::Corrupt { what, expected: diff_id, got });
         }
-        let status = self.soon(diff_id, running, async { process.lock().await.wait().await }).await?;
-        status.map_err(|error| broken(error.to_string()))
+        self.soon(diff_id, running, process.end()).await?
     }
 
-    /// Waits for the worker. Unless it waits for other layers, it must make progress within `patience`: a hostile archive
-    /// could stop it.
+    /// Waits for the processes. Unless they wait for other layers or for a slot, they must make progress within `patience`: a
+    /// hostile layer could stop them.
     async fn soon<T>(
         &self,
         layer: Digest,
@@ -256,7 +274,7 @@ impl Converter {
         loop {
             match tokio::time::timeout(self.patience, &mut work).await {
                 Ok(done) => return Ok(done),
-                Err(_) if running.waits.load(Ordering::Relaxed) => {}
+                Err(_) if running.is_held_up() => {}
                 Err(_) => {
                     let reason = format!("its conversion made no progress for {} s", self.patience.as_secs());
                     return Err(ImageError::BadLayer { layer, reason });
@@ -269,39 +287,73 @@ impl Converter {
         &self,
         content: &Content,
         incoming: &Incoming,
-    ) -> Result<(Child, PipeWriter, UnixStream), ImageError> {
+        undo: &mut Undo,
+    ) -> Result<(Process, PipeWriter, UnixStream), ImageError> {
         let failed = |error| ImageError::io(&incoming.path, error);
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::chown(&incoming.path, Some(self.uid), Some(self.uid)).map_err(failed)?;
         }
         let output = file_limit(self.largest_layer);
-        let jail = Jail {
+        let no_socket = |error| broken(format!("no socket: {error}"));
+        let (reader, writer) = pipe()?;
+        let (ours, theirs) = UnixStream::pair().map_err(no_socket)?;
+        ours.set_nonblocking(true).map_err(no_socket)?;
+        let worker = Worker { jail: self.jail(content, output), output, names: NAMES };
+        let mut command = worker.command(&self.launcher, &theirs).map_err(no_socket)?;
+        let file = incoming.file.try_clone().map_err(failed)?;
+        command.stdin(Stdio::from(reader)).stdout(Stdio::from(file));
+        let (process, _) = Process::start("converter", &mut command, undo)?;
+        Ok((process, writer, ours))
+    }
+
+    /// That of a process which may write a file of `largest_file` bytes.
+    fn jail(&self, content: &Content, largest_file: u64) -> Jail {
+        Jail {
             uid: self.uid,
             cgroup: self.cgroup.clone(),
             mount_point: content.empty_directory(),
-            largest_file: output,
+            largest_file,
             cpu_seconds: CPU_SECONDS,
-        };
-        let broken = |what, error| broken(format!("{what}: {error}"));
-        let (reader, writer) = std::io::pipe().map_err(|error| broken("no pipe", error))?;
-        // a smaller pipe is slower, not wrong: the size is capped for users without privileges
-        let _ = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
-        let (ours, theirs) = UnixStream::pair().map_err(|error| broken("no socket", error))?;
-        ours.set_nonblocking(true).map_err(|error| broken("no socket", error))?;
-        let worker = Worker { jail, output, names: NAMES };
-        let command = worker.command(&self.launcher, &theirs);
-        let mut command = command.map_err(|error| broken("no socket", error))?;
-        command
-            .stdin(Stdio::from(reader))
-            .stdout(Stdio::from(incoming.file.try_clone().map_err(failed)?))
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let child = command.spawn().map_err(|error| broken("cannot be started", error))?;
-        Ok((child, writer, ours))
+        }
     }
 }
 
 impl Running {
+    fn new(claim: Claim) -> Self {
+        Self {
+            claim,
+            waits: AtomicBool::default(),
+            queued: AtomicBool::default(),
+            moved: AtomicBool::default(),
+        }
+    }
+
+    /// For an attempt: nothing is left of the one before. Waits for a slot.
+    async fn begin(&self) {
+        self.waits.store(false, Ordering::Relaxed);
+        self.queued.store(false, Ordering::Relaxed);
+        self.claim.acquire().await;
+    }
+
+    /// Whether the conversion waits, or has waited since this was asked, for what is not its own doing.
+    fn is_held_up(&self) -> bool {
+        let moved = self.moved.swap(false, Ordering::Relaxed);
+        moved || self.waits.load(Ordering::Relaxed) || self.queued.load(Ordering::Relaxed)
+    }
+
+    /// Gives the pump its turns, each once there is a slot for it.
+    async fn grant(&self, mut turns: Turns) -> Infallible {
+        while let Some(asked) = turns.recv().await {
+            self.queued.store(true, Ordering::Relaxed);
+            self.hold_slot().await;
+            self.moved.store(true, Ordering::Relaxed);
+            self.queued.store(false, Ordering::Relaxed);
+            // a pump that has ended needs none
+            let _ = asked.send(());
+        }
+        std::future::pending().await
+    }
+
     /// Acquires a slot where this conversion has none any more. One that waits for layers below must have none: they need it.
     async fn hold_slot(&self) {
         if self.waits.load(Ordering::Relaxed) {
@@ -328,6 +380,7 @@ impl Running {
             Err(error) => return error,
         };
         self.claim.acquire().await;
+        self.moved.store(true, Ordering::Relaxed);
         self.waits.store(false, Ordering::Relaxed);
         // a worker that has ended tells why itself
         let _ = worker::send_files(&socket, &files).await;
@@ -336,10 +389,19 @@ impl Running {
     }
 }
 
-/// The input of a conversion, and what it charges to its image's quota.
+/// The input of a conversion, what it charges to its image's quota, and where its archive goes.
 struct Part<'a> {
     download: Download<'a>,
     charge: Arc<Charge>,
+    archive: PipeWriter,
+}
+
+/// The input of a conversion, from the first bytes on.
+struct Input<'a> {
+    download: Download<'a>,
+    head: Bytes,
+    feed: Feed,
+    pumping: oneshot::Receiver<Result<Digest, PumpError>>,
 }
 
 /// The output of a conversion, and what bounds it.
@@ -385,31 +447,29 @@ fn apart<T: Send + 'static>(
     Ok(done)
 }
 
-/// Whether the worker did its work.
-fn judge(content: &Content, diff_id: Digest, status: ExitStatus, complaints: &str) -> Result<(), ImageError> {
-    if status.success() && complaints.is_empty() {
-        return Ok(());
-    }
-    if status.code() == Some(JAIL_FAILED) {
-        return Err(broken(format!("its jail cannot be closed: {complaints}")));
-    }
-    let space = nix::sys::statvfs::statvfs(content.root());
-    if space.is_ok_and(|space| space.blocks_available() * space.fragment_size() < FULL) {
-        return Err(ImageError::DiskFull { directory: content.root().to_owned() });
-    }
-    let reason = match complaints {
-        "" if status.signal() == Some(libc::SIGKILL) => {
-            "the kernel killed the converter, for want of memory (image.converter_memory_mib) or of processor time"
-                .to_owned()
-        }
-        "" => format!("the converter ended with {status} and printed no error"),
-        complaints => complaints.to_owned(),
-    };
-    Err(ImageError::BadLayer { layer: diff_id, reason })
+/// Asks for a turn on the pump's thread, and waits for it; false where nobody gives turns any more.
+fn has_turn(ask: &mpsc::Sender<oneshot::Sender<()>>) -> bool {
+    let (grant, granted) = oneshot::channel();
+    ask.blocking_send(grant).is_ok() && granted.blocking_recv().is_ok()
 }
 
-fn broken(reason: String) -> ImageError {
-    ImageError::Converter { reason }
+/// Whether the worker did its work. On a full disk, that is why it did not.
+async fn judge(
+    content: &Content,
+    process: Process,
+    diff_id: Digest,
+    status: ExitStatus,
+) -> Result<(), ImageError> {
+    let judged = process.judge(diff_id, status).await;
+    let space = || nix::sys::statvfs::statvfs(content.root());
+    match judged {
+        Err(ImageError::BadLayer { .. })
+            if space().is_ok_and(|space| space.blocks_available() * space.fragment_size() < FULL) =>
+        {
+            Err(ImageError::DiskFull { directory: content.root().to_owned() })
+        }
+        judged => judged,
+    }
 }
 
 fn interrupted(layer: Digest) -> ImageError {
@@ -423,18 +483,7 @@ fn pump_error(layer: Digest, error: PumpError) -> ImageError {
             ImageError::TooLarge { what, limit, key: "image.max_layer_mib" }
         }
         PumpError::Image(error) => error,
+        PumpError::GivenUp => interrupted(layer),
         PumpError::Layer(error) => ImageError::BadLayer { layer, reason: error.to_string() },
     }
-}
-
-async fn read_complaints(stderr: Option<ChildStderr>) -> String {
-    let mut bytes = Vec::new();
-    if let Some(stderr) = stderr {
-        let mut bounded = stderr.take(LONGEST_COMPLAINT);
-        // what was read before an error is still worth telling
-        let _ = bounded.read_to_end(&mut bytes).await;
-        let _ = tokio::io::copy(bounded.get_mut(), &mut tokio::io::sink()).await;
-    }
-    let text = String::from_utf8_lossy(&bytes);
-    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -3,8 +3,8 @@
 //! ```text
 //! cri/pull_image -> pull -> describe, manifest, configuration        what it is
 //!                        -> registry, session, endpoint, auth         who has it, and who may have it
-//!                        -> chain, flight -> layer -> download, pump, worker      each layer once
-//!                                              |    worker: jail, tar, convert, erofs, overlay
+//!                        -> chain, flight -> layer -> download, feed, pump, worker      each layer once
+//!                                              |    worker: jail, compression, tar, convert, erofs, overlay
 //!                                              `--> slots, quota               when, and how much
 //!                        -> content, records                          kept by digest, found by name
 //! container      -> Images::resolve
@@ -26,6 +26,7 @@ mod download;
 mod endpoint;
 pub mod erofs;
 mod error;
+mod feed;
 mod flight;
 mod hosts;
 mod jail;
@@ -34,6 +35,7 @@ mod layer;
 mod manifest;
 pub mod overlay;
 mod platform;
+mod process;
 mod pull;
 mod pump;
 mod quota;
@@ -184,8 +186,8 @@ struct State {
 
 impl Images {
     /// Opens the store below `directory`. Half-done pulls of a killed daemon are removed, and images of which a part is
-    /// missing are dropped, so that kubelet pulls them again. `cgroup` bounds the memory of converters together; without it
-    /// each has its own limits only.
+    /// missing are dropped, so that kubelet pulls them again. `cgroup` is that of converters; without it each has its own
+    /// limits only.
     ///
     /// # Errors
     /// A directory that cannot be used, or a registry configuration that makes no sense.

@@ -54,6 +54,12 @@ impl Directory {
         size_of::<Self>() + self.lower.capacity() * size_of::<Node>()
     }
 
+    /// How many layers' directories are merged: of so many a lookup may read.
+    #[must_use]
+    pub fn layers(&self) -> usize {
+        1 + self.lower.len()
+    }
+
     fn nodes(&self) -> impl Iterator<Item = &Node> {
         std::iter::once(&self.top).chain(&self.lower)
     }

@@ -1,15 +1,16 @@
-//! The pump between a download and a layer's converter: decompresses, hashes what comes out, writes it into the pipe. It
-//! blocks, so it has a thread of its own.
+//! The pump between a download and a layer's converter: hashes and counts the archive, and writes it into the pipe. It blocks,
+//! so it has a thread of its own.
 //!
 //! Started by `layer`. It must not decide whether the digest is right: it says what it is.
 
-use super::compression::decompress;
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
 use super::quota::Charge;
-use bytes::{Buf, Bytes};
-use std::io::{self, BufRead, Read, Write};
-use tokio::sync::mpsc;
+use std::io::{self, Read, Write};
+
+/// Bytes of the archive for which one turn is good. A few KiB of a download may be all of a bomb, so a slot for each piece bounds
+/// no work.
+const TURN: u64 = 16 << 20;
 
 /// Why a layer did not get through.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,9 @@ pub enum PumpError {
     /// The image's layers together are beyond what this node takes.
     #[error(transparent)]
     Image(ImageError),
+    /// Nobody waits for it any more.
+    #[error("it was given up")]
+    GivenUp,
     /// A bomb, or a layer beyond what this node takes.
     #[error("it is larger than {limit} bytes")]
     TooLarge {
@@ -28,22 +32,22 @@ pub enum PumpError {
     },
 }
 
-/// Pumps until the pieces end. Gives the digest of what was decompressed. Of that, `limit` bounds this layer, and `charge` all
-/// layers of the image.
+/// Pumps until `source` ends. Gives the digest of the archive. Of that, `limit` bounds this layer, and `charge` all layers of the
+/// image. `turn` waits until the pump may go on for [`TURN`] bytes more than the first; false where it need not.
 ///
 /// # Errors
 /// Those of the data. A sink that takes no more is no error: why it did is the converter's answer.
 pub fn pump(
-    pieces: mpsc::Receiver<Bytes>,
+    mut source: impl Read,
     sink: impl Write,
     limit: u64,
     charge: &Charge,
+    mut turn: impl FnMut() -> bool,
 ) -> Result<Digest, PumpError> {
-    let mut source = decompress(Pieces { pieces, current: Bytes::new() }).map_err(PumpError::Layer)?;
     let mut archive = Willing { sink: Some(sink) };
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; 128 << 10];
-    let mut total = 0u64;
+    let (mut total, mut granted) = (0u64, TURN);
     loop {
         let read = match source.read(&mut buffer) {
             Ok(0) => break,
@@ -55,43 +59,17 @@ pub fn pump(
         if total > limit {
             return Err(PumpError::TooLarge { limit });
         }
+        if total > granted {
+            if !turn() {
+                return Err(PumpError::GivenUp);
+            }
+            granted += TURN;
+        }
         charge.add_archive(read as u64).map_err(PumpError::Image)?;
         hasher.update(&buffer[..read]);
         archive.write_all(&buffer[..read]).map_err(PumpError::Layer)?;
     }
     Ok(hasher.finish())
-}
-
-/// The pieces of a download as one stream.
-struct Pieces {
-    pieces: mpsc::Receiver<Bytes>,
-    current: Bytes,
-}
-
-impl BufRead for Pieces {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.current.is_empty() {
-            match self.pieces.blocking_recv() {
-                Some(piece) => self.current = piece,
-                None => break,
-            }
-        }
-        Ok(&self.current)
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.current.advance(amount);
-    }
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let amount = available.len().min(buffer.len());
-        buffer[..amount].copy_from_slice(&available[..amount]);
-        self.consume(amount);
-        Ok(amount)
-    }
 }
 
 /// A sink that may stop listening: a converter does when it fails, and says why.
@@ -117,60 +95,62 @@ impl<W: Write> Write for Willing<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::compression;
     use crate::image::quota::Quota;
-    use flate2::write::GzEncoder;
+    use crate::image::test_registry::gzip;
 
     const LARGEST_IMAGE: u64 = 20_000;
 
-    fn run(bytes: &[u8], limit: u64) -> Result<(Digest, Vec<u8>), PumpError> {
-        let (send, pieces) = mpsc::channel(10_000);
-        for piece in bytes.chunks(100) {
-            send.try_send(Bytes::copy_from_slice(piece)).unwrap();
-        }
-        drop(send);
+    fn run(source: impl Read, limit: u64) -> Result<(Digest, Vec<u8>), PumpError> {
         let mut out = Vec::new();
         let charge = Quota::new("image".to_owned(), LARGEST_IMAGE).charge();
-        pump(pieces, &mut out, limit, &charge).map(|digest| (digest, out))
+        pump(source, &mut out, limit, &charge, || true).map(|digest| (digest, out))
     }
 
     fn tar() -> Vec<u8> {
         b"some content ".repeat(1000)
     }
 
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
-    }
-
     #[test]
-    fn plain_gzip_and_zstd_give_the_same_archive() {
-        let tar = tar();
-        let members = [gzip(&tar[..1000]), gzip(&tar[1000..])].concat();
-        let zstd = zstd::encode_all(tar.as_slice(), 3).unwrap();
-        for bytes in [tar.clone(), gzip(&tar), members, zstd] {
-            assert_eq!(run(&bytes, 1 << 20).unwrap(), (Digest::of(&tar), tar.clone()));
-        }
+    fn archive_passes_and_its_digest_is_told() {
+        assert_eq!(run(tar().as_slice(), 1 << 20).unwrap(), (Digest::of(&tar()), tar()));
     }
 
     #[test]
     fn damaged_compression_is_an_error() {
         let mut bytes = gzip(&tar());
-        let middle = bytes.len() / 2;
-        bytes.truncate(middle);
-        assert!(matches!(run(&bytes, 1 << 20), Err(PumpError::Layer(_))));
+        bytes.truncate(bytes.len() / 2);
+        let source = compression::gzip(bytes.as_slice());
+        assert!(matches!(run(source, 1 << 20), Err(PumpError::Layer(_))));
     }
 
     #[test]
     fn bomb_is_stopped_at_the_limit() {
-        assert!(matches!(run(&gzip(&tar()), 2000), Err(PumpError::TooLarge { limit: 2000 })));
+        assert!(matches!(run(tar().as_slice(), 2000), Err(PumpError::TooLarge { limit: 2000 })));
     }
 
     #[test]
     fn bomb_within_the_limit_of_a_layer_is_stopped_at_that_of_its_image() {
-        let bomb = gzip(&vec![0; 1 << 20]);
-        let stopped = run(&bomb, 2 << 20);
+        let stopped = run(io::repeat(0).take(1 << 20), 2 << 20);
         assert!(matches!(&stopped, Err(PumpError::Image(ImageError::TooLarge { limit: LARGEST_IMAGE, .. }))));
+    }
+
+    #[test]
+    fn pump_asks_for_each_turn_and_stops_where_it_was_given_up() {
+        let run = |amount, turns| {
+            let (mut out, mut left) = (io::sink(), turns);
+            let charge = Quota::new("image".to_owned(), u64::MAX).charge();
+            let turn = || {
+                left -= 1;
+                left >= 0
+            };
+            let done = pump(io::repeat(0).take(amount), &mut out, u64::MAX, &charge, turn).map(drop);
+            (done, turns - left)
+        };
+        assert!(matches!(run(TURN, 9), (Ok(()), 0)));
+        assert!(matches!(run(TURN + 1, 9), (Ok(()), 1)));
+        assert!(matches!(run(4 * TURN, 9), (Ok(()), 3)));
+        assert!(matches!(run(4 * TURN, 1), (Err(PumpError::GivenUp), 2)));
     }
 
     #[test]
@@ -184,10 +164,7 @@ mod tests {
                 Ok(())
             }
         }
-        let (send, pieces) = mpsc::channel(1000);
-        send.try_send(Bytes::from(tar())).unwrap();
-        drop(send);
         let charge = Quota::new("image".to_owned(), LARGEST_IMAGE).charge();
-        assert_eq!(pump(pieces, Deaf, 1 << 20, &charge).unwrap(), Digest::of(&tar()));
+        assert_eq!(pump(tar().as_slice(), Deaf, 1 << 20, &charge, || true).unwrap(), Digest::of(&tar()));
     }
 }

@@ -7,11 +7,13 @@
 //!              +------------+--> has had it for `slice`: a registry or a pull with fewer slots may take it
 //! ```
 //!
-//! A conversion whose slot is taken is not stopped: it acquires another one before its next piece. So a registry that sends a
-//! byte now and then delays no other registry, and one that sends a lot gets its share and no more.
+//! A conversion whose slot is taken is not stopped: it acquires another one before its next piece, and for each part of what its
+//! pieces become. So a registry that sends a byte now and then delays no other registry, and one that sends a lot, or a little
+//! that becomes a lot, gets its share and no more.
 //!
 //! Used by `layer`. It must not know what is done in a slot.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -61,6 +63,8 @@ struct Table {
     holders: Vec<Holder>,
     /// Claims that wait for one, the longest first.
     waiters: Vec<Waiter>,
+    /// Claims that wait for the network, with or without a slot.
+    idle: BTreeSet<u64>,
 }
 
 struct Holder {
@@ -114,7 +118,8 @@ impl Claim {
         self.slots.table().leave(self.number, &self.slots.0.rules, Instant::now());
     }
 
-    /// Runs what needs no slot, such as waiting for the network. The claim keeps its slot unless a waiter needs it.
+    /// Runs what needs no slot, such as waiting for the network. The claim keeps its slot unless a waiter needs it; so it does
+    /// with one that it acquires meanwhile, for what the network has brought before.
     pub async fn while_idle<T>(&self, work: impl Future<Output = T>) -> T {
         self.slots.table().mark(self.number, Some(Instant::now()));
         let done = work.await;
@@ -125,6 +130,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        self.slots.table().mark(self.number, None);
         self.release();
     }
 }
@@ -148,6 +154,10 @@ impl Table {
     }
 
     fn mark(&mut self, number: u64, idle_since: Option<Instant>) {
+        match idle_since {
+            Some(_) => self.idle.insert(number),
+            None => self.idle.remove(&number),
+        };
         if let Some(holder) = self.holders.iter_mut().find(|holder| holder.number == number) {
             holder.idle_since = idle_since;
         }
@@ -165,7 +175,8 @@ impl Table {
                 self.holders.remove(at);
             }
             let Waiter { number, requester, granted } = self.waiters.remove(first);
-            self.holders.push(Holder { number, requester, since: now, idle_since: None });
+            let idle_since = self.idle.contains(&number).then_some(now);
+            self.holders.push(Holder { number, requester, since: now, idle_since });
             granted.notify_waiters();
         }
     }
@@ -262,6 +273,21 @@ mod tests {
         }
         assert!(!node.request("victim", "good.test", 2, 1), "they may be about to get their bytes");
         assert_eq!(node.holders(2), ["slow 2", "slow 3", "victim"]);
+    }
+
+    #[test]
+    fn slot_acquired_while_bytes_are_waited_for_goes_to_any_waiter_too() {
+        let mut node = Node::new();
+        for name in ["bomb", "b", "c"] {
+            assert!(node.request(name, "slow.test", 1, 0));
+            node.idle(name, 0);
+            node.claim(name).release();
+        }
+        for name in ["bomb", "b", "c"] {
+            assert!(node.request(name, "slow.test", 1, 5));
+        }
+        assert!(!node.request("victim", "good.test", 2, 6));
+        assert_eq!(node.holders(7), ["b", "c", "victim"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the converter's process needs of the system that no crate of ours offers safely: the numbers of its descriptors.
+//! What the jailed processes need of the system that no crate of ours offers safely: the numbers of their descriptors.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
@@ -11,14 +11,15 @@ use std::process::Command;
 /// Number at which a converter finds its socket.
 const SOCKET: RawFd = 3;
 
-/// Closes every descriptor but the three standard ones and the socket.
+/// Closes every descriptor but the three standard ones and, where there is one, the socket.
 ///
 /// # Errors
 /// A kernel without close_range(2), before Linux 5.9.
-pub fn close_others() -> nix::Result<()> {
+pub fn close_others(has_socket: bool) -> nix::Result<()> {
+    let first = if has_socket { SOCKET + 1 } else { SOCKET };
     // SAFETY: close_range(2) takes three integers. The process has just started and owns no descriptor beyond those that
     // stay, so no owner is left with a number that is no longer its own.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, SOCKET + 1, libc::c_uint::MAX, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
     Errno::result(result).map(drop)
 }
 
@@ -42,22 +43,35 @@ pub fn give_as_3(command: &mut Command, descriptor: impl AsFd) -> io::Result<()>
     Ok(())
 }
 
-/// Archive, output and socket of a converter, which has nothing else at these numbers.
+/// Input and output of a jailed process, which has nothing else at these numbers. Called once.
 ///
 /// # Errors
 /// A descriptor that is not there.
-pub fn streams() -> nix::Result<[OwnedFd; 3]> {
-    for number in [0, 1, SOCKET] {
-        // SAFETY: fcntl with F_GETFD takes two integers and changes nothing.
-        Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
-    }
+pub fn streams() -> nix::Result<[OwnedFd; 2]> {
+    require_open(&[0, 1])?;
     // SAFETY: it is open, and the process, single-threaded and just started, uses standard input in no other way.
-    let archive = unsafe { OwnedFd::from_raw_fd(0) };
+    let input = unsafe { OwnedFd::from_raw_fd(0) };
     // SAFETY: it is open, and the process never prints.
     let output = unsafe { OwnedFd::from_raw_fd(1) };
-    // SAFETY: it is open, and nothing in this process knows its number but this function, which is called once.
-    let socket = unsafe { OwnedFd::from_raw_fd(SOCKET) };
-    Ok([archive, output, socket])
+    Ok([input, output])
+}
+
+/// The socket of a converter. Called once.
+///
+/// # Errors
+/// As of [`streams`].
+pub fn socket() -> nix::Result<OwnedFd> {
+    require_open(&[SOCKET])?;
+    // SAFETY: it is open, and nothing in this process knows its number but this function.
+    Ok(unsafe { OwnedFd::from_raw_fd(SOCKET) })
+}
+
+fn require_open(numbers: &[RawFd]) -> nix::Result<()> {
+    for number in numbers {
+        // SAFETY: fcntl with F_GETFD takes two integers and changes nothing.
+        Errno::result(unsafe { libc::fcntl(*number, libc::F_GETFD) })?;
+    }
+    Ok(())
 }
 
 /// Takes descriptors that came with a message.

@@ -183,8 +183,13 @@ impl TestImage {
     }
 
     pub fn manifest(&self) -> Vec<u8> {
+        self.manifest_of(&self.blobs())
+    }
+
+    /// With other blobs in place of its own.
+    pub fn manifest_of(&self, blobs: &[Vec<u8>]) -> Vec<u8> {
         let kind = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-        let layers: Vec<_> = self.blobs().iter().map(|blob| descriptor(blob, kind)).collect();
+        let layers: Vec<_> = blobs.iter().map(|blob| descriptor(blob, kind)).collect();
         let config = descriptor(&self.config_document(), "application/vnd.docker.container.image.v1+json");
         json!({"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
             "config": config, "layers": layers})
@@ -209,6 +214,16 @@ impl TestImage {
     pub fn shelf(&self, repository: &str, tag: &str) -> Shelf {
         let mut shelf = Shelf::new();
         self.shelve(&mut shelf, repository, tag);
+        shelf
+    }
+
+    /// As [`Self::shelf`], with other blobs in place of its own.
+    pub fn shelf_of(&self, blobs: &[Vec<u8>], repository: &str, tag: &str) -> Shelf {
+        let mut shelf = self.shelf(repository, tag);
+        shelf.insert(format!("{repository}/manifests/{tag}"), self.manifest_of(blobs));
+        shelf.extend(
+            blobs.iter().map(|blob| (format!("{repository}/blobs/{}", Digest::of(blob)), blob.clone())),
+        );
         shelf
     }
 }

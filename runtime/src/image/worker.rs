@@ -1,14 +1,19 @@
-//! The converter's process: reads an archive from a pipe and writes the layer's file, in the jail.
+//! The jailed processes of a layer. The converter reads an archive from a pipe and writes the layer's file; the decompressor
+//! reads zstd from a pipe and writes what it holds to another.
 //!
 //! ```text
-//! 0  archive, decompressed          2  one line where it fails
-//! 1  output file, empty             3  socket to the daemon: asks for the layers below and takes their files
+//!     converter                   decompressor
+//! 0   archive, decompressed       zstd
+//! 1   output file, empty          archive
+//! 2   one line where it fails     one line where it fails
+//! 3   socket to the daemon: asks for the layers below and takes their files
 //! ```
 //!
-//! Started by `layer` through [`run_if_asked`], first thing in `main`: the daemon has threads, and a forked child of such a
-//! process may do next to nothing safely, so it is the daemon's own program once more. It ends when the archive ends, and
-//! the archive ends with the daemon. [`wait_for_request`] and [`send_files`] are the daemon's side of the socket.
+//! Started by `layer` and `feed` through [`run_if_asked`], first thing in `main`: the daemon has threads, and a forked child of
+//! such a process may do next to nothing safely, so each is the daemon's own program once more. It ends when its input ends,
+//! and that ends with the daemon. [`wait_for_request`] and [`send_files`] are the daemon's side of the socket.
 
+use super::compression::zstd;
 use super::convert::{Limits, convert};
 use super::erofs::Erofs;
 use super::jail::JailError;
@@ -17,7 +22,7 @@ use super::sys;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{self, BufReader, IoSlice, IoSliceMut, Write};
+use std::io::{self, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -26,10 +31,11 @@ use tokio::process::Command;
 
 pub use super::jail::{JAIL_FAILED, Jail};
 
-/// First argument of the daemon's program where it is to be a converter.
-const ARGUMENT: &str = "convert-layer";
+/// First argument of the daemon's program where it is to be a converter, or a decompressor.
+const CONVERT: &str = "convert-layer";
+const DECOMPRESS: &str = "decompress-layer";
 
-/// Exit status of a conversion that failed; the reason is on standard error.
+/// Exit status of a process that failed; the reason is on standard error.
 const FAILED: i32 = 1;
 
 /// What the converter sends when it needs the layers below.
@@ -42,8 +48,11 @@ const LAST: u8 = b'.';
 /// Files in one message; the kernel takes 253 (`SCM_MAX_FD`).
 const FILES_AT_ONCE: usize = 200;
 
-/// Bytes of the archive that are taken from the pipe at once.
+/// Bytes that are taken from a pipe at once.
 const READ_AHEAD: usize = 64 << 10;
+
+/// Bytes that a decompressor writes at once: a block of zstd.
+const BLOCK: usize = 128 << 10;
 
 /// What a converter does, and how it is confined.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,13 +72,13 @@ impl Worker {
     /// The socket cannot be duplicated.
     pub fn command(&self, launcher: &Path, socket: &UnixStream) -> io::Result<Command> {
         let mut command = Command::new(launcher);
-        command.arg(ARGUMENT).arg(serde_json::to_string(self)?).env_clear().current_dir("/");
+        command.arg(CONVERT).arg(serde_json::to_string(self)?).env_clear().current_dir("/");
         sys::give_as_3(command.as_std_mut(), socket)?;
         Ok(command)
     }
 
     fn run(&self) -> Result<(), Box<dyn std::error::Error>> {
-        let [archive, output, socket] = sys::streams()?;
+        let ([archive, output], socket) = (sys::streams()?, sys::socket()?);
         let limits = Limits { output: self.output, names: self.names };
         let lower = || receive_layers(&UnixStream::from(socket));
         convert(BufReader::with_capacity(READ_AHEAD, File::from(archive)), output.into(), lower, limits)?;
@@ -77,18 +86,58 @@ impl Worker {
     }
 }
 
-/// Does nothing unless [`Worker::command`] started this process.
+/// How a decompressor is confined. What it does needs no telling.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Decompressor {
+    /// Its jail.
+    pub jail: Jail,
+}
+
+impl Decompressor {
+    /// As [`Worker::command`], without a socket.
+    ///
+    /// # Errors
+    /// A path of the jail that is no text.
+    pub fn command(&self, launcher: &Path) -> io::Result<Command> {
+        let mut command = Command::new(launcher);
+        command.arg(DECOMPRESS).arg(serde_json::to_string(self)?).env_clear().current_dir("/");
+        Ok(command)
+    }
+
+    fn run() -> Result<(), Box<dyn std::error::Error>> {
+        let [compressed, archive] = sys::streams()?;
+        let mut archive = File::from(archive);
+        let mut source = zstd(BufReader::with_capacity(READ_AHEAD, File::from(compressed)))?;
+        let mut block = vec![0; BLOCK];
+        loop {
+            match source.read(&mut block)? {
+                0 => return Ok(()),
+                length => archive.write_all(&block[..length])?,
+            }
+        }
+    }
+}
+
+/// Does nothing unless [`Worker::command`] or [`Decompressor::command`] started this process.
 pub fn run_if_asked() {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_none_or(|argument| argument != ARGUMENT) {
+    let what = arguments.next().unwrap_or_default();
+    let told_to = arguments.next().unwrap_or_default();
+    let told_to = told_to.to_string_lossy();
+    let jailed = if what == CONVERT {
+        let worker = serde_json::from_str::<Worker>(&told_to).map_err(JailError::from);
+        worker.and_then(|worker| worker.jail.enter(true).map(|()| worker.run()))
+    } else if what == DECOMPRESS {
+        let decompressor = serde_json::from_str::<Decompressor>(&told_to).map_err(JailError::from);
+        let entered = decompressor.and_then(|its| its.jail.enter(false));
+        entered.map(|()| Decompressor::run())
+    } else {
         return;
-    }
-    let text = arguments.next().unwrap_or_default();
-    let worker = serde_json::from_str::<Worker>(&text.to_string_lossy()).map_err(JailError::from);
-    let jailed = worker.and_then(|worker| worker.jail.enter().map(|()| worker));
+    };
     let status = match jailed {
         Err(error) => told(&error, JAIL_FAILED),
-        Ok(worker) => worker.run().map_or_else(|error| told(&*error, FAILED), |()| 0),
+        Ok(Err(error)) => told(&*error, FAILED),
+        Ok(Ok(())) => 0,
     };
     std::process::exit(status);
 }

@@ -51,6 +51,12 @@ pub enum Fault {
     /// Its path has more components, links followed, than any that Linux takes.
     #[error("its path has more than {0} components")]
     PathTooLong(usize),
+    /// Its path leads through directories of too many lower layers.
+    #[error(
+        "looking its path up takes more than {0} lookups in the layers below it, for a directory counts once for each layer \
+         that has it: shorten the path, or the links that it goes through"
+    )]
+    TooManyLookups(usize),
     /// A symbolic link that no file system can hold.
     #[error("the target of the symbolic link is empty or longer than 4095 bytes")]
     BadTarget,

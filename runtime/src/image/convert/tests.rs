@@ -184,6 +184,29 @@ fn loop_of_links_and_file_on_the_path_are_refused_by_name() {
 }
 
 #[test]
+fn path_through_many_lower_layers_has_a_bound_of_work() {
+    let layers = vec![[dir("d/"), dir("d/e/")]; 40];
+    let layers: Vec<&[_]> = layers.iter().map(<[_; 2]>::as_slice).collect();
+    let loops = "d/../".repeat(800);
+    let evil = [symlink("link", &format!("{loops}d")), file("link/f", "")];
+    let error = refused(&layers, &evil);
+    assert!(
+        error.starts_with("entry \"link/f\": looking its path up takes more than 16320 lookups"),
+        "{error}"
+    );
+    let hard_link = [symlink("link", &format!("{loops}d")), hard("h", "link/f")];
+    assert!(refused(&layers, &hard_link).starts_with("entry \"h\": looking"));
+    // as deep as names of Linux may be, in few layers; and not as deep, in many
+    let deep = "d/../".repeat(400);
+    let mut stack = Stack::of(&layers[..3]);
+    stack.push(&end(&[symlink("link", &format!("{deep}d/e")), file("link/f", "deep")])).unwrap();
+    stack.shows(&[("/d/e/f", "deep")]);
+    let mut stack = Stack::of(&layers);
+    stack.push(&end(&[symlink("link", "d/../d/../d/e"), file("link/f", "many")])).unwrap();
+    stack.shows(&[("/d/e/f", "many")]);
+}
+
+#[test]
 fn file_of_a_lower_layer_gives_way_to_a_directory() {
     let stack = Stack::of(&[&[file("a", "file")], &[file("a/x", "x")]]);
     stack.shows(&[("/a", "755 0:0"), ("/a/x", "x")]);

@@ -18,6 +18,10 @@ const MOST_LINKS: usize = 255;
 /// Most components of a path after its links were followed: a bound on work. A path that Linux takes has 2048 at most.
 const MOST_COMPONENTS: usize = 4096;
 
+/// Most lookups in layers below on one path: a bound on reads, as each component is looked up in every layer that has its
+/// directory. Directories that all of an image's 255 layers share may be 64 deep.
+const MOST_LOOKUPS: usize = 64 * 255;
+
 /// What becomes of a component that is nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
@@ -80,7 +84,7 @@ impl Conversion<'_> {
         let fault = |fault| Err(ConvertError::entry(entry, fault));
         let mut todo: VecDeque<Box<[u8]>> = path.iter().map(|part| Box::from(*part)).collect();
         let mut place = Place { at: ROOT, below: Vec::new() };
-        let (mut links, mut steps) = (0, 0);
+        let (mut links, mut steps, mut lookups) = (0, 0, 0);
         while let Some(name) = todo.pop_front() {
             steps += 1;
             if name.len() > LONGEST_NAME {
@@ -98,6 +102,10 @@ impl Conversion<'_> {
                     continue;
                 }
                 _ => {}
+            }
+            lookups += self.lookups(&place, &name);
+            if lookups > MOST_LOOKUPS {
+                return fault(Fault::TooManyLookups(MOST_LOOKUPS));
             }
             match self.step(&mut place, &name, missing)? {
                 Some(Step::Into) => {}
@@ -145,6 +153,16 @@ impl Conversion<'_> {
         match place.below.last() {
             Some((_, directory)) => Ok(self.lower.overlay()?.lookup(directory, name)?),
             None => self.lower.find(&mut self.tree, place.at, name),
+        }
+    }
+
+    /// Lookups in layers below that [`Self::step`] makes, less those for directories of this layer that it has not looked for
+    /// yet: each is looked for once.
+    fn lookups(&self, place: &Place, name: &[u8]) -> usize {
+        match (place.below.last(), self.tree.directory(place.at)) {
+            (Some((_, below)), _) => below.layers(),
+            (None, own) if own.children.contains_key(name) => 0,
+            (None, own) => own.lower.iter().flatten().map(|below| below.layers()).sum(),
         }
     }
 

@@ -22,10 +22,14 @@ struct Node {
     /// Which program of `testdata/converters` stands for the converter.
     converter: &'static str,
     foreign_layers: bool,
+    largest_layer: u64,
     largest_image: u64,
     reserve: u64,
     /// Fewest bytes a second of a registry.
     least_rate: u64,
+    /// Longest wait for a byte of a registry.
+    stall: Duration,
+    slots: Rules,
 }
 
 impl Node {
@@ -35,9 +39,12 @@ impl Node {
             registries: BTreeMap::new(),
             converter: "makes-empty",
             foreign_layers: false,
+            largest_layer: 1 << 20,
             largest_image: 8 << 20,
             reserve: 0,
             least_rate: 0,
+            stall: Duration::from_millis(300),
+            slots: Rules { slots: 2, slice: Duration::from_millis(200), idle: Duration::from_millis(50) },
         }
     }
 
@@ -59,18 +66,14 @@ impl Node {
                 .join("src/image/testdata/converters")
                 .join(self.converter),
             uid: nix::unistd::geteuid().as_raw(),
-            largest_layer: 1 << 20,
+            largest_layer: self.largest_layer,
             reserve: self.reserve,
             cgroup: None,
             patience: Duration::from_millis(500),
-            slots: Slots::new(Rules {
-                slots: 2,
-                slice: Duration::from_millis(200),
-                idle: Duration::from_millis(50),
-            }),
+            slots: Slots::new(self.slots),
         };
         let patience = Patience {
-            stall: Duration::from_millis(300),
+            stall: self.stall,
             least_rate: self.least_rate,
             first_pause: Duration::from_millis(1),
             attempts: 3,
@@ -82,6 +85,12 @@ impl Node {
 
     fn files(&self, name: &str) -> usize {
         fs::read_dir(self.directory.path().join("images").join(name)).unwrap().count()
+    }
+
+    /// Bytes of files that are being written.
+    fn incoming_bytes(&self) -> u64 {
+        let files = fs::read_dir(self.directory.path().join("images/incoming")).unwrap();
+        files.map(|file| file.unwrap().metadata().map_or(0, |metadata| metadata.len())).sum()
     }
 
     /// How many blobs, layers, half-done files and records there are.

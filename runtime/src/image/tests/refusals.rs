@@ -4,6 +4,10 @@ use super::{Node, anonymous};
 use crate::image::test_registry::{TestImage, TestRegistry, descriptor};
 use crate::image::{Digest, ImageError, ImageUser};
 use serde_json::json;
+use std::slice::from_ref;
+
+/// What the programs that stand for the converter give.
+const EMPTY: &[u8] = include_bytes!("../testdata/converters/empty.erofs");
 
 #[tokio::test]
 async fn manifest_and_configuration_are_checked_against_their_digests() {
@@ -55,6 +59,50 @@ async fn converter_that_fails_complains_or_hangs_is_told_and_leaves_nothing() {
         assert!(error.to_string().contains(said), "{converter}: {error}");
         assert_eq!(node.kept(), [0, 0, 0, 0], "{converter}");
     }
+}
+
+/// A layer of zstd, by a process that gives what [`Node::new`]'s converter does: the daemon looks at what it gave.
+#[tokio::test]
+async fn zstd_is_decompressed_by_a_process_and_its_output_is_checked() {
+    let zstd = zstd::encode_all(b"whatever".as_slice(), 3).unwrap();
+    let honest = TestImage { layers: vec![EMPTY.to_vec()], ..TestImage::of_texts(&[]) };
+    let other = TestImage::of_texts(&["told"]);
+    let node = Node::new();
+    let images = node.images();
+    let registry = TestRegistry::of(other.shelf_of(from_ref(&zstd), "app", "1")).await;
+    let error = images.pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::Corrupt { got, .. } if got == Digest::of(EMPTY)), "{error}");
+    assert_eq!(node.kept(), [0, 0, 0, 0]);
+    let registry = TestRegistry::of(honest.shelf_of(from_ref(&zstd), "app", "1")).await;
+    assert_eq!(images.pull(&registry.name("app:1"), &anonymous()).await.unwrap(), honest.id());
+}
+
+#[tokio::test]
+async fn decompressor_that_fails_dies_or_hangs_is_told_and_leaves_nothing() {
+    // more than the pipe holds
+    let mut noise = vec![0; 900_000];
+    let mut state = 1u32;
+    noise.fill_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    });
+    let image = TestImage { layers: vec![noise.clone()], ..TestImage::of_texts(&[]) };
+    let blob = zstd::encode_all(noise.as_slice(), 1).unwrap();
+    let registry = TestRegistry::of(image.shelf_of(from_ref(&blob), "app", "1")).await;
+    let said = [
+        ("decompresses-nothing", "cannot decompress part 7"),
+        ("dies-decompressing", "the kernel killed the decompressor"),
+        ("hangs-decompressing", "made no progress"),
+        ("unjailed", "jail cannot be closed: make namespaces"),
+    ];
+    for (converter, said) in said {
+        let node = Node { converter, ..Node::new() };
+        let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+        assert!(error.to_string().contains(said), "{converter}: {error}");
+        assert_eq!(node.kept(), [0, 0, 0, 0], "{converter}");
+    }
+    let asked = registry.asked(&Digest::of(&blob).to_string()).len();
+    assert_eq!(asked, said.len(), "none is a corrupt download, to be tried again");
 }
 
 #[tokio::test]

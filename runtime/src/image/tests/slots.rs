@@ -2,6 +2,7 @@
 
 use super::layers::incompressible;
 use super::{Node, anonymous};
+use crate::image::slots::{Requester, Rules};
 use crate::image::test_registry::{
     Reply, Request, Shelf, TestImage, TestRegistry, descriptor, from_shelf, gzip,
 };
@@ -103,6 +104,53 @@ async fn bytes_sent_again_are_no_progress() {
     let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
     assert!(error.to_string().contains("less than 40 bytes a second"), "{error}");
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+}
+
+/// All of a bomb's layer is sent but for one byte; the node's only slot goes to another conversion, and its pump stops.
+#[tokio::test]
+async fn bomb_that_was_sent_already_still_needs_a_slot() {
+    let bomb = TestImage { layers: vec![vec![0; 64 << 20]], ..TestImage::of_texts(&[]) };
+    let (shelf, blob) = (bomb.shelf("bomb", "1"), bomb.blobs().remove(0));
+    let registry = TestRegistry::start(move |request| {
+        let honest = from_shelf(&shelf, request);
+        match is_blob(request, &blob) {
+            true => Reply { breaks_after: Some((honest.body.len() - 1, true)), ..honest },
+            false => honest,
+        }
+    })
+    .await;
+    let node = Node {
+        converter: "takes-20-mib",
+        largest_layer: 128 << 20,
+        largest_image: 128 << 20,
+        stall: SOON,
+        slots: Rules { slots: 1, slice: SOON, idle: Duration::from_millis(50) },
+        ..Node::new()
+    };
+    let images = node.images();
+    let attack = pull(&images, registry.name("bomb:1"));
+    let begun = eventually(|| node.files("incoming") == 1).await;
+    assert!(begun, "the bomb never came");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let other = Requester { registry: "other.test".to_owned(), pull: 1 << 32 };
+    let other = images.0.converter.slots.claim(other);
+    tokio::time::timeout(SOON, other.acquire()).await.expect("the bomb waits for a byte");
+    // the converter begins to read a second after its start
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(node.incoming_bytes(), 0, "20 MiB of the bomb had no slot");
+    drop(other);
+    assert!(eventually(|| node.incoming_bytes() > 0).await, "it never got its slot back");
+    attack.abort();
+    assert_eq!(node.settled().await[2], 0);
+}
+
+/// Whether `holds` within [`SOON`].
+async fn eventually(holds: impl Fn() -> bool) -> bool {
+    let begin = Instant::now();
+    while !holds() && begin.elapsed() < SOON {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    holds()
 }
 
 /// A blob that takes half a minute to drip, and is no layer.
