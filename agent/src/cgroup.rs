@@ -7,9 +7,10 @@
 //!     └── own                its processes; the root of its cgroup namespace
 //! ```
 //!
-//! Root of a container may write to the files of the group that is the root of its cgroup namespace: not within that
-//! namespace, but from a user and a cgroup namespace of its own below it. So the limits that hold are one group higher,
-//! where no container sees them. The group below has the same ones, for programs that look for theirs.
+//! Root of a container may write to the files of the group that is the root of its cgroup namespace: not
+//! within that namespace, but from a user and a cgroup namespace of its own below it. So the limits that hold
+//! are one group higher, where no container sees them. The group below has the same ones, for programs that
+//! look for theirs.
 //!
 //! The agent leaves the root group so that its own memory and time are not counted as the guest kernel's.
 

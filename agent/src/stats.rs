@@ -1,9 +1,9 @@
 //! Usage figures of containers and of the guest: `Stats`.
 //!
-//! CPU and memory come from the container's cgroup. What a container wrote to its root is counted by walking its upper
-//! directory, as the kernel has no quota there: a walk looks at no more than [`MAX_ENTRIES`] files, in directories no deeper
-//! than [`MAX_DEPTH`] (then the figure is a lower bound), and is not repeated for [`WALK_EVERY`]. It keeps no names and follows no
-//! link, as the container writes meanwhile.
+//! CPU and memory come from the container's cgroup. What a container wrote to its root is counted by walking
+//! its upper directory, as the kernel has no quota there: a walk looks at no more than [`MAX_ENTRIES`] files,
+//! in directories no deeper than [`MAX_DEPTH`] (then the figure is a lower bound), and is not repeated for
+//! [`WALK_EVERY`]. It keeps no names and follows no link, as the container writes meanwhile.
 
 use crate::cgroup;
 use crate::error::AgentError;

@@ -114,7 +114,8 @@ fn exec_enters_the_containers_own_mounts_whatever_its_first_process_did() -> Res
     };
     let linux = LinuxContainerConfig { security_context: Some(context), ..LinuxContainerConfig::default() };
     // The first process itself leaves: `unshare` executes the shell in its place.
-    let script = "echo foreign >/tmp/foreign && mount --bind /tmp/foreign /etc/hostname && cat /etc/hostname; exec sleep 1000";
+    let script = "echo foreign >/tmp/foreign && mount --bind /tmp/foreign /etc/hostname && \
+                  cat /etc/hostname; exec sleep 1000";
     let command = ["unshare", "-U", "-m", "-r", "sh", "-c", script];
     let config = ContainerConfig { linux: Some(linux), ..container_config("c", "busybox", &command) };
     let container = cri.run_container(&pod, config)?;

@@ -1,8 +1,9 @@
 //! One container's cgroup: made and limited before its process exists, killed and removed after it.
 //!
-//! Its processes, execs among them, live in a group below it, `own` ([`crate::cgroup`]). Programs look for their limits in
-//! the group that `/proc/self/cgroup` names, so each limit is written to both; what is counted, killed and removed is the
-//! upper one with all below. Groups below `own` are the container's own business (systemd, Docker in Docker).
+//! Its processes, execs among them, live in a group below it, `own` ([`crate::cgroup`]). Programs look for
+//! their limits in the group that `/proc/self/cgroup` names, so each limit is written to both; what is
+//! counted, killed and removed is the upper one with all below. Groups below `own` are the container's own
+//! business (systemd, Docker in Docker).
 
 use super::devices::{self, DevicesError};
 use super::limits::{Limit, LimitsError, limits};
@@ -152,8 +153,8 @@ impl Cgroup {
         }
     }
 
-    /// How many of the container's processes the kernel's OOM killer has ended so far. Counted before the process is killed,
-    /// so after a process has been collected the figure includes it.
+    /// How many of the container's processes the kernel's OOM killer has ended so far. Counted before the
+    /// process is killed, so after a process has been collected the figure includes it.
     pub fn oom_kills(&self) -> u64 {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
         counter(&events, "oom_kill")
@@ -188,8 +189,8 @@ fn counter(content: &str, key: &str) -> u64 {
     lines.find(|(name, _)| *name == key).and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Groups are removed from the leaves up; files in them vanish with them. A container may nest them deeper than any path
-/// reaches, so only one directory is open at a time, and the way up is its `..`.
+/// Groups are removed from the leaves up; files in them vanish with them. A container may nest them deeper
+/// than any path reaches, so only one directory is open at a time, and the way up is its `..`.
 fn remove_tree(path: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut here = match rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(io::Error::from) {
@@ -317,7 +318,8 @@ mod tests {
     fn group_that_is_in_use_is_told_and_not_tried_for_ever() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("top/held")).unwrap();
-        // A file, which a group of the kernel's takes along, keeps a directory of others as a process keeps a group.
+        // A file, which a group of the kernel's takes along, keeps a directory of others as a process keeps a
+        // group.
         fs::write(directory.path().join("top/held/file"), "").unwrap();
         assert!(is_in_use(&remove_tree(&directory.path().join("top")).unwrap_err()));
     }

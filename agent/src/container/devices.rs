@@ -62,8 +62,8 @@ pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<u64>>, DevicesE
     Ok(Some(assemble(&parsed)))
 }
 
-/// null, zero, full, random, urandom; tty, ptmx; terminals; and the making of any node. Not 5:1, which is the guest's console: a
-/// container's `/dev/console` is its terminal.
+/// null, zero, full, random, urandom; tty, ptmx; terminals; and the making of any node. Not 5:1, which is the
+/// guest's console: a container's `/dev/console` is its terminal.
 fn every_containers_devices() -> impl Iterator<Item = Rule> {
     let numbers = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)];
     let character = |major, minor| Rule { allow: true, kind: Some(CHARACTER), major, minor, access: ANY };

@@ -58,7 +58,8 @@ pub struct Launched {
     pub child: Child,
     /// The controlling end of its terminal, if it asked for one.
     pub terminal: Option<OwnedFd>,
-    /// The one-shot child that made it, and which ends by itself. One that made an exec has the container's mounts until then.
+    /// The one-shot child that made it, and which ends by itself. One that made an exec has the container's
+    /// mounts until then.
     pub maker: Child,
 }
 

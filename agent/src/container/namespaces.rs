@@ -1,9 +1,10 @@
 //! The namespaces that a container was made with, kept for its execs.
 //!
-//! A first process may leave them: any user may make a user namespace, and in it a mount namespace where files of its
-//! choice lie at the paths of the container's. An exec that followed it there would run such a file with the ids and
-//! capabilities that the container has in the guest's own user namespace. So the namespaces are opened while the first
-//! process still waits to be started and has run nothing of the container's.
+//! A first process may leave them: any user may make a user namespace, and in it a mount namespace where
+//! files of its choice lie at the paths of the container's. An exec that followed it there would run such a
+//! file with the ids and capabilities that the container has in the guest's own user namespace. So the
+//! namespaces are opened while the first process still waits to be started and has run nothing of the
+//! container's.
 //!
 //! The pid namespace is not among them: no process leaves its own, so the first process's pidfd names it.
 //!
@@ -23,7 +24,8 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// Those that a container of this spec has for itself; `first` is its first process and has not been started.
+    /// Those that a container of this spec has for itself; `first` is its first process and has not been
+    /// started.
     pub fn of(first: &Child, spec: &Spec) -> io::Result<Namespaces> {
         let open = |name: &str| File::open(format!("/proc/{}/ns/{name}", first.pid()));
         let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
@@ -72,8 +74,9 @@ mod tests {
         let mut sleeper = Command::new("sleep");
         sleeper.arg("100").stdin(Stdio::null()).stdout(Stdio::null());
         let first = Reaper::default().spawn(&mut sleeper).unwrap();
-        let json = r#"{"ociVersion":"1.2.0","linux":{"namespaces":[{"type":"mount"},{"type":"pid"},{"type":"cgroup"}]}}"#;
-        let kept = Namespaces::of(&first, &serde_json::from_str(json).unwrap()).unwrap();
+        let namespaces = serde_json::json!([{ "type": "mount" }, { "type": "pid" }, { "type": "cgroup" }]);
+        let spec = serde_json::json!({ "ociVersion": "1.2.0", "linux": { "namespaces": namespaces } });
+        let kept = Namespaces::of(&first, &serde_json::from_value(spec).unwrap()).unwrap();
         let id = |file: &File| {
             let fd = std::os::fd::AsRawFd::as_raw_fd(file);
             std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap()

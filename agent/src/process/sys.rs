@@ -11,7 +11,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use tokio::io::unix::AsyncFd;
 
-/// File descriptors that one message may carry: an exec has two of its own, three streams and up to five namespaces.
+/// File descriptors that one message may carry: an exec has two of its own, three streams and up to five
+/// namespaces.
 pub const MAX_FDS: usize = 10;
 
 /// A descriptor that names process `pid` and never another one that is given its number later.
@@ -49,8 +50,8 @@ fn wait_any(options: i32) -> Option<(i32, ExitStatus)> {
 
 /// Not nix's `waitpid`: that one fails on real-time signals, after the child is gone.
 ///
-/// A child that has asked to be traced (`PTRACE_TRACEME`) is traced by its parent, who is then told of its stops, too, asked or
-/// not. They are no ends: such a child stays stopped until it is killed.
+/// A child that has asked to be traced (`PTRACE_TRACEME`) is traced by its parent, who is then told of its
+/// stops, too, asked or not. They are no ends: such a child stays stopped until it is killed.
 fn wait(child: i32, options: i32) -> Option<(i32, ExitStatus)> {
     loop {
         let mut status = 0;

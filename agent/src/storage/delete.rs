@@ -4,8 +4,9 @@
 //! with the depth, and files go before directories are moved, so a full disk has room for the move. A deletion that failed
 //! is continued by the next one with the same trash.
 //!
-//! A tree may change while it is deleted: another container of the pod may hold a descriptor of it. So entries are reached by
-//! their directory's descriptor and a name, no link is followed, and what an entry is shows when it is opened or removed.
+//! A tree may change while it is deleted: another container of the pod may hold a descriptor of it. So
+//! entries are reached by their directory's descriptor and a name, no link is followed, and what an entry is
+//! shows when it is opened or removed.
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -148,8 +149,9 @@ fn absent_is_done(result: rustix::io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Does `act` on an entry of a directory. Where that is not permitted, takes the attributes "immutable" and "append only" off the
-/// entry and the directory, which a container with the capability may have set, and tries once more.
+/// Does `act` on an entry of a directory. Where that is not permitted, takes the attributes "immutable" and
+/// "append only" off the entry and the directory, which a container with the capability may have set, and
+/// tries once more.
 fn insist(
     directory: BorrowedFd<'_>,
     name: &CStr,
@@ -254,7 +256,8 @@ mod tests {
     #[test]
     fn tree_that_others_fill_meanwhile_is_deleted_or_told() {
         let (scratch, upper, trash) = scratch();
-        // As a container does it that holds a descriptor of a directory: it has the directory wherever it is moved.
+        // As a container does it that holds a descriptor of a directory: it has the directory wherever it is
+        // moved.
         let held = open_directory(CWD, &upper).unwrap();
         let kept = scratch.path().join("kept");
         fs::create_dir(&kept).unwrap();

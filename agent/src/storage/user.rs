@@ -369,7 +369,7 @@ mod tests {
         prop_oneof![
             2 => prop::sample::select(vec!["app", "web", "root", "x", "", "0", "7", "1000", "4294967294"])
                 .prop_map(str::to_owned),
-            1 => prop::sample::select(vec!["4294967295", "-1", "+7", " 7", "/home/app", "app,web", ",app", "\0"])
+            1 => prop::sample::select(vec!["4294967295", "-1", "+7", " 7", "/home/app", "app,web", "\0"])
                 .prop_map(str::to_owned),
             1 => "[^:\n]{0,12}",
         ]
@@ -408,7 +408,8 @@ mod tests {
             let user = User { strict_groups: strict, supplemental_groups: asked.clone(), ..user(&text) };
             let Ok(resolved) = resolve_in(&passwd, &group, &user) else { return Ok(()) };
             let had = &resolved.supplemental_groups;
-            prop_assert!(had.len() <= MAX_GROUPS && had.is_sorted() && had.windows(2).all(|two| two[0] != two[1]));
+            prop_assert!(had.len() <= MAX_GROUPS);
+            prop_assert!(had.windows(2).all(|two| two[0] < two[1]), "{had:?}");
             prop_assert!(resolved.uid != u32::MAX && !had.contains(&u32::MAX));
             for gid in had {
                 let named = !strict && groups(&group).any(|(_, listed, _)| listed == *gid);

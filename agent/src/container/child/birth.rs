@@ -4,9 +4,9 @@
 //! own and handed controllers down: the kernel then takes no process into its own group any more (EBUSY). Its
 //! execs are born in the group of its first process instead, as runc does it.
 //!
-//! Called by [`super::exec`], which enters the container's mounts in between: what is looked at later is opened
-//! before. The cgroup namespace is still the agent's at the fork. The container says what groups there are and
-//! where its first process is: no process may be born outside the container's own group.
+//! Called by [`super::exec`], which enters the container's mounts in between: what is looked at later is
+//! opened before. The cgroup namespace is still the agent's at the fork. The container says what groups there
+//! are and where its first process is: no process may be born outside the container's own group.
 
 use super::message::Failure;
 use crate::cgroup;

@@ -1,10 +1,10 @@
 //! Makes another process in a container that runs.
 //!
-//! Not with the library's own exec: that one leaves out the container's resource limits and forks twice. Its parts
-//! (capabilities, ids, terminal) are used here in the order in which it uses them for a
-//! container's first process. The new process is born in the container's pid namespace, mounts and cgroup ([`birth`]). The
-//! namespaces are those that the container was made with ([`crate::container::namespaces`]): its first process may have
-//! left them.
+//! Not with the library's own exec: that one leaves out the container's resource limits and forks twice. Its
+//! parts (capabilities, ids, terminal) are used here in the order in which it uses them for a container's
+//! first process. The new process is born in the container's pid namespace, mounts and cgroup
+//! ([`super::birth`]). The namespaces are those that the container was made with
+//! ([`crate::container::namespaces`]): its first process may have left them.
 
 use super::birth::Birthplace;
 use super::create::receive_terminal;
@@ -49,13 +49,7 @@ pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
     let missing = || Failure::request("the container's spec has no process or linux part".to_owned());
     let process = spec.process().as_ref().ok_or_else(missing)?;
     let linux = spec.linux().as_ref().ok_or_else(missing)?;
-    let (stdio, console) = if request.terminal {
-        let (ours, theirs) =
-            UnixStream::pair().map_err(|error| Failure::guest("console socket cannot be made", error))?;
-        (Stdio::Terminal(theirs), Some(ours))
-    } else {
-        (Stdio::Pipes([fds.next()?, fds.next()?, fds.next()?]), None)
-    };
+    let (stdio, console) = stdio(request.terminal, &mut fds)?;
     let bundle = request.config.parent().unwrap_or(Path::new("/"));
     let mut env = environment::read(bundle)?;
     env.extend(request.env.iter().cloned());
@@ -69,6 +63,8 @@ pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
     drop(mounts);
     match birthplace.fork(first_process.as_fd())? {
         Forked::Child => {
+            // Other containers' groups would be reached by its directory.
+            drop(birthplace);
             let member = enter(&others).and_then(|()| become_member(process, linux, stdio, status.as_fd()));
             // Until it executes or ends, nothing here may use or drop a descriptor but `status`: the others are closed.
             match member {
@@ -84,6 +80,16 @@ pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
             Ok(Made { pid, terminal })
         }
     }
+}
+
+/// What the process's streams become, and where its terminal's controlling end arrives.
+fn stdio(terminal: bool, fds: &mut Descriptors) -> Result<(Stdio, Option<UnixStream>), Failure> {
+    if !terminal {
+        return Ok((Stdio::Pipes([fds.next()?, fds.next()?, fds.next()?]), None));
+    }
+    let (ours, theirs) =
+        UnixStream::pair().map_err(|error| Failure::guest("console socket cannot be made", error))?;
+    Ok((Stdio::Terminal(theirs), Some(ours)))
 }
 
 /// What must be done before the container can see the process.

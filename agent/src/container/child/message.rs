@@ -27,8 +27,8 @@ const MAX: usize = 32 * 1024 * 1024;
 pub enum Request {
     /// A container, up to the exec of its command. Descriptors: status pipe, and without terminal stdin, stdout, stderr.
     Container(ContainerRequest),
-    /// A process in a container that runs. Descriptors: status pipe, pidfd of the container's first process, the container's
-    /// mount namespace, its other namespaces, and without terminal stdin, stdout, stderr.
+    /// A process in a container that runs. Descriptors: status pipe, pidfd of the container's first process,
+    /// the container's mount namespace, its other namespaces, and without terminal stdin, stdout, stderr.
     Exec(ExecRequest),
     /// A pid namespace and the process that holds it. No descriptors.
     PidNamespace,

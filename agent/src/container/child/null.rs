@@ -1,8 +1,9 @@
 //! The null device that a process without input reads: its container's, not the guest's.
 //!
-//! The agent gives such a process the guest's `/dev/null`, of which all processes of the pod have the one inode: root of a container
-//! could change its mode and owner for all of them by its descriptor. Called by [`super::command`] when the process is all that its
-//! command will be, so that whatever the container has put at the path is opened with no more rights than the container's.
+//! The agent gives such a process the guest's `/dev/null`, of which all processes of the pod have the one
+//! inode: root of a container could change its mode and owner for all of them by its descriptor. Called by
+//! [`super::command`] when the process is all that its command will be, so that whatever the container has
+//! put at the path is opened with no more rights than the container's.
 
 use nix::unistd::{dup2_stdin, pipe2};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -15,7 +16,8 @@ const PATH: &str = "/dev/null";
 /// Its number, in every kernel.
 const DEVICE: (u32, u32) = (1, 3);
 
-/// Replaces a standard input that is a null device by the container's own. A container that has none there reads an empty pipe.
+/// Replaces a standard input that is a null device by the container's own. A container that has none there
+/// reads an empty pipe.
 pub fn replace() -> io::Result<()> {
     if !is_null(std::io::stdin())? {
         return Ok(());

@@ -1,8 +1,8 @@
 //! The first process of a pid namespace that several containers share: collects orphans, and does nothing else.
 //!
-//! Its containers see it as process 1, and one with `CAP_SYS_PTRACE` may take it over. So before it is told of, it gives up all
-//! that it does not need for waiting: descriptors, root directory, user, capabilities and system calls. It dies rather than keep
-//! any of these.
+//! Its containers see it as process 1, and one with `CAP_SYS_PTRACE` may take it over. So before it is told
+//! of, it gives up all that it does not need for waiting: descriptors, root directory, user, capabilities and
+//! system calls. It dies rather than keep any of these.
 
 use super::Made;
 use super::filter::Filter;

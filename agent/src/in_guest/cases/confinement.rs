@@ -108,9 +108,9 @@ pub async fn limits_hold_and_change_all_or_none(guest: Guest) {
     assert_refused(plan.create().await.map(|_| ()), Code::InvalidArgument, "blockIO");
 }
 
-/// Root of a container makes a group below, a user namespace, and in it a cgroup namespace whose root is that group: from there the
-/// kernel lets it write to the limits in its container's own root. The image's `unshare` makes no cgroup namespace, so the case
-/// writes there itself.
+/// Root of a container makes a group below, a user namespace, and in it a cgroup namespace whose root is that
+/// group: from there the kernel lets it write to the limits in its container's own root. The image's
+/// `unshare` makes no cgroup namespace, so the case writes there itself.
 pub async fn limits_hold_against_root_in_a_user_namespace(guest: Guest) {
     let resources = json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 }, "pids": { "limit": 20 },
         "cpu": { "quota": 20000, "period": 100_000 } });

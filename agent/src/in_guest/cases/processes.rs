@@ -67,7 +67,8 @@ pub async fn exec_runs_in_the_container(guest: Guest) {
 }
 
 pub async fn exec_does_not_follow_the_first_process_into_its_own_mounts(guest: Guest) {
-    let script = "echo foreign >/tmp/foreign && mount --bind /tmp/foreign /etc/hostname && cat /etc/hostname; exec sleep 100";
+    let script = "echo foreign >/tmp/foreign && mount --bind /tmp/foreign /etc/hostname && \
+                  cat /etc/hostname; exec sleep 100";
     let command = ["unshare", "-U", "-m", "-r", "sh", "-c", script];
     let container = guest.command(&command).user("1000").run().await;
     let mut told = [0; 8];
@@ -174,7 +175,8 @@ pub async fn pod_pid_namespace_is_shared_and_collects_orphans(guest: Guest) {
         first.exec("grep -E '^(Uid|CapInh|CapPrm|CapBnd|NoNewPrivs|Seccomp):' /proc/1/status").await;
     let none = "0000000000000000";
     let expected = format!(
-        "Uid:\t65535\t65535\t65535\t65535\nCapInh:\t{none}\nCapPrm:\t{none}\nCapBnd:\t{none}\nNoNewPrivs:\t1\nSeccomp:\t2"
+        "Uid:\t65535\t65535\t65535\t65535\nCapInh:\t{none}\nCapPrm:\t{none}\nCapBnd:\t{none}\n\
+         NoNewPrivs:\t1\nSeccomp:\t2"
     );
     assert_eq!(holder, expected);
     // The end of the first process of one ends all of that one, and nothing of the other.
