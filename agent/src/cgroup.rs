@@ -2,9 +2,15 @@
 //!
 //! ```text
 //! /sys/fs/cgroup
-//! ├── agent              the agent, alone
-//! └── containers/<id>    one per container, made by the container library
+//! ├── agent                  the agent, alone
+//! └── containers/<id>        one per container, with its limits and no process
+//!     └── own                its processes; the root of its cgroup namespace
 //! ```
+//!
+//! Root of a container may write to the files of the group that is the root of its cgroup namespace: not
+//! within that namespace, but from a user and a cgroup namespace of its own below it. So the limits that hold
+//! are one group higher, where no container sees them. The group below has the same ones, for programs that
+//! look for theirs.
 //!
 //! The agent leaves the root group so that its own memory and time are not counted as the guest kernel's.
 
@@ -22,14 +28,18 @@ const AGENT: &str = "/sys/fs/cgroup/agent";
 /// The group of all containers' groups.
 pub const CONTAINERS: &str = "/sys/fs/cgroup/containers";
 
+/// The group in a container's group that holds its processes.
+pub const OWN: &str = "own";
+
 /// A container's group as a path of the file system.
 pub fn container(id: &Id) -> PathBuf {
     Path::new(CONTAINERS).join(id.as_str())
 }
 
-/// A container's group as a path below the tree's root, which is how an OCI spec names it (`linux.cgroupsPath`).
+/// The group of a container's processes as a path below the tree's root, which is how an OCI spec names it
+/// (`linux.cgroupsPath`).
 pub fn container_in_spec(id: &Id) -> PathBuf {
-    Path::new("/containers").join(id.as_str())
+    Path::new("/containers").join(id.as_str()).join(OWN)
 }
 
 /// Makes the layout in a fresh tree and hands every controller down to the containers' groups. On failure answers the path
@@ -44,12 +54,16 @@ pub fn prepare() -> Result<(), (String, io::Error)> {
     }
     // Zero stands for the process that writes.
     fs::write(format!("{AGENT}/cgroup.procs"), "0").map_err(at(AGENT))?;
-    let controllers = fs::read_to_string(format!("{ROOT}/cgroup.controllers")).map_err(at(ROOT))?;
-    let enable = enable_all(&controllers);
     for group in [ROOT, CONTAINERS] {
-        fs::write(format!("{group}/cgroup.subtree_control"), &enable).map_err(at(group))?;
+        hand_down(Path::new(group)).map_err(at(group))?;
     }
     Ok(())
+}
+
+/// Gives the groups below a group, which must hold no process, every controller that it has itself.
+pub fn hand_down(group: &Path) -> io::Result<()> {
+    let controllers = fs::read_to_string(group.join("cgroup.controllers"))?;
+    fs::write(group.join("cgroup.subtree_control"), enable_all(&controllers))
 }
 
 /// What to write to `cgroup.subtree_control` so that children get every controller of `cgroup.controllers`.

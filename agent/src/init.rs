@@ -87,9 +87,11 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 ];
 
 /// Kernel settings under which containers live unless their pod asks for others.
-const SYSCTLS: [(&str, &str); 9] = [
+const SYSCTLS: [(&str, &str); 10] = [
     // Or the kernel drops our lines after the tenth in five seconds. It wants the line end.
     ("kernel/printk_devkmsg", "on\n"),
+    // The log has addresses and names of the guest, and lines about every container of the pod.
+    ("kernel/dmesg_restrict", "1"),
     // What kubelet wants of a node.
     ("vm/overcommit_memory", "1"),
     // The kernel looks twice a second whether memory should be compacted before anybody needs it: an idle guest shall sleep.

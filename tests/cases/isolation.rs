@@ -23,6 +23,8 @@ fn main() -> ExitCode {
             root_of_a_container_opens_none_of_its_guests_devices,
             privileged_container_opens_its_guests_devices,
             holder_of_the_pods_processes_leads_nowhere,
+            exec_changes_no_device_of_the_guest,
+            kernel_log_is_not_for_containers,
             number_of_an_image_user_is_never_a_name,
         ],
     )
@@ -66,6 +68,9 @@ fn root_of_a_container_opens_none_of_its_guests_devices() -> Result<()> {
         }
         let refused = cri.shell(&container, "mknod /tmp/kmsg c 1 11 && ! head -c 1 /tmp/kmsg 2>&1")?;
         ensure!(refused.contains("Operation not permitted"), "{name}: /dev/kmsg: {refused}");
+        // Of no bytes: where it opens, a read waits for a key.
+        let refused = cri.shell(&container, "mknod /tmp/console c 5 1 && ! head -c 0 /tmp/console 2>&1")?;
+        ensure!(refused.contains("Operation not permitted"), "{name}: the guest's console: {refused}");
         // What every container has also works where a container made the node itself, as chroots of old servers do.
         cri.shell(
             &container,
@@ -95,6 +100,57 @@ fn holder_of_the_pods_processes_leads_nowhere() -> Result<()> {
     let seen = cri.shell(&container, "ls -A /proc/1/root/ /proc/1/cwd/; ls /proc/1/fd")?;
     let names: Vec<&str> = seen.lines().filter(|line| !line.is_empty() && !line.ends_with(':')).collect();
     ensure!(names.is_empty(), "the first process of the pod shows {names:?}");
+    let status = cri.shell(&container, "cat /proc/1/status")?;
+    let none = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|set| format!("{set}:\t{:016x}", 0));
+    let others = [
+        "Uid:\t65535\t65535\t65535\t65535",
+        "Gid:\t65535\t65535\t65535\t65535",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ];
+    for line in none.into_iter().chain(others.map(str::to_owned)) {
+        ensure!(
+            status.lines().any(|had| had == line),
+            "the first process of the pod lacks {line:?}: {status}"
+        );
+    }
+    cri.clean()
+}
+
+fn exec_changes_no_device_of_the_guest() -> Result<()> {
+    let cri = cri()?;
+    let (pod, container) = cri.run_sleeper("null")?;
+    let other = cri.run_container(&pod, sleeper("other", None))?;
+    let mode = "stat -L -c %a /proc/self/fd/0";
+    // A process without input reads a null device. Changed by an exec, then by a first process.
+    let changed = cri.shell(&container, &format!("chmod 600 /proc/self/fd/0 && {mode}"))?;
+    ensure!(changed == "600", "the exec has changed nothing, so that the case says nothing: {changed}");
+    ensure!(cri.shell(&other, mode)? == "666", "an exec changed the device of another container");
+    let script = "chmod 600 /proc/self/fd/0 && echo changed; exec sleep 100000";
+    let first = cri.run_container(&pod, container_config("first", "busybox", &["sh", "-c", script]))?;
+    cri.wait_logged(&first, "changed")?;
+    ensure!(cri.shell(&other, mode)? == "666", "a first process changed the device of another container");
+    // What else there is at its path is neither taken nor waited for.
+    cri.shell(&container, "rm /dev/null && mknod /dev/null p")?;
+    let read = cri.exec(&container, &["head", "-c", "1"])?;
+    ensure!(read.exit_code == 0 && read.stdout.is_empty(), "{read:?}");
+    cri.clean()
+}
+
+fn kernel_log_is_not_for_containers() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("log")?;
+    let user = LinuxContainerSecurityContext {
+        run_as_user: Some(v1::Int64Value { value: 1000 }),
+        ..Default::default()
+    };
+    for (name, linux) in [("root", None), ("user", with_context(user))] {
+        let container = cri.run_container(&pod, sleeper(name, linux))?;
+        let told = cri.exec(&container, &["dmesg"])?;
+        let error = String::from_utf8_lossy(&told.stderr);
+        ensure!(told.exit_code != 0 && told.stdout.is_empty(), "{name} reads the kernel's log: {told:?}");
+        ensure!(error.contains("Operation not permitted"), "{name}: {error}");
+    }
     cri.clean()
 }
 

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         cases!["processes":
             what_an_exec_leaves_in_the_background_lives_until_its_container_ends,
             exec_sees_the_limits_of_its_container,
+            exec_enters_the_containers_own_mounts_whatever_its_first_process_did,
             execs_work_where_a_container_nests_cgroups,
             exec_whose_pipes_are_held_ends_with_its_code,
             client_that_leaves_ends_its_exec_alone,
@@ -101,6 +102,29 @@ fn exec_sees_the_limits_of_its_container() -> Result<()> {
     let seen = || cri.shell(&container, "[ ! -e /tmp/done ] || cat /tmp/seen");
     let seen = wait_for("what it sees", || Ok(Some(seen()?).filter(|seen| !seen.is_empty())))?;
     ensure!(seen == expected, "later: {seen}");
+    cri.clean()
+}
+
+fn exec_enters_the_containers_own_mounts_whatever_its_first_process_did() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("own-mounts")?;
+    let context = LinuxContainerSecurityContext {
+        run_as_user: Some(v1::Int64Value { value: 1000 }),
+        ..LinuxContainerSecurityContext::default()
+    };
+    let linux = LinuxContainerConfig { security_context: Some(context), ..LinuxContainerConfig::default() };
+    // The first process itself leaves: `unshare` executes the shell in its place.
+    let script = "echo foreign >/tmp/foreign && mount --bind /tmp/foreign /etc/hostname && \
+                  cat /etc/hostname; exec sleep 1000";
+    let command = ["unshare", "-U", "-m", "-r", "sh", "-c", script];
+    let config = ContainerConfig { linux: Some(linux), ..container_config("c", "busybox", &command) };
+    let container = cri.run_container(&pod, config)?;
+    cri.wait_logged(&container, "foreign")?;
+    let seen = cri.shell(&container, "cat /etc/hostname; id -u")?;
+    ensure!(seen == "own-mounts\n1000", "an exec followed its container's first process: {seen}");
+    // The mounts that are kept for execs do not keep the container.
+    cri.stop(&container, 0)?;
+    cri.remove(&container)?;
     cri.clean()
 }
 

@@ -1,7 +1,9 @@
 //! One container's cgroup: made and limited before its process exists, killed and removed after it.
 //!
-//! Execs live in it too: programs look for their limits in the group that `/proc/self/cgroup` names. Groups below it
-//! are the container's own business (systemd, Docker in Docker); they are killed and removed with it.
+//! Its processes, execs among them, live in a group below it, `own` ([`crate::cgroup`]). Programs look for
+//! their limits in the group that `/proc/self/cgroup` names, so each limit is written to both; what is
+//! counted, killed and removed is the upper one with all below. Groups below `own` are the container's own
+//! business (systemd, Docker in Docker).
 
 use super::devices::{self, DevicesError};
 use super::limits::{Limit, LimitsError, limits};
@@ -9,9 +11,11 @@ use crate::cgroup;
 use crate::id::Id;
 use crate::process::sys;
 use oci_spec::runtime::LinuxResources;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -72,19 +76,16 @@ impl Cgroup {
         Cgroup { path: cgroup::container(id) }
     }
 
-    /// Its directory.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The directory of the group in which its processes are born.
+    pub fn own(&self) -> PathBuf {
+        self.path.join(cgroup::OWN)
     }
 
-    /// Makes the group. One that exists is left from nobody: ids are not used twice at a time.
+    /// Makes both groups. One that exists is left from nobody: ids are not used twice at a time.
     pub fn make(&self) -> Result<(), CgroupError> {
-        match fs::create_dir(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(failed(&self.path, "made")(error))
-            }
-            _ => Ok(()),
-        }
+        make_group(&self.path)?;
+        cgroup::hand_down(&self.path).map_err(failed(&self.path, "prepared for groups below"))?;
+        make_group(&self.own())
     }
 
     /// Restricts which devices its processes may use, for the life of the group.
@@ -97,12 +98,14 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sets limits, all or none: when one is refused, those before it are set back.
+    /// Sets limits in both groups, all or none: when one is refused, those before it are set back.
     pub fn limit(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let cpu_max = fs::read_to_string(self.path.join("cpu.max")).unwrap_or_default();
         let mut undo: Vec<(PathBuf, String)> = Vec::new();
-        for limit in limits(resources, &cpu_max)? {
-            match self.write(&limit) {
+        let limits = limits(resources, &cpu_max)?;
+        let groups = [self.path.clone(), self.own()];
+        for (limit, group) in limits.iter().flat_map(|limit| groups.iter().map(move |group| (limit, group))) {
+            match write(group, limit) {
                 Ok(Some(old)) => undo.push(old),
                 Ok(None) => {}
                 Err(error) => {
@@ -115,21 +118,6 @@ impl Cgroup {
             }
         }
         Ok(())
-    }
-
-    /// Writes one limit; returns the file and its former content, which sets it back.
-    fn write(&self, limit: &Limit) -> Result<Option<(PathBuf, String)>, CgroupError> {
-        let path = self.path.join(&limit.file);
-        let refused =
-            |source| CgroupError::Refused { file: limit.file.clone(), value: limit.value.clone(), source };
-        let old = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && limit.optional => return Ok(None),
-            old => old.map_err(refused)?,
-        };
-        fs::write(&path, &limit.value).map_err(refused)?;
-        // An empty write is none: an emptied cpuset needs its newline.
-        let old = if old.trim().is_empty() { "\n".to_owned() } else { old.trim_end().to_owned() };
-        Ok(Some((path, old)))
     }
 
     /// Kills every process in the group and below. A group that is gone succeeds.
@@ -146,7 +134,7 @@ impl Cgroup {
             if !self.populated()? {
                 match remove_tree(&self.path) {
                     // A process can still be on its way out, or a fork have escaped the kill before this one.
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                    Err(error) if is_in_use(&error) => {}
                     result => return result.map_err(failed(&self.path, "removed")),
                 }
             }
@@ -165,12 +153,34 @@ impl Cgroup {
         }
     }
 
-    /// How many of the group's processes the kernel's OOM killer has ended so far. Counted before the process is killed,
-    /// so after a process has been collected the figure includes it.
+    /// How many of the container's processes the kernel's OOM killer has ended so far. Counted before the
+    /// process is killed, so after a process has been collected the figure includes it.
     pub fn oom_kills(&self) -> u64 {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
         counter(&events, "oom_kill")
     }
+}
+
+fn make_group(path: &Path) -> Result<(), CgroupError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(path, "made")(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes one limit to a group; returns the file and its former content, which sets it back.
+fn write(group: &Path, limit: &Limit) -> Result<Option<(PathBuf, String)>, CgroupError> {
+    let path = group.join(&limit.file);
+    let refused =
+        |source| CgroupError::Refused { file: limit.file.clone(), value: limit.value.clone(), source };
+    let old = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && limit.optional => return Ok(None),
+        old => old.map_err(refused)?,
+    };
+    fs::write(&path, &limit.value).map_err(refused)?;
+    // An empty write is none: an emptied cpuset needs its newline.
+    let old = if old.trim().is_empty() { "\n".to_owned() } else { old.trim_end().to_owned() };
+    Ok(Some((path, old)))
 }
 
 /// The value of one line of a flat keyed cgroup file; 0 where it is missing.
@@ -179,19 +189,55 @@ fn counter(content: &str, key: &str) -> u64 {
     lines.find(|(name, _)| *name == key).and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Groups are removed from the leaves up; files in them vanish with them.
+/// Groups are removed from the leaves up; files in them vanish with them. A container may nest them deeper
+/// than any path reaches, so only one directory is open at a time, and the way up is its `..`.
 fn remove_tree(path: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(path) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut here = match rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(io::Error::from) {
         Err(error) if is_gone(&error) => return Ok(()),
-        entries => entries?,
+        opened => opened?,
     };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
+    let mut depth = 0u64;
+    loop {
+        let Some(name) = first_group(&here)? else {
+            if depth == 0 {
+                return absent_is_done(fs::remove_dir(path));
+            }
+            here = rustix::fs::openat(&here, "..", flags, Mode::empty())?;
+            depth -= 1;
+            continue;
+        };
+        let removed = rustix::fs::unlinkat(&here, &name, AtFlags::REMOVEDIR).map_err(io::Error::from);
+        match absent_is_done(removed) {
+            Err(error) if is_in_use(&error) => {
+                let below = rustix::fs::openat(&here, &name, flags, Mode::empty())?;
+                if first_group(&below)?.is_none() {
+                    // By a process.
+                    return Err(error);
+                }
+                here = below;
+                depth += 1;
+            }
+            removed => removed?,
         }
     }
-    absent_is_done(fs::remove_dir(path))
+}
+
+/// Any of the groups right below a group.
+fn first_group(group: &OwnedFd) -> io::Result<Option<CString>> {
+    for entry in Dir::read_from(group)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
+            return Ok(Some(name.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a group cannot be removed because of what is in it.
+fn is_in_use(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY))
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -211,10 +257,12 @@ mod tests {
 
     fn group(files: &[(&str, &str)]) -> (tempfile::TempDir, Cgroup) {
         let directory = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            fs::write(directory.path().join(name), content).unwrap();
-        }
         let cgroup = Cgroup { path: directory.path().to_owned() };
+        fs::create_dir(cgroup.own()).unwrap();
+        for (name, content) in files {
+            fs::write(cgroup.path.join(name), content).unwrap();
+            fs::write(cgroup.own().join(name), content).unwrap();
+        }
         (directory, cgroup)
     }
 
@@ -230,7 +278,50 @@ mod tests {
         assert!(
             matches!(cgroup.limit(&asked), Err(CgroupError::Refused { file, .. }) if file == "cpu.weight")
         );
-        assert_eq!(fs::read_to_string(cgroup.path.join("memory.max")).unwrap(), "max");
+        for group in [&cgroup.path, &cgroup.own()] {
+            assert_eq!(fs::read_to_string(group.join("memory.max")).unwrap(), "max");
+            assert_eq!(fs::read_to_string(group.join("cpu.max")).unwrap(), "max 100000\n");
+        }
+    }
+
+    #[test]
+    fn limit_is_where_no_container_sees_it_and_where_programs_look_for_it() {
+        let (_keep, cgroup) = group(&[("memory.max", "max\n"), ("pids.max", "max\n")]);
+        // What a container has done to the files that it sees does not matter.
+        fs::write(cgroup.own().join("memory.max"), "max\n").unwrap();
+        cgroup.limit(&resources(r#"{"memory":{"limit":4096},"pids":{"limit":7}}"#)).unwrap();
+        for group in [&cgroup.path, &cgroup.own()] {
+            assert_eq!(fs::read_to_string(group.join("memory.max")).unwrap(), "4096");
+            assert_eq!(fs::read_to_string(group.join("pids.max")).unwrap(), "7");
+        }
+    }
+
+    #[test]
+    fn nest_deeper_than_any_path_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path().join("top");
+        fs::create_dir_all(top.join("beside/below")).unwrap();
+        fs::create_dir(top.join("nest")).unwrap();
+        let name = "g".repeat(250);
+        let next = directory.path().join("next");
+        for _ in 0..100 {
+            fs::create_dir(&next).unwrap();
+            fs::rename(top.join("nest"), next.join(&name)).unwrap();
+            fs::rename(&next, top.join("nest")).unwrap();
+        }
+        remove_tree(&top).unwrap();
+        assert!(!top.exists());
+        remove_tree(&top).unwrap();
+    }
+
+    #[test]
+    fn group_that_is_in_use_is_told_and_not_tried_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("top/held")).unwrap();
+        // A file, which a group of the kernel's takes along, keeps a directory of others as a process keeps a
+        // group.
+        fs::write(directory.path().join("top/held/file"), "").unwrap();
+        assert!(is_in_use(&remove_tree(&directory.path().join("top")).unwrap_err()));
     }
 
     #[test]

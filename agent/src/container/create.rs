@@ -6,6 +6,7 @@ use super::child::environment;
 use super::child::filter::{self, Filter};
 use super::child::message::{ContainerRequest, Request};
 use super::launch::{Launched, launch};
+use super::namespaces::Namespaces;
 use super::spec::{Completed, Facts, SpecError, complete};
 use super::{Container, ContainerError, STATES, Step, blocking, huge_pages, remove, targets, to_the_end};
 use crate::error::AgentError;
@@ -83,6 +84,9 @@ async fn make(
     write_bundle(container, &spec, &environment, filter.as_ref())?;
 
     let process = make_process(sandbox, container, step, &request, user.uid).await?;
+    let namespaces =
+        Namespaces::of(process.child(), &spec).map_err(container.system("namespaces", "opened"))?;
+    *container.namespaces.write().await = Some(namespaces);
     let process = Arc::new(process);
     if container.first.set((process.clone(), user.uid)).is_err() {
         unreachable!("a container is created once, under its step");
@@ -195,7 +199,7 @@ async fn make_process(
         })
         .await
     };
-    let Launched { child, terminal } = launched.map_err(container.launch_failed())?;
+    let Launched { child, terminal, .. } = launched.map_err(container.launch_failed())?;
     let streams = match (streams, terminal) {
         (Some(streams), _) => streams,
         (None, Some(terminal)) => Streams::terminal(terminal, stdin, uid).map_err(connected())?,

@@ -58,6 +58,9 @@ pub struct Launched {
     pub child: Child,
     /// The controlling end of its terminal, if it asked for one.
     pub terminal: Option<OwnedFd>,
+    /// The one-shot child that made it, and which ends by itself. One that made an exec has the container's
+    /// mounts until then.
+    pub maker: Child,
 }
 
 /// Has a one-shot child do what `request` says.
@@ -98,7 +101,7 @@ fn converse(
         Report::Failed(failure) => Err(failure.into()),
         Report::Ready { pid } => {
             let child = reaper.adopt(pid).map_err(failed("relieved of what it made"))?;
-            Ok(Launched { child, terminal: fds.into_iter().next() })
+            Ok(Launched { child, terminal: fds.into_iter().next(), maker: helper.clone() })
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | [`devices`] | OCI device rules as a BPF program; pure |
 //! | [`cgroup`] | a container's cgroup |
 //! | [`pid_namespace`] | the pid namespace that containers of the pod may share |
+//! | [`namespaces`] | the namespaces of a container, which its execs enter |
 //! | [`launch`] | starts the one-shot child and takes over what it makes |
 //! | [`child`] | the one-shot child: the only place that calls the container library |
 //!
@@ -23,6 +24,7 @@ mod devices;
 mod huge_pages;
 pub mod launch;
 mod limits;
+pub mod namespaces;
 mod pid_namespace;
 mod remove;
 pub mod spec;
@@ -46,6 +48,7 @@ use futures_util::Stream;
 use isopod_protocols::agent::{ContainerState, Event, event};
 use isopod_protocols::guest::MAX_CONTAINERS;
 use launch::LaunchError;
+use namespaces::Namespaces;
 use pid_namespace::PodPidNamespace;
 use spec::SpecError;
 use state::{Board, StateError};
@@ -57,7 +60,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use targets::TargetError;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, OwnedMutexGuard, broadcast};
+use tokio::sync::{Notify, OwnedMutexGuard, OwnedRwLockReadGuard, RwLock, broadcast};
 use tonic::Status;
 
 /// Below it the container library keeps one directory per container.
@@ -127,6 +130,8 @@ pub struct Container {
     step: Arc<tokio::sync::Mutex<Step>>,
     /// Its first process, from the end of its creation on, and that process's user id.
     first: OnceLock<(Arc<Process>, u32)>,
+    /// From the end of its creation to the beginning of its removal; read by each exec while it is made.
+    namespaces: Arc<RwLock<Option<Namespaces>>>,
     /// Its execs; reserved and not yet made are absent.
     execs: Mutex<HashMap<Id, Option<Arc<Process>>>>,
 }
@@ -140,7 +145,13 @@ struct Step {
 
 impl Container {
     fn new(id: Id) -> Container {
-        Container { id, step: Arc::default(), first: OnceLock::new(), execs: Mutex::default() }
+        Container {
+            id,
+            step: Arc::default(),
+            first: OnceLock::new(),
+            namespaces: Arc::default(),
+            execs: Mutex::default(),
+        }
     }
 
     /// Its id.
@@ -156,6 +167,11 @@ impl Container {
     /// Its first process; none before it has been created.
     pub fn first_process(&self) -> Option<&Arc<Process>> {
         self.first.get().map(|(process, _)| process)
+    }
+
+    /// The namespaces that its execs enter; none once it is being removed. A removal waits for the guard.
+    pub async fn namespaces(&self) -> OwnedRwLockReadGuard<Option<Namespaces>> {
+        self.namespaces.clone().read_owned().await
     }
 
     /// The user that its processes run as, by whom their pipes are owned.

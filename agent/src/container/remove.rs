@@ -42,6 +42,8 @@ pub async fn remove(
 /// Takes back all that was made of a container. The caller holds its step.
 pub async fn release(sandbox: &Arc<Sandbox>, container: &Arc<Container>) -> Result<(), AgentError> {
     container.cgroup().remove().await.map_err(ContainerError::from)?;
+    // Waits for execs that are being made: they are among the container's after that, or have failed.
+    drop(container.namespaces.write().await.take());
     let execs: Vec<Arc<Process>> = container.execs().values().flatten().cloned().collect();
     for process in execs.iter().chain(container.first_process()) {
         tokio::time::timeout(END_DEADLINE, process.exit())

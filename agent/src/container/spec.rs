@@ -165,13 +165,14 @@ fn complete_process(spec: &mut Spec, facts: &Facts) -> Result<Vec<Vec<u8>>, Spec
     }
     let own = process.env().clone().unwrap_or_default().into_iter().map(String::into_bytes);
     let mut environment: Vec<Vec<u8>> = own.chain(facts.env.iter().cloned()).collect();
-    check_environment(&environment)?;
     let home = format!("HOME={}", facts.home);
     // One that is empty is as good as none, as for runc. The last of a name holds.
     let own = environment.iter().rev().find_map(|entry| entry.strip_prefix(b"HOME="));
     if own.is_none_or(<[u8]>::is_empty) {
         environment.push(home.clone().into_bytes());
     }
+    // Also the one of the image's passwd, which may hold any byte.
+    check_environment(&environment)?;
     // The library gets only this one, so that it does not look for it: its lookup may load code out of the image.
     let home = if facts.home.is_empty() { "HOME=/".to_owned() } else { home };
     process.set_env(Some(vec![home]));
@@ -333,6 +334,17 @@ mod tests {
         let Completed { spec, environment, .. } = complete(value.to_string().as_bytes(), &facts).unwrap();
         assert_eq!(environment, [b"HOME=/x".to_vec(), b"B=\xff".to_vec()]);
         assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
+    }
+
+    #[test]
+    fn home_of_the_images_passwd_adds_no_other_entry() {
+        let facts = Facts { home: "/\0LD_PRELOAD=/x.so".into(), ..facts() };
+        let refused = complete(&spec(json!({ "args": ["sh"] }), json!({})), &facts).unwrap_err();
+        assert!(matches!(&refused, SpecError::Environment(name) if name == "HOME"), "{refused}");
+        // It does not matter where it is not used.
+        let process = json!({ "args": ["sh"], "env": ["HOME=/x"] });
+        let completed = complete(&spec(process, json!({})), &facts).unwrap();
+        assert_eq!(completed.environment, [b"HOME=/x".to_vec()]);
     }
 
     #[test]

@@ -51,6 +51,11 @@ async fn start(
         move |source| ProcessError::System { container, process, action, source }
     };
     let first = container.first_process().ok_or_else(|| super::unknown(container.id(), None))?;
+    let namespaces = container.namespaces().await;
+    let other_namespaces = match namespaces.as_ref() {
+        Some(namespaces) => namespaces.others().len(),
+        None => return Err(super::unknown(container.id(), None)),
+    };
     let (status, their_status) = pipe().map_err(system("watched"))?;
     let stdin = Stdin { open: request.stdin, once: true };
     let (streams, pipes) = if request.terminal {
@@ -62,8 +67,9 @@ async fn start(
     let ooms = container.cgroup().oom_kills();
     let command = Request::Exec(ExecRequest {
         config: container.config(),
-        cgroup: container.cgroup().path().to_owned(),
+        cgroup: container.cgroup().own(),
         first_pid: first.child().pid(),
+        other_namespaces,
         args: request.args,
         env: request.env,
         terminal: request.terminal,
@@ -73,6 +79,10 @@ async fn start(
         let first = first.child().clone();
         blocking(move || {
             let mut fds = vec![their_status.as_fd(), first.as_fd()];
+            if let Some(namespaces) = namespaces.as_ref() {
+                fds.push(namespaces.mounts());
+                fds.extend(namespaces.others());
+            }
             fds.extend(pipes.iter().flatten().map(AsFd::as_fd));
             let launched = launch(&sandbox.containers.reaper, &command, &fds)?;
             // Only the new process's own end must keep the pipe open.
@@ -81,15 +91,16 @@ async fn start(
                 give_up(&launched.child);
                 return Err(error);
             }
-            Ok::<_, LaunchError>(launched)
+            Ok::<_, LaunchError>((launched, namespaces))
         })
         .await
     };
-    let Launched { child, terminal } = launched.map_err(|source| ProcessError::Launch {
+    let (launched, namespaces) = launched.map_err(|source| ProcessError::Launch {
         container: container.id().clone(),
         process: exec.clone(),
         source,
     })?;
+    let Launched { child, terminal, maker } = launched;
     let streams = match (streams, terminal) {
         (Some(streams), _) => Ok(streams),
         (None, Some(terminal)) => Streams::terminal(terminal, stdin, container.uid()),
@@ -105,6 +116,11 @@ async fn start(
     let process = Arc::new(Process::new(child, streams));
     tokio::spawn(await_end(container.clone(), process.clone(), ooms));
     container.add_exec(exec, process.clone());
+    // Until then the container's root cannot be unmounted.
+    tokio::spawn(async move {
+        maker.ended().await;
+        drop(namespaces);
+    });
     sandbox.containers.tell_appearance();
     Ok(process)
 }

@@ -11,8 +11,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use tokio::io::unix::AsyncFd;
 
-/// File descriptors that one message may carry.
-pub const MAX_FDS: usize = 8;
+/// File descriptors that one message may carry: an exec has two of its own, three streams and up to five
+/// namespaces.
+pub const MAX_FDS: usize = 10;
 
 /// A descriptor that names process `pid` and never another one that is given its number later.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
@@ -43,12 +44,22 @@ pub fn wait_any_child() -> Option<(i32, ExitStatus)> {
     wait_any(0)
 }
 
-/// Not nix's `waitpid`: that one fails on real-time signals, after the child is gone.
 fn wait_any(options: i32) -> Option<(i32, ExitStatus)> {
+    wait(-1, options)
+}
+
+/// Not nix's `waitpid`: that one fails on real-time signals, after the child is gone.
+///
+/// A child that has asked to be traced (`PTRACE_TRACEME`) is traced by its parent, who is then told of its
+/// stops, too, asked or not. They are no ends: such a child stays stopped until it is killed.
+fn wait(child: i32, options: i32) -> Option<(i32, ExitStatus)> {
     loop {
         let mut status = 0;
         // SAFETY: `status` lives across the call, which writes one int to it.
-        let pid = unsafe { libc::waitpid(-1, &mut status, options) };
+        let pid = unsafe { libc::waitpid(child, &mut status, options) };
+        if pid > 0 && !libc::WIFEXITED(status) && !libc::WIFSIGNALED(status) {
+            continue;
+        }
         if pid > 0 {
             return Some((pid, ExitStatus::from_raw(status)));
         }
@@ -288,4 +299,36 @@ pub fn set_terminal_size(master: BorrowedFd<'_>, columns: u16, rows: u16) -> io:
     // SAFETY: TIOCSWINSZ reads one winsize, which lives across the call.
     let result = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+    use std::time::Duration;
+
+    #[test]
+    fn stop_of_a_traced_child_is_no_end() {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let trace_me = || {
+            // SAFETY: PTRACE_TRACEME ignores its other arguments.
+            let result = unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) };
+            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        };
+        // SAFETY: one system call, which allocates nothing and takes no lock.
+        let child = unsafe { command.pre_exec(trace_me) }.spawn().unwrap();
+        let pid = child.id() as i32;
+        // Its execve stops it.
+        let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        while !stat().contains(") t ") {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(wait(pid, libc::WNOHANG), None);
+        pidfd_send_signal(pidfd_open(pid).unwrap().as_fd(), libc::SIGKILL).unwrap();
+        let (ended, status) = wait(pid, 0).unwrap();
+        assert_eq!((ended, status.signal()), (pid, Some(libc::SIGKILL)));
+    }
 }

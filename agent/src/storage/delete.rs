@@ -3,22 +3,36 @@
 //! Directories are moved into a flat trash directory before they are emptied, so neither the stack nor a path ever grows
 //! with the depth, and files go before directories are moved, so a full disk has room for the move. A deletion that failed
 //! is continued by the next one with the same trash.
+//!
+//! A tree may change while it is deleted: another container of the pod may hold a descriptor of it. So
+//! entries are reached by their directory's descriptor and a name, no link is followed, and what an entry is
+//! shows when it is opened or removed.
 
-use rustix::fs::{IFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags};
+use rustix::io::Errno;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long directories that others fill anew are emptied again, from the first one on.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Deletes a directory and all below it. `trash` is a directory on the same file system that nobody else uses.
 pub fn tree(tree: &Path, trash: &Path) -> io::Result<()> {
     let mut trash = Trash::open(trash)?;
-    match trash.take(tree) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    // The path is the agent's own, up to its last part.
+    let (Some(parent), Some(name)) = (tree.parent(), tree.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    match open_directory(CWD, parent) {
+        Err(Errno::NOENT) => {}
+        parent => trash.take(parent?.as_fd(), &CString::new(name.as_encoded_bytes())?)?,
     }
-    while let Some(directory) = trash.next()? {
-        empty(&directory, &mut trash)?;
-        insist(&directory, |path| fs::remove_dir(path))?;
+    while let Some(entry) = first_entry(&trash.directory)? {
+        trash.delete(&entry)?;
     }
     Ok(())
 }
@@ -31,66 +45,133 @@ pub fn directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes the files of a directory, then moves its directories into the trash.
-fn empty(directory: &Path, trash: &mut Trash) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if !entry.file_type()?.is_dir() {
-            insist(&entry.path(), |path| fs::remove_file(path))?;
-        }
-    }
-    for entry in fs::read_dir(directory)? {
-        trash.take(&entry?.path())?;
-    }
-    Ok(())
-}
-
-/// A directory whose entries are directories with numbers for names.
+/// A directory whose entries have numbers for names. Most are directories.
 struct Trash {
-    path: PathBuf,
+    directory: OwnedFd,
     next: u64,
+    /// When nothing is emptied again any more, once something had to be.
+    deadline: Option<Instant>,
 }
 
 impl Trash {
     fn open(path: &Path) -> io::Result<Trash> {
+        let directory = open_directory(CWD, path)?;
         let mut next = 0;
-        for entry in fs::read_dir(path)? {
-            let number = entry?.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
+        for entry in Dir::read_from(&directory)? {
+            let number = entry?.file_name().to_str().ok().and_then(|name| name.parse::<u64>().ok());
             next = next.max(number.map_or(0, |number| number + 1));
         }
-        Ok(Trash { path: path.to_owned(), next })
+        Ok(Trash { directory, next, deadline: None })
     }
 
-    fn take(&mut self, directory: &Path) -> io::Result<()> {
-        let target = self.path.join(self.next.to_string());
+    /// Moves an entry of a directory here, whatever it is; one that is gone is no error.
+    fn take(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+        let number = self.next.to_string();
         self.next += 1;
-        insist(directory, |path| fs::rename(path, &target))
+        let moved =
+            insist(directory, name, || rustix::fs::renameat(directory, name, &self.directory, &number));
+        absent_is_done(moved)
     }
 
-    fn next(&self) -> io::Result<Option<PathBuf>> {
-        fs::read_dir(&self.path)?.next().map(|entry| Ok(entry?.path())).transpose()
+    /// Deletes an entry; its directories become entries.
+    fn delete(&mut self, name: &CStr) -> io::Result<()> {
+        loop {
+            match open_directory(&self.directory, name) {
+                Ok(directory) => self.empty(directory.as_fd())?,
+                Err(Errno::NOTDIR | Errno::LOOP) => {
+                    return absent_is_done(self.remove(name, AtFlags::empty()));
+                }
+                Err(Errno::NOENT) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+            match self.remove(name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY) if self.is_patient() => {}
+                removed => return absent_is_done(removed),
+            }
+        }
+    }
+
+    /// Removes the files of a directory, then moves the rest here.
+    fn empty(&mut self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        for entry in Dir::read_from(directory)? {
+            let entry = entry?;
+            if entry.file_type() == FileType::Directory {
+                continue;
+            }
+            let name = entry.file_name();
+            match insist(directory, name, || rustix::fs::unlinkat(directory, name, AtFlags::empty())) {
+                // A directory after all: the file system does not tell in its lists, or it has become one.
+                Err(Errno::ISDIR) => {}
+                removed => absent_is_done(removed)?,
+            }
+        }
+        for entry in Dir::read_from(directory)? {
+            let entry = entry?;
+            if !is_dots(entry.file_name()) {
+                self.take(directory, entry.file_name())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&self, name: &CStr, flags: AtFlags) -> rustix::io::Result<()> {
+        insist(self.directory.as_fd(), name, || rustix::fs::unlinkat(&self.directory, name, flags))
+    }
+
+    fn is_patient(&mut self) -> bool {
+        Instant::now() < *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE)
     }
 }
 
-/// Does `act` on `path`. Where that is not permitted, takes the attributes "immutable" and "append only" off the path and
-/// its directory, which a container with the capability may have set, and tries once more.
-fn insist(path: &Path, act: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
-    match act(path) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            for marked in [Some(path), path.parent()].into_iter().flatten() {
-                unmark(marked);
-            }
-            act(path)
+fn open_directory(at: impl AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, name, flags, Mode::empty())
+}
+
+fn first_entry(directory: &OwnedFd) -> io::Result<Option<CString>> {
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        if !is_dots(entry.file_name()) {
+            return Ok(Some(entry.file_name().to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn is_dots(name: &CStr) -> bool {
+    name == c"." || name == c".."
+}
+
+fn absent_is_done(result: rustix::io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(Errno::NOENT) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+/// Does `act` on an entry of a directory. Where that is not permitted, takes the attributes "immutable" and
+/// "append only" off the entry and the directory, which a container with the capability may have set, and
+/// tries once more.
+fn insist(
+    directory: BorrowedFd<'_>,
+    name: &CStr,
+    act: impl Fn() -> rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
+    match act() {
+        Err(Errno::PERM) => {
+            unmark(directory, name);
+            unmark(directory, c".");
+            act()
         }
         result => result,
     }
 }
 
-/// A path whose attributes cannot be changed fails in the second try, with the reason to report.
-fn unmark(path: &Path) {
+/// What has attributes that cannot be changed fails in the second try, with the reason to report.
+fn unmark(directory: BorrowedFd<'_>, name: &CStr) {
     // Nothing but files and directories can be marked; a pipe must not be waited for.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    if let Ok(file) = rustix::fs::open(path, flags, Mode::empty())
+    if let Ok(file) = rustix::fs::openat(directory, name, flags, Mode::empty())
         && let Ok(attributes) = rustix::fs::ioctl_getflags(&file)
     {
         let _ = rustix::fs::ioctl_setflags(&file, attributes - IFlags::IMMUTABLE - IFlags::APPEND);
@@ -101,6 +182,7 @@ fn unmark(path: &Path) {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
 
     fn scratch() -> (tempfile::TempDir, PathBuf, PathBuf) {
         let scratch = tempfile::tempdir().unwrap();
@@ -144,6 +226,64 @@ mod tests {
         let (_scratch, upper, trash) = scratch();
         fs::create_dir_all(trash.join("7/left")).unwrap();
         tree(&upper, &trash).unwrap();
+        assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn link_in_the_trash_is_removed_and_not_followed() {
+        let (scratch, upper, trash) = scratch();
+        let kept = scratch.path().join("kept");
+        fs::create_dir(&kept).unwrap();
+        fs::write(kept.join("file"), "x").unwrap();
+        // As a directory leaves it that became a link between the look and the move.
+        symlink(&kept, trash.join("7")).unwrap();
+        fs::write(trash.join("8"), "x").unwrap();
+        tree(&upper, &trash).unwrap();
+        assert!(kept.join("file").exists());
+        assert!(!upper.exists());
+        assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn link_in_place_of_the_tree_is_removed_and_not_followed() {
+        let (scratch, upper, trash) = scratch();
+        let link = scratch.path().join("link");
+        symlink(&upper, &link).unwrap();
+        tree(&link, &trash).unwrap();
+        assert!(upper.join("a/b").exists() && fs::symlink_metadata(&link).is_err());
+    }
+
+    #[test]
+    fn tree_that_others_fill_meanwhile_is_deleted_or_told() {
+        let (scratch, upper, trash) = scratch();
+        // As a container does it that holds a descriptor of a directory: it has the directory wherever it is
+        // moved.
+        let held = open_directory(CWD, &upper).unwrap();
+        let kept = scratch.path().join("kept");
+        fs::create_dir(&kept).unwrap();
+        fs::write(kept.join("file"), "x").unwrap();
+        let goes_on = std::sync::atomic::AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut number = 0u64;
+                while goes_on.load(std::sync::atomic::Ordering::Relaxed) {
+                    number += 1;
+                    let name = (number % 64).to_string();
+                    // Each fails where the other one is, or nothing any more.
+                    let _ = rustix::fs::mkdirat(&held, &name, Mode::RWXU);
+                    let _ = rustix::fs::unlinkat(&held, &name, AtFlags::REMOVEDIR);
+                    let _ = rustix::fs::symlinkat(&kept, &held, &name);
+                }
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            let deleted = tree(&upper, &trash);
+            goes_on.store(false, std::sync::atomic::Ordering::Relaxed);
+            if let Err(error) = deleted {
+                assert_eq!(error.kind(), io::ErrorKind::DirectoryNotEmpty, "{error}");
+            }
+        });
+        tree(&upper, &trash).unwrap();
+        assert!(kept.join("file").exists());
         assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);
     }
 

@@ -59,8 +59,10 @@ pub fn home(root: &Path, uid: u32) -> Result<String, UserError> {
 
 fn home_in(passwd: &str, uid: u32) -> String {
     let home = lines(passwd).find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        (fields.len() > 5 && id(fields[2]) == Some(uid)).then(|| fields[5].to_owned())
+        // Taken one by one, as in `account`: a line may be as long as the file and consist of colons.
+        let mut fields = line.split(':');
+        let (listed, home) = (id(fields.nth(2)?)?, fields.nth(2)?);
+        (listed == uid).then(|| home.to_owned())
     });
     home.filter(|home| home.starts_with('/')).unwrap_or_else(|| "/".to_owned())
 }
@@ -206,6 +208,7 @@ fn open_in_root(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::resource::{UsageWho, getrusage};
     use proptest::prelude::*;
     use std::os::unix::fs::symlink;
 
@@ -350,10 +353,79 @@ mod tests {
         assert!(matches!(resolve(root.path(), &user("1")), Err(UserError::Unreadable { .. })));
     }
 
+    #[test]
+    fn line_of_colons_is_not_collected() {
+        let passwd = format!("{}\napp:x:7:7::/home/app:\n", ":".repeat(MAX_FILE as usize));
+        // Those of this thread alone. A list of the fields takes 64 MiB, which are 32 pages at least.
+        let faults = || getrusage(UsageWho::RUSAGE_THREAD).unwrap().minor_page_faults();
+        let before = faults();
+        assert_eq!(home_in(&passwd, 7), "/home/app");
+        resolve_in(&passwd, &passwd, &user("app")).unwrap();
+        assert!(faults() - before < 16, "{} pages were taken", faults() - before);
+    }
+
+    /// A field of a line: what means something in some place, what nearly does, and anything else.
+    fn field() -> impl Strategy<Value = String> {
+        prop_oneof![
+            2 => prop::sample::select(vec!["app", "web", "root", "x", "", "0", "7", "1000", "4294967294"])
+                .prop_map(str::to_owned),
+            1 => prop::sample::select(vec!["4294967295", "-1", "+7", " 7", "/home/app", "app,web", "\0"])
+                .prop_map(str::to_owned),
+            1 => "[^:\n]{0,12}",
+        ]
+    }
+
+    /// A file of lines with about as many fields as they should have; some are blank, indented or comments.
+    fn file() -> impl Strategy<Value = String> {
+        let line = (prop::sample::select(vec!["", " ", "\t", "#"]), prop::collection::vec(field(), 0..9))
+            .prop_map(|(indent, fields)| format!("{indent}{}", fields.join(":")));
+        prop::collection::vec(line, 0..8).prop_map(|lines| lines.join("\n"))
+    }
+
     proptest! {
         #[test]
         fn arbitrary_files_never_panic(passwd: String, group: String, text: String) {
             let _ = resolve_in(&passwd, &group, &user(&text));
+        }
+
+        #[test]
+        fn number_stays_that_number_whatever_the_files_say(
+            passwd in file(), group in file(), uid in prop_oneof![Just(7), Just(1000), 0..u32::MAX],
+            gid in prop_oneof![Just(7), 0..u32::MAX],
+        ) {
+            let resolved = resolve_in(&passwd, &group, &user(&format!("{uid}:{gid}"))).unwrap();
+            prop_assert_eq!((resolved.uid, resolved.gid), (uid, gid));
+            prop_assert!(resolved.supplemental_groups.contains(&gid));
+            let alone = resolve_in(&passwd, &group, &user(&uid.to_string())).unwrap();
+            prop_assert_eq!(alone.uid, uid);
+        }
+
+        #[test]
+        fn groups_are_few_sorted_and_of_the_files_or_the_request(
+            passwd in file(), group in file(), text in field(), strict: bool,
+            asked in prop::collection::vec(0u32..9, 0..4),
+        ) {
+            let user = User { strict_groups: strict, supplemental_groups: asked.clone(), ..user(&text) };
+            let Ok(resolved) = resolve_in(&passwd, &group, &user) else { return Ok(()) };
+            let had = &resolved.supplemental_groups;
+            prop_assert!(had.len() <= MAX_GROUPS);
+            prop_assert!(had.windows(2).all(|two| two[0] < two[1]), "{had:?}");
+            prop_assert!(resolved.uid != u32::MAX && !had.contains(&u32::MAX));
+            for gid in had {
+                let named = !strict && groups(&group).any(|(_, listed, _)| listed == *gid);
+                prop_assert!(named || asked.contains(gid) || resolved.gid == *gid, "{}", gid);
+            }
+        }
+
+        #[test]
+        fn home_is_a_path_from_the_root_and_a_field_of_the_users_line(passwd in file(), uid in 0u32..1001) {
+            let home = home_in(&passwd, uid);
+            prop_assert!(home.starts_with('/') && !home.contains([':', '\n']), "{}", home);
+            let listed = |line: &str| {
+                let fields: Vec<&str> = line.split(':').collect();
+                fields.len() > 5 && id(fields[2]) == Some(uid) && fields[5] == home
+            };
+            prop_assert!(home == "/" || lines(&passwd).any(listed), "{}", home);
         }
     }
 

@@ -3,6 +3,7 @@
 use super::environment;
 use super::filter::Filter;
 use super::message::{Failure, Fault};
+use super::null;
 use crate::process::sys::{self, Prepared};
 use nix::errno::Errno;
 use std::ffi::CString;
@@ -23,6 +24,9 @@ const NOT_EXECUTABLE: i32 = 126;
 pub fn run(status: OwnedFd, args: &[String], env: Vec<Vec<u8>>, filter: Option<&Filter>) -> ! {
     // Rust programs ignore their signal, and exec would hand that on: `yes | head` would never end.
     sys::stop_ignoring_broken_pipes();
+    if let Err(error) = null::replace() {
+        give_up(status, &Failure::guest("standard input cannot be opened", error), NOT_EXECUTABLE);
+    }
     let (failure, code) = match try_run(args, env, filter) {
         Ok(never) => match never {},
         Err(refusal) => refusal,

@@ -1,14 +1,16 @@
 //! Makes another process in a container that runs.
 //!
-//! Not with the library's own exec: that one leaves out the container's resource limits and forks twice. Its parts
-//! (capabilities, ids, terminal) are used here in the order in which it uses them for a
-//! container's first process. Namespaces are entered by the first process's pidfd, all at once, and the new process is
-//! born in its cgroup ([`birth`]).
+//! Not with the library's own exec: that one leaves out the container's resource limits and forks twice. Its
+//! parts (capabilities, ids, terminal) are used here in the order in which it uses them for a container's
+//! first process. The new process is born in the container's pid namespace, mounts and cgroup
+//! ([`super::birth`]). The namespaces are those that the container was made with
+//! ([`crate::container::namespaces`]): its first process may have left them.
 
+use super::birth::Birthplace;
 use super::create::receive_terminal;
 use super::filter::Filter;
 use super::message::{ExecRequest, Failure};
-use super::{Descriptors, Made, birth, command, environment};
+use super::{Descriptors, Made, command, environment};
 use crate::process::sys::{self, Forked};
 use libcontainer::config::PersonalityDomain;
 use libcontainer::syscall::Syscall;
@@ -21,7 +23,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{
     Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setresgid, setresuid, setsid,
 };
-use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxPersonalityDomain, Process, Spec};
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::fchown;
 use std::os::unix::net::UnixStream;
@@ -40,30 +42,30 @@ enum Stdio {
 /// Makes the process. Whether it executes its command is told on the status pipe.
 pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
     let mut fds = Descriptors::new(fds);
-    let (status, first_process) = (fds.next()?, fds.next()?);
+    let (status, first_process, mounts) = (fds.next()?, fds.next()?, fds.next()?);
+    let others: Vec<OwnedFd> = (0..request.other_namespaces).map(|_| fds.next()).collect::<Result<_, _>>()?;
     let spec = Spec::load(&request.config)
         .map_err(|error| Failure::guest("the container's spec cannot be read", error))?;
     let missing = || Failure::request("the container's spec has no process or linux part".to_owned());
     let process = spec.process().as_ref().ok_or_else(missing)?;
     let linux = spec.linux().as_ref().ok_or_else(missing)?;
-    let (stdio, console) = if request.terminal {
-        let (ours, theirs) =
-            UnixStream::pair().map_err(|error| Failure::guest("console socket cannot be made", error))?;
-        (Stdio::Terminal(theirs), Some(ours))
-    } else {
-        (Stdio::Pipes([fds.next()?, fds.next()?, fds.next()?]), None)
-    };
+    let (stdio, console) = stdio(request.terminal, &mut fds)?;
     let bundle = request.config.parent().unwrap_or(Path::new("/"));
     let mut env = environment::read(bundle)?;
     env.extend(request.env.iter().cloned());
     let filter = Filter::read(bundle)?;
     hide(process)?;
+    let mut birthplace = Birthplace::open(&request.cgroup, request.first_pid)?;
     // Takes effect for the fork.
     setns(&first_process, CloneFlags::CLONE_NEWPID).map_err(not_entered)?;
-    match birth::fork(&request.cgroup, request.first_pid, first_process.as_fd())? {
+    // Before the fork, so that no process of the container's pid namespace ever has the guest's root.
+    setns(&mounts, CloneFlags::CLONE_NEWNS).map_err(not_entered)?;
+    drop(mounts);
+    match birthplace.fork(first_process.as_fd())? {
         Forked::Child => {
-            let member = enter(linux, &first_process)
-                .and_then(|()| become_member(process, linux, stdio, status.as_fd()));
+            // Other containers' groups would be reached by its directory.
+            drop(birthplace);
+            let member = enter(&others).and_then(|()| become_member(process, linux, stdio, status.as_fd()));
             // Until it executes or ends, nothing here may use or drop a descriptor but `status`: the others are closed.
             match member {
                 Ok(()) => command::run(status, &request.args, env, filter.as_ref()),
@@ -80,6 +82,16 @@ pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
     }
 }
 
+/// What the process's streams become, and where its terminal's controlling end arrives.
+fn stdio(terminal: bool, fds: &mut Descriptors) -> Result<(Stdio, Option<UnixStream>), Failure> {
+    if !terminal {
+        return Ok((Stdio::Pipes([fds.next()?, fds.next()?, fds.next()?]), None));
+    }
+    let (ours, theirs) =
+        UnixStream::pair().map_err(|error| Failure::guest("console socket cannot be made", error))?;
+    Ok((Stdio::Terminal(theirs), Some(ours)))
+}
+
 /// What must be done before the container can see the process.
 fn hide(process: &Process) -> Result<(), Failure> {
     // Inherited by the fork. Written here, as the container's /proc may be masked.
@@ -93,28 +105,15 @@ fn hide(process: &Process) -> Result<(), Failure> {
 
 /// Enters the container's other namespaces. After the fork: inside the container's cgroup namespace a process could no
 /// longer be born into a cgroup from outside.
-fn enter(linux: &Linux, first_process: &OwnedFd) -> Result<(), Failure> {
-    let types = linux.namespaces().iter().flatten().map(|namespace| namespace.typ());
-    let flags = types.map(flag).fold(CloneFlags::empty(), CloneFlags::union);
-    setns(first_process, flags).map_err(not_entered)
+fn enter(namespaces: &[OwnedFd]) -> Result<(), Failure> {
+    // Of whatever kind each is.
+    namespaces.iter().try_for_each(|namespace| setns(namespace, CloneFlags::empty())).map_err(not_entered)
 }
 
 fn not_entered(errno: Errno) -> Failure {
     match errno {
         Errno::ESRCH => Failure::request("the container's first process has ended".to_owned()),
         errno => Failure::guest("namespaces of the container cannot be entered", errno),
-    }
-}
-
-fn flag(namespace: LinuxNamespaceType) -> CloneFlags {
-    match namespace {
-        LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
-        LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
-        LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
-        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
-        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
-        // Entered already; and refused when the container is created.
-        LinuxNamespaceType::Pid | LinuxNamespaceType::User | LinuxNamespaceType::Time => CloneFlags::empty(),
     }
 }
 

@@ -27,8 +27,8 @@ const MAX: usize = 32 * 1024 * 1024;
 pub enum Request {
     /// A container, up to the exec of its command. Descriptors: status pipe, and without terminal stdin, stdout, stderr.
     Container(ContainerRequest),
-    /// A process in a container that runs. Descriptors: status pipe, pidfd of the container's first process, and
-    /// without terminal stdin, stdout, stderr.
+    /// A process in a container that runs. Descriptors: status pipe, pidfd of the container's first process,
+    /// the container's mount namespace, its other namespaces, and without terminal stdin, stdout, stderr.
     Exec(ExecRequest),
     /// A pid namespace and the process that holds it. No descriptors.
     PidNamespace,
@@ -56,6 +56,8 @@ pub struct ExecRequest {
     pub cgroup: PathBuf,
     /// The container's first process, by its number for the agent.
     pub first_pid: i32,
+    /// How many other namespaces come along.
+    pub other_namespaces: usize,
     /// Command line.
     pub args: Vec<String>,
     /// Added to the container's environment.
@@ -176,6 +178,7 @@ mod tests {
             config: PathBuf::new(),
             cgroup: PathBuf::new(),
             first_pid: 1,
+            other_namespaces: 0,
             args: vec!["x".repeat(1 << 20)],
             env: Vec::new(),
             terminal: false,

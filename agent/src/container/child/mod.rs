@@ -13,6 +13,7 @@ pub mod environment;
 mod exec;
 pub mod filter;
 pub mod message;
+mod null;
 mod pid_namespace;
 
 use message::{Failure, Fault, Report, Request};

@@ -3,6 +3,7 @@
 use super::super::guest::{Guest, assert_refused};
 use isopod_protocols::agent::Stream;
 use serde_json::json;
+use std::fs;
 use tokio::io::AsyncReadExt;
 use tonic::Code;
 
@@ -105,6 +106,37 @@ pub async fn limits_hold_and_change_all_or_none(guest: Guest) {
     assert_ne!(code, 0);
     let plan = guest.shell("true").with("/linux/resources", json!({ "blockIO": { "weight": 10 } }));
     assert_refused(plan.create().await.map(|_| ()), Code::InvalidArgument, "blockIO");
+}
+
+/// Root of a container makes a group below, a user namespace, and in it a cgroup namespace whose root is that
+/// group: from there the kernel lets it write to the limits in its container's own root. The image's
+/// `unshare` makes no cgroup namespace, so the case writes there itself.
+pub async fn limits_hold_against_root_in_a_user_namespace(guest: Guest) {
+    let resources = json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 }, "pids": { "limit": 20 },
+        "cpu": { "quota": 20000, "period": 100_000 } });
+    let container = guest.shell("sleep 100").with("/linux/resources", resources).run().await;
+    let group = format!("/sys/fs/cgroup/containers/{}", container.id);
+    for (file, lifted) in [("memory.max", "max"), ("pids.max", "max"), ("cpu.max", "max 100000")] {
+        fs::write(format!("{group}/own/{file}"), lifted).unwrap();
+    }
+    let read = "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max | tr '\\n' ' '";
+    assert_eq!(container.exec(read).await.1, "max max max 100000");
+    let (code, _) = container.exec("for i in $(seq 30); do sleep 5 & done 2>/dev/null; wait").await;
+    assert_ne!(code, 0);
+    let eat = ["sh", "-c", "head -c 100000000 /dev/zero | tail"];
+    container.start_exec(container.exec_request("eat", &eat)).await.unwrap();
+    assert!(container.wait("eat").await.oom_killed);
+    container.exec("timeout 1 sh -c 'while :; do :; done'").await;
+    let stat = fs::read_to_string(format!("{group}/cpu.stat")).unwrap();
+    assert!(stat.lines().any(|line| line.starts_with("nr_throttled ") && line != "nr_throttled 0"), "{stat}");
+    // New limits are where programs look for them, whatever was there.
+    container
+        .update(
+            json!({ "memory": { "limit": 24 << 20 }, "pids": { "limit": 30 }, "cpu": { "quota": 30000 } }),
+        )
+        .await
+        .unwrap();
+    assert_eq!(container.exec(read).await.1, "25165824 30 30000 100000");
 }
 
 pub async fn out_of_memory_is_told(guest: Guest) {

@@ -3,6 +3,7 @@
 use super::super::guest::{Guest, assert_refused};
 use isopod_protocols::agent::{PidNamespace, State, Stream};
 use serde_json::json;
+use std::fs;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tonic::Code;
@@ -63,6 +64,20 @@ pub async fn exec_runs_in_the_container(guest: Guest) {
     assert_eq!(container.wait("").await.code, 137);
     let late = container.start_exec(container.exec_request("late", &["true"])).await;
     assert_refused(late, Code::FailedPrecondition, "exited");
+}
+
+pub async fn exec_does_not_follow_the_first_process_into_its_own_mounts(guest: Guest) {
+    let script = "echo foreign >/tmp/foreign && mount --bind /tmp/foreign /etc/hostname && \
+                  cat /etc/hostname; exec sleep 100";
+    let command = ["unshare", "-U", "-m", "-r", "sh", "-c", script];
+    let container = guest.command(&command).user("1000").run().await;
+    let mut told = [0; 8];
+    container.open("", Stream::Stdout).await.unwrap().read_exact(&mut told).await.unwrap();
+    assert_eq!(&told, b"foreign\n");
+    let (_, seen) = container.exec("cat /etc/hostname; id -u; readlink /proc/self/ns/user").await;
+    let user_namespace = fs::read_link("/proc/self/ns/user").unwrap();
+    assert_eq!(seen, format!("guest\n1000\n{}", user_namespace.display()));
+    container.remove().await;
 }
 
 pub async fn killing_an_exec_tree_spares_the_container(guest: Guest) {
@@ -155,6 +170,15 @@ pub async fn pod_pid_namespace_is_shared_and_collects_orphans(guest: Guest) {
     let (_, seen) = first.exec("ps -o args | cut -c1-20").await;
     assert!(seen.contains("sleep 1234") && seen.contains("sleep 2345"), "{seen}");
     assert_ne!(second.open("", Stream::Stdout).await.unwrap().read_u8().await.unwrap(), b'1');
+    // The process that holds the namespace can nothing, whoever takes it over.
+    let (_, holder) =
+        first.exec("grep -E '^(Uid|CapInh|CapPrm|CapBnd|NoNewPrivs|Seccomp):' /proc/1/status").await;
+    let none = "0000000000000000";
+    let expected = format!(
+        "Uid:\t65535\t65535\t65535\t65535\nCapInh:\t{none}\nCapPrm:\t{none}\nCapBnd:\t{none}\n\
+         NoNewPrivs:\t1\nSeccomp:\t2"
+    );
+    assert_eq!(holder, expected);
     // The end of the first process of one ends all of that one, and nothing of the other.
     second.signal("", 9, false).await.unwrap();
     second.wait("").await;
