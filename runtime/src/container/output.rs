@@ -343,7 +343,7 @@ mod tests {
         let arrived = timeout(LONG, flood(agent, 3 * MOST_HELD)).await;
         let arrived = arrived.expect("the flood of an exited container has no end") as usize;
         timeout(LONG, &mut carrying.carried.task).await.expect("its stream is carried on").unwrap();
-        assert!(arrived > MOST_HELD - 64 * 1024 && arrived <= MOST_HELD, "{arrived}");
+        assert!(arrived > MOST_HELD - 80 * 1024 && arrived <= MOST_HELD, "{arrived}");
         assert!(carrying.log().len() <= MOST_HELD + MOST_HELD / 16);
     }
 
@@ -384,6 +384,6 @@ mod tests {
         drop(agent);
         let broken = Instant::now();
         assert_eq!(carrying.accept().await.0, 10);
-        assert!(broken.elapsed() < 10 * PAUSE, "{:?}", broken.elapsed());
+        assert!(broken.elapsed() < 14 * PAUSE, "{:?}", broken.elapsed());
     }
 }
