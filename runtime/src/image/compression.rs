@@ -61,7 +61,8 @@ impl Format {
     }
 }
 
-/// The content of members of gzip. It gives errors of the source, and [`CompressionError`] for damaged data.
+/// The content of members of gzip. It gives errors of the source, and [`CompressionError`] for damaged data. The first header is
+/// read at once.
 pub fn gzip<R: BufRead>(source: R) -> impl Read + use<R> {
     Members { decoder: GzDecoder::new(Slot(Some(source))), part: 1, is_ended: false }
 }

@@ -27,8 +27,26 @@ const PIECES_WAITING: usize = 32;
 /// Size of a pipe, in bytes: fewer switches between its ends.
 const PIPE_SIZE: i32 = 1 << 20;
 
-/// The archive, as the pump reads it.
-pub type Source = Box<dyn Read + Send>;
+/// Where the pump finds the archive.
+pub enum Source {
+    /// In the pieces, as they are.
+    Plain(Pieces),
+    /// In the pieces.
+    Gzip(Pieces),
+    /// In what the decompressor writes.
+    Decompressor(PipeReader),
+}
+
+impl Source {
+    /// The archive. It waits for its first bytes, so the pump's own thread opens it.
+    pub fn open(self) -> Box<dyn Read> {
+        match self {
+            Self::Plain(pieces) => Box::new(pieces),
+            Self::Gzip(pieces) => Box::new(gzip(pieces)),
+            Self::Decompressor(pipe) => Box::new(pipe),
+        }
+    }
+}
 
 /// Takes the pieces of one download. Dropped, it ends the archive.
 pub struct Feed {
@@ -53,15 +71,15 @@ impl Feed {
         undo: &mut Undo,
     ) -> Result<(Self, Source), ImageError> {
         match Format::of(first) {
-            Format::Plain => Ok(Self::to_pump(|pieces| Box::new(pieces))),
-            Format::Gzip => Ok(Self::to_pump(|pieces| Box::new(gzip(pieces)))),
+            Format::Plain => Ok(Self::to_pump(Source::Plain)),
+            Format::Gzip => Ok(Self::to_pump(Source::Gzip)),
             Format::Zstd => Self::to_decompressor(launcher, jail, undo),
         }
     }
 
-    fn to_pump(read: impl FnOnce(Pieces) -> Source) -> (Self, Source) {
+    fn to_pump(source: impl FnOnce(Pieces) -> Source) -> (Self, Source) {
         let (sink, pieces) = mpsc::channel(PIECES_WAITING);
-        let source = read(Pieces { pieces, current: Bytes::new() });
+        let source = source(Pieces { pieces, current: Bytes::new() });
         (Self { sink: Sink::Pump(sink), decompressor: None }, source)
     }
 
@@ -73,7 +91,7 @@ impl Feed {
         let (process, input) = Process::start("decompressor", &mut command, undo)?;
         let input = input.ok_or_else(|| broken("the decompressor has no input".to_owned()))?;
         let feed = Self { sink: Sink::Decompressor(input), decompressor: Some(process) };
-        Ok((feed, Box::new(reader)))
+        Ok((feed, Source::Decompressor(reader)))
     }
 
     /// Gives it a piece, and waits while there is no room. Where nobody takes it any more, the pump or the decompressor says
@@ -103,7 +121,7 @@ pub fn pipe() -> Result<(PipeReader, PipeWriter), ImageError> {
 }
 
 /// The pieces of a download as one stream.
-struct Pieces {
+pub struct Pieces {
     pieces: mpsc::Receiver<Bytes>,
     current: Bytes,
 }
@@ -144,10 +162,10 @@ mod tests {
         let jail =
             Jail { uid: 1, cgroup: None, mount_point: "/nowhere".into(), largest_file: 0, cpu_seconds: 0 };
         let mut undo = Undo::new("PullLayer");
-        let (mut feed, mut source) = Feed::new(bytes, Path::new("/nowhere"), jail, &mut undo).unwrap();
+        let (mut feed, source) = Feed::new(bytes, Path::new("/nowhere"), jail, &mut undo).unwrap();
         let pumped = std::thread::spawn(move || {
             let mut archive = Vec::new();
-            source.read_to_end(&mut archive).unwrap();
+            source.open().read_to_end(&mut archive).unwrap();
             archive
         });
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -229,7 +229,7 @@ impl Converter {
         let (feed, source) = Feed::new(&head, &self.launcher, self.jail(content, 0), undo)?;
         let (ask, turns) = mpsc::channel(1);
         let limit = self.largest_layer;
-        let pumping = apart(move || pump(source, archive, limit, &charge, || has_turn(&ask)))?;
+        let pumping = apart(move || pump(source.open(), archive, limit, &charge, || has_turn(&ask)))?;
         Ok((Input { download, head, feed, pumping }, turns))
     }
 
