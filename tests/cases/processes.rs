@@ -179,8 +179,7 @@ fn exec_whose_pipes_are_held_ends_with_its_code() -> Result<()> {
     let cri = cri()?;
     let (_, container) = cri.run_sleeper("held")?;
     let begun = Instant::now();
-    let script =
-        "(i=0; while :; do echo $i; echo $i >/tmp/i; i=$((i+1)); sleep 0.1; done) & sleep 0.5; exit 3";
+    let script = "(i=0; while :; do echo $i; echo $i >/tmp/n; mv /tmp/n /tmp/i; i=$((i+1)); sleep 0.1; done) & sleep 0.5; exit 3";
     let ran = cri.exec_for(&container, &["sh", "-c", script], 2)?;
     ensure!(ran.exit_code == 3 && ran.stdout.starts_with(b"0\n1\n"), "{ran:?}");
     ensure!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());

@@ -319,7 +319,9 @@ mod tests {
             if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
         };
         // SAFETY: one system call, which allocates nothing and takes no lock.
-        let child = unsafe { command.pre_exec(trace_me) }.spawn().unwrap();
+        let command = unsafe { command.pre_exec(trace_me) };
+        #[expect(clippy::zombie_processes, reason = "it is waited for by what is tested")]
+        let child = command.spawn().unwrap();
         let pid = child.id() as i32;
         // Its execve stops it.
         let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

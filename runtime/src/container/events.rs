@@ -140,50 +140,13 @@ fn with_start(record: &Record, next: State) -> State {
 mod tests {
     use super::super::record::{ImageNames, User};
     use super::*;
-    use crate::config::Config;
-    use crate::hypervisor::fake::FakeHypervisor;
-    use crate::network::{NetworkError, Pod, PodNetwork};
-    use crate::sandbox::{Host, PodNetworks, Sandboxes};
-    use crate::scratch::Scratch;
-    use crate::undo::Undo;
-    use async_trait::async_trait;
+    use crate::sandbox::fake;
     use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
     use std::fs;
 
-    /// Networks of a node without pods.
-    struct NoNetworks;
-
-    #[async_trait]
-    impl PodNetworks for NoNetworks {
-        fn ready(&self) -> Result<(), NetworkError> {
-            Ok(())
-        }
-
-        async fn add(&self, _: &Pod, _: &mut Undo) -> Result<PodNetwork, NetworkError> {
-            Err(NetworkError::NoAddress("none".into()))
-        }
-
-        async fn remove(&self, _: &str) -> Result<(), NetworkError> {
-            Ok(())
-        }
-
-        fn known(&self) -> Result<Vec<String>, NetworkError> {
-            Ok(Vec::new())
-        }
-    }
-
-    /// A node without pods.
+    /// Those of a node without pods.
     fn containers(directory: &Path) -> Arc<Containers> {
-        let mut config = Config::default();
-        config.daemon.state_dir = directory.join("state");
-        config.daemon.root_dir = directory.join("root");
-        let host = Host {
-            hypervisor: FakeHypervisor::new(drop),
-            networks: Arc::new(NoNetworks),
-            scratch: Arc::new(Scratch::new(directory.join("scratch")).unwrap()),
-            cgroup_root: directory.join("cgroup"),
-        };
-        let (sandboxes, events) = Sandboxes::new(Arc::new(config), host).unwrap();
+        let (sandboxes, events) = fake::without_pods(directory);
         Containers::open(directory, sandboxes, events).unwrap()
     }
 

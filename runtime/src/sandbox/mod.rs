@@ -36,6 +36,8 @@
 //!   happened, in a short queue per sandbox. `Sandboxes::new` gives `container` the receiver of all queues. Where
 //!   a queue is full, that sandbox's agent waits, and no other one.
 
+#[cfg(test)]
+pub mod fake;
 mod identity;
 mod networking;
 mod record;

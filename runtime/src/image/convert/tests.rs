@@ -188,18 +188,18 @@ fn path_through_many_lower_layers_has_a_bound_of_work() {
     let layers = vec![[dir("d/"), dir("d/e/")]; 40];
     let layers: Vec<&[_]> = layers.iter().map(<[_; 2]>::as_slice).collect();
     let loops = "d/../".repeat(800);
-    let evil = [symlink("link", &format!("{loops}d")), file("link/f", "")];
+    let evil = [symlink("link", format!("{loops}d")), file("link/f", "")];
     let error = refused(&layers, &evil);
     assert!(
         error.starts_with("entry \"link/f\": looking its path up takes more than 16320 lookups"),
         "{error}"
     );
-    let hard_link = [symlink("link", &format!("{loops}d")), hard("h", "link/f")];
+    let hard_link = [symlink("link", format!("{loops}d")), hard("h", "link/f")];
     assert!(refused(&layers, &hard_link).starts_with("entry \"h\": looking"));
     // as deep as names of Linux may be, in few layers; and not as deep, in many
     let deep = "d/../".repeat(400);
     let mut stack = Stack::of(&layers[..3]);
-    stack.push(&end(&[symlink("link", &format!("{deep}d/e")), file("link/f", "deep")])).unwrap();
+    stack.push(&end(&[symlink("link", format!("{deep}d/e")), file("link/f", "deep")])).unwrap();
     stack.shows(&[("/d/e/f", "deep")]);
     let mut stack = Stack::of(&layers);
     stack.push(&end(&[symlink("link", "d/../d/../d/e"), file("link/f", "many")])).unwrap();
