@@ -6,7 +6,7 @@
 PROGRAMS = target/x86_64-unknown-linux-gnu/release
 AGENT = target/x86_64-unknown-linux-gnu/guest/isopod-agent
 
-.PHONY: demo shell test soak fuzz bench lint build packages artefacts guest-kernel tools images node-run
+.PHONY: demo shell test in-guest soak fuzz bench lint build packages artefacts guest-kernel tools images node-run
 
 # Pods in their own VMs on real KVM, by crictl, with every command shown.
 demo: artefacts
@@ -17,22 +17,27 @@ shell: artefacts
 	$(PROGRAMS)/isopod-node shell --registry
 
 # All tests: those beside the code, then the groups of end-to-end cases (tests/cases), each in a node of its own, two nodes at
-# a time: NODES=4 for more. Pods are clones of a template, so the groups that make pods run once more with pods that boot.
+# a time: NODES=4 for more. Pods are clones of a template, so groups in which the way a pod begins matters run once more with
+# pods that boot.
 GROUPS = $(filter-out documentation soak,$(basename $(notdir $(wildcard tests/cases/*.rs))))
-COLD = cri resize density storage network failure kill security
+COLD = cri resize density network failure kill
 BESIDE = $(basename $(notdir $(wildcard runtime/tests/*.rs vmm/tests/*.rs $(patsubst %/main.rs,%,$(wildcard runtime/tests/*/main.rs)))))
 
 test: artefacts
 	cargo test --release --workspace --no-run
 	cargo test --release --workspace --lib --bins $(addprefix --test ,$(BESIDE) documentation)
 	cargo test --release --workspace --doc
-	$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(or $(NODES),2) $(GROUPS:%=group-%) $(COLD:%=cold-%)
+	$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(or $(NODES),2) $(GROUPS:%=group-%) in-guest $(COLD:%=cold-%)
 
 group-%:
 	cargo test --release --workspace --test $*
 
 cold-%:
 	ISOPOD_COLD=1 cargo test --release --workspace --test $*
+
+# The agent's cases that need a guest, and no host.
+in-guest:
+	agent/in-guest/run
 
 # 20 pods at once, then 200 one after another (make soak SOAK=20 for a tenth).
 soak: artefacts
@@ -67,7 +72,6 @@ packages:
 artefacts: build
 	guest-image/manifest.sh $(AGENT)
 	tests/tools/all.sh
-	tests/tools/node-kernel.sh
 	tests/images/build.sh
 
 # What pods boot: the guest kernel (15 minutes of CPU time the first time).

@@ -92,9 +92,13 @@ pub fn images() -> Result<PathBuf> {
     named("ISOPOD_IMAGES", || made_by("tests/images/build.sh", &[]))
 }
 
-/// The directory below which the node's kernel and its modules are, as a distribution installs them.
-pub fn node_kernel() -> Result<PathBuf> {
-    named("ISOPOD_NODE_KERNEL", || made_by("tests/tools/node-kernel.sh", &[]))
+/// The directory below which the node's kernel and its modules are, as a distribution installs them: the machine's own, or the
+/// pinned one.
+pub fn node_kernel(pinned: bool) -> Result<PathBuf> {
+    named("ISOPOD_NODE_KERNEL", || match pinned {
+        true => made_by("tests/tools/node-kernel.sh", &[]),
+        false => Ok("/".into()),
+    })
 }
 
 /// The directory of the image `debian`, an OCI layout of that name: apart from the others, as it takes minutes to build.

@@ -96,6 +96,7 @@ fn run_node(arguments: &Arguments, clock: Clock, out: &Path) -> Result<()> {
         registry: true,
         debian: arguments.only.contains(&Part::Pull),
         near: true,
+        pinned_kernel: true,
         timeout: Duration::from_secs(3600),
         out: Some(out.to_owned()),
         ..Settings::default()

@@ -1,5 +1,5 @@
-//! The node's kernel: Debian's for clouds, which has kvm-amd, kvm-intel, tun and netfilter as modules, and starts fast. It is
-//! the one that `tests/tools/node-kernel.sh` pins, so that all machines measure on the same.
+//! The node's kernel: Debian's for clouds, which has kvm-amd, kvm-intel, tun and netfilter as modules, and starts fast. It is the
+//! machine's own, or where something is measured that of `tests/tools/node-kernel.sh`, so that all machines measure on the same.
 
 use crate::artefacts;
 use anyhow::{Context, Result, ensure};
@@ -19,9 +19,9 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The pinned one, or the newest of a directory that `ISOPOD_NODE_KERNEL` names: `/` for the machine's own.
-    pub fn locate() -> Result<Kernel> {
-        Self::newest_in(artefacts::node_kernel()?)
+    /// The newest of the machine's, or the pinned one; in either case that of a directory which `ISOPOD_NODE_KERNEL` names.
+    pub fn locate(pinned: bool) -> Result<Kernel> {
+        Self::newest_in(artefacts::node_kernel(pinned)?)
     }
 
     fn newest_in(root: PathBuf) -> Result<Kernel> {
@@ -37,8 +37,9 @@ impl Kernel {
             }
         }
         let newest = found.into_iter().max_by(|(a, ..), (b, ..)| a.cmp(b));
-        let (_, release, image) =
-            newest.with_context(|| format!("no vmlinuz-*-cloud-amd64 in {}", boot.display()))?;
+        let (_, release, image) = newest.with_context(|| {
+            format!("no vmlinuz-*-cloud-amd64 in {}: apt-get install linux-image-cloud-amd64", boot.display())
+        })?;
         Ok(Kernel { image, root, release })
     }
 

@@ -95,6 +95,8 @@ pub struct Settings {
     pub debian: bool,
     /// Whether all that a pod's start runs lies in the node's memory, for nodes in which something is measured.
     pub near: bool,
+    /// Whether its kernel is the pinned one, such as hosts have today, and not the machine's own.
+    pub pinned_kernel: bool,
     /// How long all of it may take.
     pub timeout: Duration,
     /// Where files go that the job writes to `$ISOPOD_OUT`.
@@ -111,6 +113,7 @@ impl Default for Settings {
             registry: false,
             debian: false,
             near: false,
+            pinned_kernel: false,
             timeout: Duration::from_secs(600),
             out: None,
         }
@@ -142,7 +145,7 @@ impl Node {
     /// must not end before the node.
     pub fn start(settings: Settings, job: &Job) -> Result<Node> {
         ensure!(nix::unistd::geteuid().is_root(), "the node's file server needs root: run as root");
-        let (qemu, kernel) = (Qemu::locate()?, Kernel::locate()?.unpacked()?);
+        let (qemu, kernel) = (Qemu::locate()?, Kernel::locate(settings.pinned_kernel)?.unpacked()?);
         let mut modules = vec![machine::kvm_module(settings.time), "tun"];
         if settings.isopod != Isopod::Absent {
             modules.extend(NETWORK_MODULES);
