@@ -20,6 +20,10 @@ use tonic::{Code, Status};
 /// Where the runner put the image's only layer on the disk.
 const LAYER_OFFSET: u64 = 512 << 20;
 
+/// Directories that are made with the first container and live as long as the guest.
+const LASTING: [&str; 4] =
+    ["/run/isopod/bundles", "/run/isopod/containers", "/run/isopod/layers", "/run/isopod/roots"];
+
 /// How long what was left may take to go.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -88,8 +92,10 @@ impl Guest {
             }
         }
         for fd in numbers("/proc/self/fd") {
-            let target = fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
-            all.insert(format!("descriptor {fd} {}", target.display()));
+            // The look at the directory is one itself, and closed by now.
+            if let Ok(target) = fs::read_link(format!("/proc/self/fd/{fd}")) {
+                all.insert(format!("descriptor {fd} {}", target.display()));
+            }
         }
         for root in ["/sys/fs/cgroup/containers", "/run/isopod", "/dev/mapper"] {
             walk(root, &mut all);
@@ -110,9 +116,7 @@ impl Guest {
                 .into_iter()
                 .filter(|line| !(line.starts_with("process") && line.contains("container-child")))
                 .filter(|line| !line.contains("[pidfd]") || !self.holder_is_new(before))
-                .filter(|line| {
-                    *line != "mount /run/isopod/scratch" && !line.starts_with("path /run/isopod/scratch ")
-                })
+                .filter(|line| line.strip_prefix("path ").is_none_or(|path| !LASTING.contains(&path)))
                 .collect();
             if new.is_empty() || tokio::time::Instant::now() > deadline {
                 return new;
