@@ -137,6 +137,13 @@ fn agent() -> Result<PathBuf> {
 fn build(arguments: &[&str]) -> Result<()> {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(repository()).args(["build", "--quiet"]).args(arguments);
+    // What cargo tells a test program of its own package. A build script of `ring` depends on it, and with it all that uses TLS: each
+    // change from a shell's cargo to this one and back would compile the daemon anew.
+    let of_this_package = std::env::vars_os().filter(|(name, _)| {
+        name.to_str()
+            .is_some_and(|name| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_"))
+    });
+    of_this_package.for_each(|(name, _)| drop(cargo.env_remove(name)));
     let status = cargo.status().context("cannot run cargo")?;
     ensure!(status.success(), "Isopod does not build ({cargo:?})");
     Ok(())
