@@ -58,7 +58,7 @@ pub async fn seccomp_holds_for_first_process_and_execs(guest: Guest) {
 pub async fn restrictions_hold_for_first_process_and_execs(guest: Guest) {
     let report = "grep -E '^(Cap|NoNewPrivs|Groups)' /proc/self/status; cat /proc/self/oom_score_adj; ulimit -n; pwd; \
                   echo x >/etc/x || echo read-only; cat /proc/kcore | wc -c; echo x >/proc/sys/kernel/domainname || echo masked; \
-                  readlink /proc/self/ns/* | sort";
+                  for file in /proc/self/ns/*; do readlink $file; done | sort";
     let container = guest
         .shell(&format!("({report}) 2>&1; sleep 100"))
         .with("/root/readonly", json!(true))
@@ -71,7 +71,8 @@ pub async fn restrictions_hold_for_first_process_and_execs(guest: Guest) {
     let mut host = container.open("", Stream::Stdout).await.unwrap();
     let mut first = Vec::new();
     while !String::from_utf8_lossy(&first).contains("uts:") {
-        assert!(host.read_buf(&mut first).await.unwrap() > 0);
+        let count = host.read_buf(&mut first).await.unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&first));
     }
     let first = String::from_utf8_lossy(&first).trim().to_owned();
     // CHOWN, DAC_OVERRIDE, KILL, SETGID, SETUID, NET_RAW, MKNOD.
