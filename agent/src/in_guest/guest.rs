@@ -194,6 +194,10 @@ pub struct Plan {
 impl Plan {
     /// Replaces a part of the spec, named by a JSON pointer whose last part may be new.
     pub fn with(mut self, pointer: &str, value: Value) -> Plan {
+        if let Some(part) = self.spec.pointer_mut(pointer) {
+            *part = value;
+            return self;
+        }
         let (parent, key) = pointer.rsplit_once('/').unwrap();
         self.spec.pointer_mut(parent).unwrap()[key] = value;
         self
