@@ -27,7 +27,7 @@ test: artefacts
 	cargo test --release --workspace --no-run
 	cargo test --release --workspace --lib --bins $(addprefix --test ,$(BESIDE) documentation)
 	cargo test --release --workspace --doc
-	$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(or $(NODES),2) $(GROUPS:%=group-%) in-guest $(COLD:%=cold-%)
+	$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(or $(NODES),2) $(GROUPS:%=group-%) $(COLD:%=cold-%)
 
 group-%:
 	cargo test --release --workspace --test $*
@@ -35,7 +35,8 @@ group-%:
 cold-%:
 	ISOPOD_COLD=1 cargo test --release --workspace --test $*
 
-# The agent's cases that need a guest, and no host.
+# The agent's cases that need a guest, and no host. Not part of `make test`: beside other work, a guest that is emulated
+# without KVM sometimes cannot calibrate its clock, and does not boot.
 in-guest:
 	agent/in-guest/run
 
