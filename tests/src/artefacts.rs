@@ -143,7 +143,9 @@ fn build(arguments: &[&str]) -> Result<()> {
         name.to_str()
             .is_some_and(|name| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_"))
     });
-    of_this_package.for_each(|(name, _)| drop(cargo.env_remove(name)));
+    for (name, _) in of_this_package {
+        cargo.env_remove(name);
+    }
     let status = cargo.status().context("cannot run cargo")?;
     ensure!(status.success(), "Isopod does not build ({cargo:?})");
     Ok(())
