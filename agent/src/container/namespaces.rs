@@ -8,7 +8,7 @@
 //!
 //! The pid namespace is not among them: no process leaves its own, so the first process's pidfd names it.
 //!
-//! They hold the container's mounts, and with them its root and layers: [`super::remove`] drops them first.
+//! They hold the container's mounts, and with them its root and layers: [`super::remove()`] drops them first.
 
 use crate::reaper::Child;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};

@@ -6,7 +6,7 @@
 //! takes them, so they are accepted. Anything else after the last piece is damage, as in Go.
 //!
 //! gzip is read by zlib-rs, which is Rust, and so in the daemon, by `feed`. zstd is read by libzstd, which is C: only a jailed
-//! process calls [`zstd`], by `worker`. Both stream: memory is bounded by gzip's 32 KiB and by [`LARGEST_WINDOW`] whatever the
+//! process calls [`zstd()`], by `worker`. Both stream: memory is bounded by gzip's 32 KiB and by [`LARGEST_WINDOW`] whatever the
 //! layer says; what they yield has no bound, so the caller counts it.
 
 use flate2::bufread::GzDecoder;
