@@ -9,6 +9,7 @@ mod cgroup;
 mod clock;
 mod console;
 mod container;
+mod directory;
 mod error;
 mod id;
 mod identity;

@@ -6,17 +6,16 @@
 //! [`WALK_EVERY`]. It keeps no names and follows no link, as the container writes meanwhile.
 
 use crate::cgroup;
+use crate::directory;
 use crate::error::AgentError;
 use crate::id::Id;
 use crate::sandbox::Sandbox;
 use isopod_protocols::agent::{ContainerStats, StatsRequest, StatsResponse};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
-use rustix::path::Arg;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Stat};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -209,9 +208,9 @@ impl Walks {
 }
 
 /// Blocks and inodes below a directory. What vanishes during the walk, or cannot be reached, is not counted.
-fn walk(directory: &Path, max_entries: u64) -> Writable {
+fn walk(top: &Path, max_entries: u64) -> Writable {
     let mut total = Writable::default();
-    let mut open: Vec<Dir> = open_directory(CWD, directory).into_iter().collect();
+    let mut open: Vec<Dir> = directory::open(CWD, top).and_then(Dir::new).into_iter().collect();
     while let Some(innermost) = open.last_mut() {
         let Some(entry) = innermost.read() else {
             open.pop();
@@ -219,7 +218,7 @@ fn walk(directory: &Path, max_entries: u64) -> Writable {
         };
         let Ok(entry) = entry else { continue };
         let name = entry.file_name();
-        if name == c"." || name == c".." {
+        if directory::is_dots(name) {
             continue;
         }
         let Ok(here) = innermost.fd() else { continue };
@@ -232,7 +231,7 @@ fn walk(directory: &Path, max_entries: u64) -> Writable {
             return total;
         }
         if is_directory
-            && let Ok(below) = open_directory(here, name)
+            && let Ok(below) = directory::open(here, name).and_then(Dir::new)
             && open.len() < MAX_DEPTH
         {
             open.push(below);
@@ -245,11 +244,6 @@ fn walk(directory: &Path, max_entries: u64) -> Writable {
 fn bytes_of_one_name(stat: &Stat, is_directory: bool) -> u64 {
     let bytes = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
     if is_directory { bytes } else { bytes / stat.st_nlink.max(1) }
-}
-
-fn open_directory(at: impl AsFd, name: impl Arg) -> rustix::io::Result<Dir> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Dir::new(rustix::fs::openat(at, name, flags, Mode::empty())?)
 }
 
 #[cfg(test)]

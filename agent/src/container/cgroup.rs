@@ -8,10 +8,11 @@
 use super::devices::{self, DevicesError};
 use super::limits::{Limit, LimitsError, limits};
 use crate::cgroup;
+use crate::directory;
 use crate::id::Id;
 use crate::process::sys;
 use oci_spec::runtime::LinuxResources;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType};
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -192,8 +193,7 @@ fn counter(content: &str, key: &str) -> u64 {
 /// Groups are removed from the leaves up; files in them vanish with them. A container may nest them deeper
 /// than any path reaches, so only one directory is open at a time, and the way up is its `..`.
 fn remove_tree(path: &Path) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut here = match rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(io::Error::from) {
+    let mut here = match directory::open(CWD, path).map_err(io::Error::from) {
         Err(error) if is_gone(&error) => return Ok(()),
         opened => opened?,
     };
@@ -203,14 +203,14 @@ fn remove_tree(path: &Path) -> io::Result<()> {
             if depth == 0 {
                 return absent_is_done(fs::remove_dir(path));
             }
-            here = rustix::fs::openat(&here, "..", flags, Mode::empty())?;
+            here = directory::open(&here, "..")?;
             depth -= 1;
             continue;
         };
         let removed = rustix::fs::unlinkat(&here, &name, AtFlags::REMOVEDIR).map_err(io::Error::from);
         match absent_is_done(removed) {
             Err(error) if is_in_use(&error) => {
-                let below = rustix::fs::openat(&here, &name, flags, Mode::empty())?;
+                let below = directory::open(&here, &name)?;
                 if first_group(&below)?.is_none() {
                     // By a process.
                     return Err(error);
@@ -225,14 +225,7 @@ fn remove_tree(path: &Path) -> io::Result<()> {
 
 /// Any of the groups right below a group.
 fn first_group(group: &OwnedFd) -> io::Result<Option<CString>> {
-    for entry in Dir::read_from(group)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
-            return Ok(Some(name.to_owned()));
-        }
-    }
-    Ok(None)
+    Ok(directory::any_entry(group, |kind| kind == FileType::Directory)?)
 }
 
 /// Whether a group cannot be removed because of what is in it.

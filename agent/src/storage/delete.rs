@@ -8,6 +8,7 @@
 //! entries are reached by their directory's descriptor and a name, no link is followed, and what an entry is
 //! shows when it is opened or removed.
 
+use crate::directory;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString};
@@ -27,11 +28,11 @@ pub fn tree(tree: &Path, trash: &Path) -> io::Result<()> {
     let (Some(parent), Some(name)) = (tree.parent(), tree.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    match open_directory(CWD, parent) {
+    match directory::open(CWD, parent) {
         Err(Errno::NOENT) => {}
         parent => trash.take(parent?.as_fd(), &CString::new(name.as_encoded_bytes())?)?,
     }
-    while let Some(entry) = first_entry(&trash.directory)? {
+    while let Some(entry) = directory::any_entry(&trash.directory, |_| true)? {
         trash.delete(&entry)?;
     }
     Ok(())
@@ -55,7 +56,7 @@ struct Trash {
 
 impl Trash {
     fn open(path: &Path) -> io::Result<Trash> {
-        let directory = open_directory(CWD, path)?;
+        let directory = directory::open(CWD, path)?;
         let mut next = 0;
         for entry in Dir::read_from(&directory)? {
             let number = entry?.file_name().to_str().ok().and_then(|name| name.parse::<u64>().ok());
@@ -76,7 +77,7 @@ impl Trash {
     /// Deletes an entry; its directories become entries.
     fn delete(&mut self, name: &CStr) -> io::Result<()> {
         loop {
-            match open_directory(&self.directory, name) {
+            match directory::open(&self.directory, name) {
                 Ok(directory) => self.empty(directory.as_fd())?,
                 Err(Errno::NOTDIR | Errno::LOOP) => {
                     return absent_is_done(self.remove(name, AtFlags::empty()));
@@ -107,7 +108,7 @@ impl Trash {
         }
         for entry in Dir::read_from(directory)? {
             let entry = entry?;
-            if !is_dots(entry.file_name()) {
+            if !directory::is_dots(entry.file_name()) {
                 self.take(directory, entry.file_name())?;
             }
         }
@@ -121,25 +122,6 @@ impl Trash {
     fn is_patient(&mut self) -> bool {
         Instant::now() < *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE)
     }
-}
-
-fn open_directory(at: impl AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(at, name, flags, Mode::empty())
-}
-
-fn first_entry(directory: &OwnedFd) -> io::Result<Option<CString>> {
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        if !is_dots(entry.file_name()) {
-            return Ok(Some(entry.file_name().to_owned()));
-        }
-    }
-    Ok(None)
-}
-
-fn is_dots(name: &CStr) -> bool {
-    name == c"." || name == c".."
 }
 
 fn absent_is_done(result: rustix::io::Result<()>) -> io::Result<()> {
@@ -258,7 +240,7 @@ mod tests {
         let (scratch, upper, trash) = scratch();
         // As a container does it that holds a descriptor of a directory: it has the directory wherever it is
         // moved.
-        let held = open_directory(CWD, &upper).unwrap();
+        let held = directory::open(CWD, &upper).unwrap();
         let kept = scratch.path().join("kept");
         fs::create_dir(&kept).unwrap();
         fs::write(kept.join("file"), "x").unwrap();

@@ -6,7 +6,7 @@ use crate::hostile_agent::Attack;
 use crate::hostile_frames::{self, Flood};
 use isopod_protocols::agent::{self, ContainerState, ProcessExit, StatsRequest};
 use isopod_runtime::container::{Container, ContainerError, Containers, State};
-use isopod_runtime::sandbox::Sandbox;
+use isopod_runtime::sandbox::{Sandbox, Sandboxes};
 use k8s_cri::v1::LinuxContainerResources;
 use std::env;
 use std::fmt::Debug;
@@ -17,6 +17,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -88,23 +89,17 @@ fn in_a_process_of_its_own(test: &str, attack: impl Debug) {
 async fn flood_beside_another_pod() {
     let name = env::var(ATTACK).expect("the parent names the attack");
     let attack = FLOODS.into_iter().find(|attack| format!("{attack:?}") == name).unwrap();
-    let node = FakeNode::new();
-    Wishes::set(&node.wishes.containers);
-    let directory = tempfile::tempdir().unwrap();
-    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), node.events).unwrap();
-    let (sandboxes, wishes) = (node.sandboxes, node.wishes);
-
-    let victim = sandboxes.get(&sandboxes.start(pod("victim"), "").await.unwrap()).unwrap();
-    let victim = containers.create(&victim, container("c"), image()).await.unwrap();
+    let node = OneContainer::begin("victim", None).await;
+    let OneContainer { wishes, sandboxes, containers, made: victim, .. } = &node;
     let before = Daemon::now();
     wishes.attack(attack);
     let hostile = sandboxes.get(&sandboxes.start(pod("hostile"), "").await.unwrap()).unwrap();
     if attack == Attack::FailedStarts {
         let failing = containers.create(&hostile, container("c"), image()).await.unwrap();
-        let (containers, hostile) = (Arc::clone(&containers), Arc::clone(&hostile));
+        let (containers, hostile) = (Arc::clone(containers), Arc::clone(&hostile));
         tokio::spawn(async move { containers.start(&hostile, &failing).await });
     }
-    before.stays_flat_and_hears_of(&wishes, &victim).await;
+    before.stays_flat_and_hears_of(wishes, victim).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -112,18 +107,13 @@ async fn flood_beside_another_pod() {
 async fn frames_beside_another_pod() {
     let name = env::var(ATTACK).expect("the parent names the attack");
     let flood = Flood::ALL.into_iter().find(|flood| format!("{flood:?}") == name).unwrap();
-    let node = FakeNode::new();
-    Wishes::set(&node.wishes.containers);
-    let directory = tempfile::tempdir().unwrap();
-    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), node.events).unwrap();
-    let victim = node.sandboxes.get(&node.sandboxes.start(pod("victim"), "").await.unwrap()).unwrap();
-    let victim = containers.create(&victim, container("c"), image()).await.unwrap();
+    let node = OneContainer::begin("victim", None).await;
 
     let before = Daemon::now();
     let begun = Instant::now();
     let (agent, sent) = hostile_frames::agent(flood).await;
     let asked = tokio::spawn(async move { agent.stats(StatsRequest::default(), 2 * FLOOD).await });
-    before.stays_flat_and_hears_of(&node.wishes, &victim).await;
+    before.stays_flat_and_hears_of(&node.wishes, &node.made).await;
     let (sent, seconds) = (sent.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
     let most = hostile_frames::RATE * seconds + hostile_frames::AT_ONCE;
     assert!(sent as f64 <= most, "{sent} bytes of frames were read in {seconds} s");
@@ -216,11 +206,29 @@ async fn groups_beyond_the_limit_are_refused_and_nothing_is_recorded() {
     assert_eq!(fs::read_dir(directory.path().join("containers")).unwrap().count(), 0);
 }
 
-/// A node with one pod, whose agent makes containers.
-async fn one_pod(node: &FakeNode) -> Arc<Sandbox> {
-    Wishes::set(&node.wishes.containers);
-    let id = node.sandboxes.start(pod("hostile"), "").await.unwrap();
-    node.sandboxes.get(&id).unwrap()
+/// A node with one pod that has one container.
+struct OneContainer {
+    wishes: Arc<Wishes>,
+    sandboxes: Arc<Sandboxes>,
+    sandbox: Arc<Sandbox>,
+    containers: Arc<Containers>,
+    made: Arc<Container>,
+    /// Where the containers' files are.
+    directory: TempDir,
+    _node: Arc<TempDir>,
+}
+
+impl OneContainer {
+    async fn begin(pod_name: &str, attack: Option<Attack>) -> Self {
+        let FakeNode { sandboxes, events, wishes, directory: _node, .. } = FakeNode::new();
+        attack.into_iter().for_each(|attack| wishes.attack(attack));
+        Wishes::set(&wishes.containers);
+        let directory = tempfile::tempdir().unwrap();
+        let containers = Containers::open(directory.path(), Arc::clone(&sandboxes), events).unwrap();
+        let sandbox = sandboxes.get(&sandboxes.start(pod(pod_name), "").await.unwrap()).unwrap();
+        let made = containers.create(&sandbox, container("c"), image()).await.unwrap();
+        Self { wishes, sandboxes, sandbox, containers, made, directory, _node }
+    }
 }
 
 /// Time in which what is told of a container has arrived.
@@ -232,74 +240,61 @@ fn count(directory: &Path) -> usize {
 
 #[tokio::test]
 async fn event_during_a_removal_starts_no_stream() {
-    let node = FakeNode::new();
-    let sandbox = one_pod(&node).await;
-    let (directory, events) = (tempfile::tempdir().unwrap(), node.events);
-    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), events).unwrap();
-    let made = containers.create(&sandbox, container("c"), image()).await.unwrap();
-    Wishes::set(&node.wishes.slow_removal);
+    let node = OneContainer::begin("hostile", None).await;
+    let OneContainer { wishes, sandbox, containers, made, directory, .. } = &node;
+    Wishes::set(&wishes.slow_removal);
     {
-        let mut removal = pin!(containers.remove(Some(&sandbox), &made));
+        let mut removal = pin!(containers.remove(Some(sandbox), made));
         tokio::select! {
             _ = &mut removal => panic!("the agent is not to answer"),
-            () = node.wishes.removing.notified() => {}
+            () = wishes.removing.notified() => {}
         }
-        node.wishes.tell(&told(&made, agent::State::Running));
+        wishes.tell(&told(made, agent::State::Running));
         assert!(timeout(ARRIVED, &mut removal).await.is_err());
         assert!(made.is_running(), "the event has not arrived");
         // The client leaves: the container is there still, and so it cannot be started.
     }
-    assert_eq!(node.wishes.streams.load(Ordering::SeqCst), 0, "a stream has begun during the removal");
-    Wishes::clear(&node.wishes.slow_removal);
-    node.wishes.tell(&told(&made, agent::State::Exited));
+    assert_eq!(wishes.streams.load(Ordering::SeqCst), 0, "a stream has begun during the removal");
+    Wishes::clear(&wishes.slow_removal);
+    wishes.tell(&told(made, agent::State::Exited));
     sleep(ARRIVED).await;
-    containers.remove(Some(&sandbox), &made).await.unwrap();
-    assert_eq!(node.wishes.streams.load(Ordering::SeqCst), 0);
+    containers.remove(Some(sandbox), made).await.unwrap();
+    assert_eq!(wishes.streams.load(Ordering::SeqCst), 0);
     assert_eq!(count(&directory.path().join("streams")), 0, "positions of streams are left");
 }
 
 #[tokio::test]
 async fn container_whose_removal_has_begun_is_not_started() {
-    let node = FakeNode::new();
-    let sandbox = one_pod(&node).await;
-    let (directory, events) = (tempfile::tempdir().unwrap(), node.events);
-    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), events).unwrap();
-    let made = containers.create(&sandbox, container("c"), image()).await.unwrap();
-    Wishes::set(&node.wishes.slow_removal);
-    assert!(timeout(ARRIVED, containers.remove(Some(&sandbox), &made)).await.is_err());
-    let error = containers.start(&sandbox, &made).await.unwrap_err();
+    let node = OneContainer::begin("hostile", None).await;
+    let OneContainer { wishes, sandbox, containers, made, .. } = &node;
+    Wishes::set(&wishes.slow_removal);
+    assert!(timeout(ARRIVED, containers.remove(Some(sandbox), made)).await.is_err());
+    let error = containers.start(sandbox, made).await.unwrap_err();
     assert!(matches!(error, ContainerError::BeingRemoved(_)), "{error}");
-    Wishes::clear(&node.wishes.slow_removal);
-    containers.remove(Some(&sandbox), &made).await.unwrap();
+    Wishes::clear(&wishes.slow_removal);
+    containers.remove(Some(sandbox), made).await.unwrap();
 }
 
 #[tokio::test]
 async fn limits_updated_after_a_removal_leave_no_record() {
-    let node = FakeNode::new();
-    let sandbox = one_pod(&node).await;
-    let (directory, events) = (tempfile::tempdir().unwrap(), node.events);
-    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), events).unwrap();
-    let made = containers.create(&sandbox, container("c"), image()).await.unwrap();
-    containers.update(&sandbox, &made, &LinuxContainerResources::default()).await.unwrap();
-    containers.remove(Some(&sandbox), &made).await.unwrap();
-    let error = containers.update(&sandbox, &made, &LinuxContainerResources::default()).await.unwrap_err();
+    let node = OneContainer::begin("hostile", None).await;
+    let OneContainer { sandbox, containers, made, directory, .. } = &node;
+    containers.update(sandbox, made, &LinuxContainerResources::default()).await.unwrap();
+    containers.remove(Some(sandbox), made).await.unwrap();
+    let error = containers.update(sandbox, made, &LinuxContainerResources::default()).await.unwrap_err();
     assert!(matches!(error, ContainerError::NotFound(_)), "{error}");
     assert_eq!(count(&directory.path().join("containers")), 0);
 }
 
 #[tokio::test]
 async fn execs_that_an_agent_never_ends_are_refused_after_a_few() {
-    let node = FakeNode::new();
-    node.wishes.attack(Attack::SilentExecs);
-    let sandbox = one_pod(&node).await;
-    let (directory, events) = (tempfile::tempdir().unwrap(), node.events);
-    let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), events).unwrap();
-    let made = containers.create(&sandbox, container("c"), image()).await.unwrap();
-    containers.start(&sandbox, &made).await.unwrap();
+    let node = OneContainer::begin("hostile", Some(Attack::SilentExecs)).await;
+    let OneContainer { sandbox, containers, made, .. } = &node;
+    containers.start(sandbox, made).await.unwrap();
     let before = Daemon::now();
     let mut refused = 0;
     for _ in 0..100 {
-        let exec = containers.exec_sync(&sandbox, &made, vec!["sh".into()], None);
+        let exec = containers.exec_sync(sandbox, made, vec!["sh".into()], None);
         match timeout(Duration::from_millis(20), exec).await {
             Err(_) => assert_eq!(refused, 0, "an exec is let begin though others are not ended"),
             Ok(outcome) => {

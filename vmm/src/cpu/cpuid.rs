@@ -119,7 +119,7 @@ fn topology(place: Place) -> [kvm_cpuid_entry2; 3] {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn host(functions: &[u32]) -> CpuId {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     /// A host whose KVM would let guests run VMs, of both makers at once.
-    fn virtualizing() -> CpuId {
+    pub fn virtualizing() -> CpuId {
         let all = |function| kvm_cpuid_entry2 {
             function,
             eax: !0,

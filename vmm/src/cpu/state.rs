@@ -139,19 +139,12 @@ fn all_but_refused(
 
 #[cfg(test)]
 mod tests {
+    use super::super::cpuid::tests::virtualizing;
     use super::*;
 
     #[test]
     fn features_of_a_state_have_no_virtualization_unless_it_nests() {
-        let all = |function| kvm_cpuid_entry2 {
-            function,
-            eax: !0,
-            ebx: !0,
-            ecx: !0,
-            edx: !0,
-            ..Default::default()
-        };
-        let features = [1, 0x8000_0001, 0x8000_000a].map(all).to_vec();
+        let features = virtualizing().as_slice().to_vec();
         let state = VcpuState { features: features.clone(), ..Default::default() };
         let ecx = |nested| -> Vec<_> {
             state.features(nested).unwrap().as_slice().iter().map(|entry| entry.ecx).collect()

@@ -25,7 +25,7 @@ use std::sync::Arc;
 const LAST: u32 = 1;
 
 /// That of a group nobody has changed.
-const USUAL: u32 = 100;
+pub const USUAL: u32 = 100;
 
 /// The places of one node's templates.
 pub struct Places {

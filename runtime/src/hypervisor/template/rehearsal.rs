@@ -14,6 +14,7 @@
 
 use super::Templates;
 use super::holder::Template;
+use super::places::USUAL;
 use super::rehearse::RehearsalError;
 use isopod_protocols::vmm::PageRange;
 use std::sync::Arc;
@@ -23,10 +24,9 @@ use tokio::time::sleep;
 /// Share of processors of a first attempt: it gives way to everything (`cpu.weight`).
 const FIRST_WEIGHT: u32 = 1;
 
-/// Share of processors that later attempts have at most: that of a group nobody has changed. A node that is
-/// never idle would starve all attempts otherwise; one virtual CPU for two minutes at most is what they cost
-/// it.
-const MOST_WEIGHT: u32 = 100;
+/// Share of processors that later attempts have at most. A node that is never idle would starve all attempts
+/// otherwise; one virtual CPU for two minutes at most is what they cost it.
+const MOST_WEIGHT: u32 = USUAL;
 
 /// How much is known of a template's working set.
 #[derive(Debug, Clone)]

@@ -1,5 +1,6 @@
 //! Images that are not what they say, are not for this machine, or cannot be converted: refused with the reason.
 
+use super::layers::incompressible;
 use super::{Node, anonymous};
 use crate::image::test_registry::{TestImage, TestRegistry, descriptor};
 use crate::image::{Digest, ImageError, ImageUser};
@@ -43,6 +44,16 @@ async fn layer_that_is_not_what_the_configuration_says_is_refused() {
     assert_eq!(node.kept(), [0, 0, 0, 0]);
 }
 
+/// Pulls with each of these converters, which fail, and say so by these words.
+async fn each_is_told_and_leaves_nothing(registry: &TestRegistry, converters: &[(&'static str, &str)]) {
+    for (converter, said) in converters {
+        let node = Node { converter, ..Node::new() };
+        let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
+        assert!(error.to_string().contains(said), "{converter}: {error}");
+        assert_eq!(node.kept(), [0, 0, 0, 0], "{converter}");
+    }
+}
+
 #[tokio::test]
 async fn converter_that_fails_complains_or_hangs_is_told_and_leaves_nothing() {
     let image = TestImage::of_texts(&["x"]);
@@ -53,12 +64,7 @@ async fn converter_that_fails_complains_or_hangs_is_told_and_leaves_nothing() {
         ("hangs", "made no progress"),
         ("unjailed", "jail cannot be closed: make namespaces"),
     ];
-    for (converter, said) in said {
-        let node = Node { converter, ..Node::new() };
-        let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
-        assert!(error.to_string().contains(said), "{converter}: {error}");
-        assert_eq!(node.kept(), [0, 0, 0, 0], "{converter}");
-    }
+    each_is_told_and_leaves_nothing(&registry, &said).await;
 }
 
 /// A layer of zstd, by a process that gives what [`Node::new`]'s converter does: the daemon looks at what it gave.
@@ -80,12 +86,7 @@ async fn zstd_is_decompressed_by_a_process_and_its_output_is_checked() {
 #[tokio::test]
 async fn decompressor_that_fails_dies_or_hangs_is_told_and_leaves_nothing() {
     // more than the pipe holds
-    let mut noise = vec![0; 900_000];
-    let mut state = 1u32;
-    noise.fill_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    });
+    let noise = incompressible(900_000).into_bytes();
     let image = TestImage { layers: vec![noise.clone()], ..TestImage::of_texts(&[]) };
     let blob = zstd::encode_all(noise.as_slice(), 1).unwrap();
     let registry = TestRegistry::of(image.shelf_of(from_ref(&blob), "app", "1")).await;
@@ -95,12 +96,7 @@ async fn decompressor_that_fails_dies_or_hangs_is_told_and_leaves_nothing() {
         ("hangs-decompressing", "made no progress"),
         ("unjailed", "jail cannot be closed: make namespaces"),
     ];
-    for (converter, said) in said {
-        let node = Node { converter, ..Node::new() };
-        let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
-        assert!(error.to_string().contains(said), "{converter}: {error}");
-        assert_eq!(node.kept(), [0, 0, 0, 0], "{converter}");
-    }
+    each_is_told_and_leaves_nothing(&registry, &said).await;
     let asked = registry.asked(&Digest::of(&blob).to_string()).len();
     assert_eq!(asked, said.len(), "none is a corrupt download, to be tried again");
 }
