@@ -17,8 +17,8 @@ shell: artefacts
 	$(PROGRAMS)/isopod-node shell --registry
 
 # All tests: those beside the code, then the groups of end-to-end cases (tests/cases), each in a node of its own, two nodes at
-# a time: NODES=4 for more. Pods are clones of a template, so groups in which the way a pod begins matters run once more with
-# pods that boot.
+# a time: NODES=4 for more. Pods are clones of a template, so groups in which the way a pod begins matters run
+# once more with pods that boot.
 GROUPS = $(filter-out documentation soak,$(basename $(notdir $(wildcard tests/cases/*.rs))))
 COLD = cri resize density network failure kill
 BESIDE = $(basename $(notdir $(wildcard runtime/tests/*.rs vmm/tests/*.rs $(patsubst %/main.rs,%,$(wildcard runtime/tests/*/main.rs)))))
@@ -35,8 +35,8 @@ group-%:
 cold-%:
 	ISOPOD_COLD=1 cargo test --release --workspace --test $*
 
-# The agent's cases that need a guest, and no host. Not part of `make test`: beside other work, a guest that is emulated
-# without KVM sometimes cannot calibrate its clock, and does not boot.
+# The agent's cases that need a guest, and no host. Not part of `make test`: beside other work, a guest that
+# is emulated without KVM sometimes cannot calibrate its clock, and does not boot.
 in-guest:
 	agent/in-guest/run
 

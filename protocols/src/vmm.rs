@@ -135,7 +135,8 @@ pub struct BootConfig {
     pub kernel_args: Vec<String>,
 }
 
-/// What a client knows of a VM before its guest has run: the part of a [`BootConfig`] that a template's state repeats.
+/// What a client knows of a VM before its guest has run: the part of a [`BootConfig`] that a template's state
+/// repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {

@@ -26,9 +26,10 @@ const TEMPLATE: &str = "template-";
 /// What follows [`PREFIX`] in the name of that of converters.
 const CONVERTERS: &str = "converters";
 
-/// The share of processors of converters together (`cpu.weight`): a tenth of what a group has by itself, so that pods and what
-/// serves them come first. It is not the least that there is: pods that take all processors must not keep those from starting
-/// that wait for their image, and a converter that makes its jail holds locks of the kernel that the daemon waits for.
+/// The share of processors of converters together (`cpu.weight`): a tenth of what a group has by itself, so
+/// that pods and what serves them come first. It is not the least that there is: pods that take all
+/// processors must not keep those from starting that wait for their image, and a converter that makes its
+/// jail holds locks of the kernel that the daemon waits for.
 const CONVERTERS_WEIGHT: u32 = 10;
 
 /// Controllers that a pod's accounting needs.
@@ -135,13 +136,14 @@ impl PodCgroup {
         Self { path: root.join(format!("{PREFIX}{TEMPLATE}{name}")) }
     }
 
-    /// Makes the cgroup of all converters of image layers, below `parent`, which is as in [`Self::new`], with their share of
-    /// processors. `memory` bounds them together, in bytes. It stays while the daemon does and after it: files that
-    /// converters wrote are charged to it as long as they are cached, and a cgroup that is removed lives on in the kernel
-    /// until they are not.
+    /// Makes the cgroup of all converters of image layers, below `parent`, which is as in [`Self::new`], with
+    /// their share of processors. `memory` bounds them together, in bytes. It stays while the daemon does and
+    /// after it: files that converters wrote are charged to it as long as they are cached, and a cgroup that
+    /// is removed lives on in the kernel until they are not.
     ///
     /// # Errors
-    /// [`CgroupError::BadParent`]; a cgroup that cannot be made, or bounded because the memory controller is off.
+    /// [`CgroupError::BadParent`]; a cgroup that cannot be made, or bounded because the memory controller is
+    /// off.
     pub fn of_converters(root: &Path, parent: &str, memory: Option<u64>) -> Result<Self, CgroupError> {
         let cgroup = Self::new(root, parent, CONVERTERS)?;
         cgroup.create()?;

@@ -135,8 +135,9 @@ fn host(config: &Config, templates: &Arc<Templates>, scratch: Arc<Scratch>) -> R
     })
 }
 
-/// The cgroup of layer converters; none where the host gives none. It bounds their memory unless the configuration wants no bound
-/// or files of images are memory themselves and would count: then each converter has its own limits only.
+/// The cgroup of layer converters; none where the host gives none. It bounds their memory unless the
+/// configuration wants no bound or files of images are memory themselves and would count: then each converter
+/// has its own limits only.
 fn converters(config: &Config) -> Option<PathBuf> {
     let (image, root) = (&config.image, &config.daemon.root_dir);
     // a file system of its own may be mounted for images

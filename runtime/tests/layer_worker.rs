@@ -1,5 +1,5 @@
-//! The processes of a layer, converter and decompressor, seen from outside: the real daemon program in its jail. What the
-//! converter makes is looked at with `fsck.erofs`, which knows nothing of this project.
+//! The processes of a layer, converter and decompressor, seen from outside: the real daemon program in its
+//! jail. What the converter makes is looked at with `fsck.erofs`, which knows nothing of this project.
 //!
 //! Needs root, and says so where it is not; fsck.erofs is that of `guest-image/erofs-utils`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]

@@ -60,7 +60,8 @@ fn every_thread_is_unprivileged_and_filtered() -> Result<()> {
         // The filter of the boot and that of the thread's own work.
         ensure!(field(&status, "Seccomp_filters")? == "2", "{name}: {}", field(&status, "Seccomp_filters")?);
     }
-    // KVM's own, in the kernel: newer ones run it as a thread of the process that made the VM, and show 15 bytes of its name.
+    // KVM's own, in the kernel: newer ones run it as a thread of the process that made the VM, and show 15
+    // bytes of its name.
     names.retain(|name| name != "kvm-nx-lpage-re");
     names.sort();
     ensure!(names == ["disk", "isopod-vmm", "vcpu0"], "{names:?}");

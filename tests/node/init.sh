@@ -9,7 +9,8 @@
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 cd /
 # ISOPOD (absent, installed or serving), REGISTRY (the storage, or nothing), JOB_TTY (a device, or nothing), JOB_TTY_SIZE,
-# MODULES (in order), MODULES_DIRECTORY (all of the kernel's), NEAR and COLD (yes or no), ISOPOD_* (paths of the machine)
+# MODULES (in order), MODULES_DIRECTORY (all of the kernel's), NEAR and COLD (yes or no), ISOPOD_* (paths of
+# the machine)
 JOB_TTY=
 # shellcheck source=/dev/null
 . /node/settings

@@ -92,8 +92,8 @@ pub fn images() -> Result<PathBuf> {
     named("ISOPOD_IMAGES", || made_by("tests/images/build.sh", &[]))
 }
 
-/// The directory below which the node's kernel and its modules are, as a distribution installs them: the machine's own, or the
-/// pinned one.
+/// The directory below which the node's kernel and its modules are, as a distribution installs them: the
+/// machine's own, or the pinned one.
 pub fn node_kernel(pinned: bool) -> Result<PathBuf> {
     named("ISOPOD_NODE_KERNEL", || match pinned {
         true => made_by("tests/tools/node-kernel.sh", &[]),
@@ -137,8 +137,8 @@ fn agent() -> Result<PathBuf> {
 fn build(arguments: &[&str]) -> Result<()> {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(repository()).args(["build", "--quiet"]).args(arguments);
-    // What cargo tells a test program of its own package. A build script of `ring` depends on it, and with it all that uses TLS: each
-    // change from a shell's cargo to this one and back would compile the daemon anew.
+    // What cargo tells a test program of its own package. A build script of `ring` depends on it, and with it
+    // all that uses TLS: each change from a shell's cargo to this one and back would compile the daemon anew.
     let of_this_package = std::env::vars_os().filter(|(name, _)| {
         name.to_str()
             .is_some_and(|name| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_"))

@@ -1,6 +1,7 @@
 //! What KVM itself counts of a guest: its exits, and of which kinds.
 //!
-//! Used by the case that watches idle guests and by the benchmark of the network. It must not judge the numbers.
+//! Used by the case that watches idle guests and by the benchmark of the network. It must not judge the
+//! numbers.
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;

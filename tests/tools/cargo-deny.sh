@@ -9,7 +9,8 @@ source "$here/versions.env"
 
 build() {
   # built in the cache's own working directory, out of reach of this workspace's cargo configuration
-  step "fetch and compile cargo-deny $CARGO_DENY_VERSION" env CARGO_TARGET_DIR="$PWD/target" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+  step "fetch and compile cargo-deny $CARGO_DENY_VERSION" env CARGO_TARGET_DIR="$PWD/target" \
+    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
     nice cargo install --quiet --locked --jobs "$JOBS" --root "$1" "cargo-deny@$CARGO_DENY_VERSION"
 }
 

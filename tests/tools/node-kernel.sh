@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fetch the kernel of the node VM, Debian's for clouds, and print the directory that it and its modules are unpacked in.
+# Fetch the kernel of nodes in which something is measured, Debian's for clouds, and print the directory that
+# it and its modules are unpacked in.
 # Usage: node-kernel.sh
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=guest-image/cache.sh
@@ -9,7 +10,8 @@ source "$here/../../guest-image/debian.sh"
 # shellcheck source=tests/tools/versions.env
 source "$here/versions.env"
 
-# Modules are kept plain: busybox, which loads them in the node, reads no compressed ones, and an emulated CPU unpacks slowly.
+# Modules are kept plain: busybox, which loads them in the node, reads no compressed ones, and an emulated
+# CPU unpacks slowly.
 unpack() {
   local out=$1 release=${NODE_KERNEL_PACKAGE#linux-image-}
   dpkg-deb -x "$package" "$out"

@@ -112,8 +112,8 @@ impl TryFrom<Vec<OwnedFd>> for CloneFiles {
     }
 }
 
-/// Makes the clone of a template that was made from `built_from` and booted as a machine of `shape`, and lets it run; its
-/// devices are served by `events`.
+/// Makes the clone of a template that was made from `built_from` and booted as a machine of `shape`, and lets
+/// it run; its devices are served by `events`.
 pub fn clone(
     built_from: &str,
     shape: Shape,

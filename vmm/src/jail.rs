@@ -155,9 +155,10 @@ fn leave_root_directory() -> Result<(), JailError> {
 
 /// Descriptors enough for several hundred vsock connections and extents; no core files, which would hold guest memory.
 ///
-/// Threads enough for whoever shares a user, as the kernel counts them together: a pod's VM has one for each of its 64 processors
-/// at most, three of the VMM's own, and those in which some kernels work for KVM; templates have a holder of one each, and one VM
-/// at a time that is made or rehearsed. What is no longer ours shall not fill the host's table of tasks.
+/// Threads enough for whoever shares a user, as the kernel counts them together: a pod's VM has one for each
+/// of its 64 processors at most, three of the VMM's own, and those in which some kernels work for KVM;
+/// templates have a holder of one each, and one VM at a time that is made or rehearsed. What is no longer
+/// ours shall not fill the host's table of tasks.
 fn limit_resources() -> Result<(), JailError> {
     const DESCRIPTORS: u64 = 4096;
     const THREADS: u64 = 256;

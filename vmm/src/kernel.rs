@@ -54,8 +54,8 @@ pub enum KernelError {
 /// * Of memory that is plugged in, as much as is safe (three times the rest, the kernel's default) is for movable pages only, so
 ///   that it can be unplugged again. Not all of it: page structures of more memory must lie in what is not.
 /// * No pressure is accounted (PSI): its averages are computed every two seconds for each cgroup, which wakes an idle guest.
-/// * The network card's driver takes back sent frames when it sends the next, and asks for no interrupt after each: see
-///   docs/decisions/0018.
+/// * The network card's driver takes back sent frames when it sends the next, and asks for no interrupt after
+///   each: see docs/decisions/0018.
 const COMMAND_LINE: &str = "console=hvc0 quiet panic=-1 reboot=a 8250.nr_uarts=0 pci=off dummy.numdummies=0 \
     tsc=reliable no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1 percpu_alloc=page \
     memory_hotplug.online_policy=auto-movable psi=0 virtio_net.napi_tx=0";

@@ -106,8 +106,9 @@ pub(crate) fn framed(content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Reads the state of a template that must have been made from `built_from`, and booted as a machine of shape `wanted`: what a
-/// clone may have is its client's to say and not the file's. Other clones may read the same open file.
+/// Reads the state of a template that must have been made from `built_from`, and booted as a machine of shape
+/// `wanted`: what a clone may have is its client's to say and not the file's. Other clones may read the same
+/// open file.
 pub fn read(file: &File, built_from: &str, wanted: Shape) -> Result<MachineState, SavedError> {
     let failed = |source| SavedError::Io("read", source);
     let length = file.metadata().map_err(failed)?.len();

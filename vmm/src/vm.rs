@@ -107,8 +107,8 @@ impl Vm {
         Ok(vm)
     }
 
-    /// Takes the counters from processors that are made later. That they name none (`cpu::cpuid`) is enough for Intel's; KVM lets
-    /// guests of AMD have the oldest four whatever their processors say.
+    /// Takes the counters from processors that are made later. That they name none (`cpu::cpuid`) is enough
+    /// for Intel's; KVM lets guests of AMD have the oldest four whatever their processors say.
     fn disable_performance_counters(&self) -> Result<(), VmError> {
         let offered = self.fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
         match without_performance_counters(offered) {
@@ -199,7 +199,8 @@ impl Vm {
     }
 }
 
-/// What takes the performance counters from a guest; none where KVM, which offers these bits, cannot (before Linux 5.18).
+/// What takes the performance counters from a guest; none where KVM, which offers these bits, cannot (before
+/// Linux 5.18).
 fn without_performance_counters(offered: i32) -> Option<kvm_enable_cap> {
     let offers = offered > 0 && offered as u32 & KVM_PMU_CAP_DISABLE != 0;
     offers.then(|| kvm_enable_cap {

@@ -1,5 +1,6 @@
-//! Any text as the `WWW-Authenticate` header of a registry, and behind a zero byte as the answer of its token service: what is read of
-//! the header, the header holds; where it leads is no place of the node; a token is one header's value.
+//! Any text as the `WWW-Authenticate` header of a registry, and behind a zero byte as the answer of its token
+//! service: what is read of the header, the header holds; where it leads is no place of the node; a token is
+//! one header's value.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Any bytes as a manifest or an index, and behind a zero byte as the configuration: read within bounds, and used as a pull and a
-//! container use them, or refused.
+//! Any bytes as a manifest or an index, and behind a zero byte as the configuration: read within bounds, and
+//! used as a pull and a container use them, or refused.
 
 #![no_main]
 

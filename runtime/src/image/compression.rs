@@ -5,21 +5,22 @@
 //! stream. Zeros after the last piece are padding of the storage that the layer went through; containerd with unpigz or igzip
 //! takes them, so they are accepted. Anything else after the last piece is damage, as in Go.
 //!
-//! gzip is read by zlib-rs, which is Rust, and so in the daemon, by `feed`. zstd is read by libzstd, which is C: only a jailed
-//! process calls [`zstd()`], by `worker`. Both stream: memory is bounded by gzip's 32 KiB and by [`LARGEST_WINDOW`] whatever the
-//! layer says; what they yield has no bound, so the caller counts it.
+//! gzip is read by zlib-rs, which is Rust, and so in the daemon, by `feed`. zstd is read by libzstd, which is
+//! C: only a jailed process calls [`zstd()`], by `worker`. Both stream: memory is bounded by gzip's 32 KiB
+//! and by [`LARGEST_WINDOW`] whatever the layer says; what they yield has no bound, so the caller counts it.
 
 use flate2::bufread::GzDecoder;
 use std::fmt::Display;
 use std::io::{self, BufRead, ErrorKind, Read};
 use zstd::stream::raw::{DParameter, Decoder, Operation};
 
-/// Binary logarithm of the largest window of a zstd frame: 128 MiB, which the decoder keeps in memory, as far as the frame
-/// fills it. All levels of zstd stay within it, and so does `--long` without a number; the zstd program refuses more without
-/// an option as well. containerd allows 512 MiB.
+/// Binary logarithm of the largest window of a zstd frame: 128 MiB, which the decoder keeps in memory, as far
+/// as the frame fills it. All levels of zstd stay within it, and so does `--long` without a number; the zstd
+/// program refuses more without an option as well. containerd allows 512 MiB.
 pub const LARGEST_WINDOW: u32 = 27;
 
-/// Bytes that tell the format: magic and length of a skippable frame. Shorter content is not compressed by any of the formats.
+/// Bytes that tell the format: magic and length of a skippable frame. Shorter content is not compressed by
+/// any of the formats.
 pub const LONGEST_MAGIC: usize = 8;
 
 const GZIP: [u8; 3] = [0x1f, 0x8b, 8];
@@ -61,8 +62,8 @@ impl Format {
     }
 }
 
-/// The content of members of gzip. It gives errors of the source, and [`CompressionError`] for damaged data. The first header is
-/// read at once.
+/// The content of members of gzip. It gives errors of the source, and [`CompressionError`] for damaged data.
+/// The first header is read at once.
 pub fn gzip<R: BufRead>(source: R) -> impl Read + use<R> {
     Members { decoder: GzDecoder::new(Slot(Some(source))), part: 1, is_ended: false }
 }

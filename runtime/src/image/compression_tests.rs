@@ -150,7 +150,8 @@ fn checksums_are_checked() {
     assert!(run(&bytes, 1000).is_err());
 }
 
-/// Layers that are read at the same time, more of them than any pull has, and one with a large window that begins after them.
+/// Layers that are read at the same time, more of them than any pull has, and one with a large window that
+/// begins after them.
 #[test]
 fn small_frames_take_no_large_window() {
     let large = frame_with_window(u8::try_from(LARGEST_WINDOW).unwrap());

@@ -1,8 +1,9 @@
 //! An image's configuration: the platform it is for, what its containers are unless the pod says otherwise, and the digests
 //! of its uncompressed layers. OCI image specification 1.1, config.md; Docker's differs in nothing that is read here.
 //!
-//! Read by `describe`, by the service when it starts, and for each container anew; used by `container`, which makes containers of it: of a description of
-//! bounded size, so that whoever built an image decides little about what that costs.
+//! Read by `describe`, by the service when it starts, and for each container anew; used by `container`, which
+//! makes containers of it: of a description of bounded size, so that whoever built an image decides little
+//! about what that costs.
 
 use super::json::{self, JsonError, Names, Read, Reader};
 use super::platform::Platform;

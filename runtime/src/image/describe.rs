@@ -122,8 +122,8 @@ impl Search<'_> {
         ImageError::Unsupported { what: self.what.clone(), reason }
     }
 
-    /// The image of an index that suits best; `depth` counts the index itself. Of an index no more stays in memory than what may
-    /// be followed: others may be below it.
+    /// The image of an index that suits best; `depth` counts the index itself. Of an index no more stays in
+    /// memory than what may be followed: others may be below it.
     async fn index(&mut self, entries: Vec<Entry>, depth: usize) -> Result<Option<Found>, ImageError> {
         if depth > DEEPEST_INDEX {
             return Err(self.unsupported(format!("nests indexes deeper than {DEEPEST_INDEX}")));
@@ -232,9 +232,9 @@ impl Search<'_> {
     }
 }
 
-/// What may suit of an index: entries that say so, the plainest first; then entries that do not say what they are for.
-/// Of entries that say the same, those that name an image come first: one that cannot be followed spoils nothing but
-/// itself. `other` is given the platforms of the rest.
+/// What may suit of an index: entries that say so, the plainest first; then entries that do not say what they
+/// are for. Of entries that say the same, those that name an image come first: one that cannot be followed
+/// spoils nothing but itself. `other` is given the platforms of the rest.
 fn candidates(
     entries: Vec<Entry>,
     level: u8,
@@ -252,7 +252,8 @@ fn candidates(
     (decided, undecided)
 }
 
-/// What a pull takes from a document and a configuration, without a registry between them: for the fuzz targets.
+/// What a pull takes from a document and a configuration, without a registry between them: for the fuzz
+/// targets.
 #[cfg(any(test, feature = "testing"))]
 #[derive(Debug)]
 pub enum Outline {

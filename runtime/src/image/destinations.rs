@@ -2,8 +2,8 @@
 //! link, unless the configuration or the user names that host.
 //!
 //! Registries name token services and redirect, and manifests name addresses of layers. The operator wrote none of these, and
-//! services on loopback or on the link (such as a cloud's metadata service) trust whoever reaches them. A registry that is on
-//! loopback itself is one of the services there, and leads to none of the others. So:
+//! services on loopback or on the link (such as a cloud's metadata service) trust whoever reaches them. A
+//! registry that is on loopback itself is one of the services there, and leads to none of the others. So:
 //!
 //! | host | is allowed |
 //! |---|---|

@@ -1,12 +1,13 @@
 //! One blob from its registry: taken up again where a connection broke, checked against size and digest at its end. A place
 //! that sends less than a minimum rate is given up like one that sends nothing.
 //!
-//! All bytes of a blob come from one origin: scheme, host and port of what answered, after all redirects. Whoever could put its own
-//! bytes before those of another place could tell from what becomes of the whole what that place has, and this node may reach
-//! places that others do not. So a blob is begun anew where another origin would send the rest.
+//! All bytes of a blob come from one origin: scheme, host and port of what answered, after all redirects.
+//! Whoever could put its own bytes before those of another place could tell from what becomes of the whole
+//! what that place has, and this node may reach places that others do not. So a blob is begun anew where
+//! another origin would send the rest.
 //!
-//! Used by `layer` for layers, piece by piece, and by `describe` for configurations, whole. What [`Download::next`] gives
-//! is unchecked until it has given `None`.
+//! Used by `layer` for layers, piece by piece, and by `describe` for configurations, whole. What
+//! [`Download::next`] gives is unchecked until it has given `None`.
 
 use super::answer::{Kind, Refusal, Refusals, reason};
 use super::digest::{Digest, Hasher};
@@ -91,8 +92,9 @@ impl<'a> Download<'a> {
     /// The next piece; `None` once the whole is there and is what its digest says.
     ///
     /// # Errors
-    /// [`ImageError::Corrupt`] at the end; what the places said, once all have refused; [`ImageError::BrokenOff`] where another
-    /// origin would send the rest: what was given so far counts no more, and the next call begins with the first byte.
+    /// [`ImageError::Corrupt`] at the end; what the places said, once all have refused;
+    /// [`ImageError::BrokenOff`] where another origin would send the rest: what was given so far counts no
+    /// more, and the next call begins with the first byte.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ImageError> {
         loop {
             if self.received == self.size {

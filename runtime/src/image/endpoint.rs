@@ -24,11 +24,12 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Largest answer of a token service, in bytes: what it holds goes into a header, which servers take 8 to 64 KiB of.
+/// Largest answer of a token service, in bytes: what it holds goes into a header, which servers take 8 to 64
+/// KiB of.
 const LARGEST_TOKEN: u64 = 64 << 10;
 
-/// Most places that a registry redirects to whose tokens are kept. It may name a new one for each request, a port of the same host
-/// too; images that are served well come from two or three.
+/// Most places that a registry redirects to whose tokens are kept. It may name a new one for each request, a
+/// port of the same host too; images that are served well come from two or three.
 const MOST_ELSEWHERE: usize = 8;
 
 /// Most requests for one answer: unauthenticated and authenticated, at the place itself and at those it redirects to.
@@ -316,8 +317,8 @@ pub fn token_in(answer: &[u8]) -> Result<HeaderValue, &'static str> {
     secret(&format!("Bearer {token}")).ok_or("token service sent a broken token")
 }
 
-/// Where a challenge of a place leads, where it is one for a token, on a node whose configuration names nobody; with an identity
-/// token or without. For the fuzz targets.
+/// Where a challenge of a place leads, where it is one for a token, on a node whose configuration names
+/// nobody; with an identity token or without. For the fuzz targets.
 ///
 /// # Errors
 /// Why the token service is not asked.

@@ -69,7 +69,8 @@ pub enum ImageError {
         /// What happened at each place that was asked.
         answers: String,
     },
-    /// The download of a blob broke off, and another place would send the rest: it is begun anew, unless that happened often.
+    /// The download of a blob broke off, and another place would send the rest: it is begun anew, unless that
+    /// happened often.
     #[error("RegistryUnavailable: {what}: {answers}; it is tried again at the next pull")]
     BrokenOff {
         /// The blob, as people know it.
@@ -89,8 +90,8 @@ pub enum ImageError {
         /// What was answered.
         answers: String,
     },
-    /// Content is not what its digest says. Its own digest is not told: with that, whoever can guess at what only this node
-    /// reaches could have the guess checked.
+    /// Content is not what its digest says. Its own digest is not told: with that, whoever can guess at what
+    /// only this node reaches could have the guess checked.
     #[error(
         "{what} is corrupt: it is not what the digest {expected} names; the registry or what lies between is broken"
     )]

@@ -1,12 +1,13 @@
-//! What the pieces of a download are given to: the pump, or, where they are zstd, a jailed process that decompresses them for it.
+//! What the pieces of a download are given to: the pump, or, where they are zstd, a jailed process that
+//! decompresses them for it.
 //!
 //! ```text
 //! plain, gzip   pieces -> channel -> pump
 //! zstd          pieces -> pipe -> decompressor, jailed -> pipe -> pump
 //! ```
 //!
-//! Used by `layer`. The pump counts and hashes what comes out in either case: nothing that the decompressor says is believed but
-//! that it has failed.
+//! Used by `layer`. The pump counts and hashes what comes out in either case: nothing that the decompressor
+//! says is believed but that it has failed.
 
 use super::compression::{Format, gzip};
 use super::error::ImageError;
@@ -94,8 +95,8 @@ impl Feed {
         Ok((feed, Source::Decompressor(reader)))
     }
 
-    /// Gives it a piece, and waits while there is no room. Where nobody takes it any more, the pump or the decompressor says
-    /// why when it has ended.
+    /// Gives it a piece, and waits while there is no room. Where nobody takes it any more, the pump or the
+    /// decompressor says why when it has ended.
     pub async fn give(&mut self, piece: Bytes) {
         match &mut self.sink {
             Sink::Pump(sink) => drop(sink.send(piece).await),
@@ -103,7 +104,8 @@ impl Feed {
         }
     }
 
-    /// The download has ended. Gives the decompressor, where there is one: it ends next, and says then how it went.
+    /// The download has ended. Gives the decompressor, where there is one: it ends next, and says then how it
+    /// went.
     pub fn end(self) -> Option<Process> {
         self.decompressor
     }

@@ -21,7 +21,8 @@ const MOST_REDIRECTS: usize = 5;
 /// Most connections to one host and port that are kept for later requests: as many as one pull has downloads.
 const MOST_IDLE: usize = 8;
 
-/// Time for which a connection is kept for later requests: registries may redirect to ever new ports, and each takes a descriptor.
+/// Time for which a connection is kept for later requests: registries may redirect to ever new ports, and
+/// each takes a descriptor.
 const KEPT_IDLE: Duration = Duration::from_secs(5);
 
 /// All hosts, and the HTTP clients for them.

@@ -1,5 +1,6 @@
-//! The confinement of the processes that parse untrusted layers. The converter is given an archive on its standard input, a
-//! file to write, a socket to the daemon, and nothing else; the decompressor is given two pipes and nothing else:
+//! The confinement of the processes that parse untrusted layers. The converter is given an archive on its
+//! standard input, a file to write, a socket to the daemon, and nothing else; the decompressor is given two
+//! pipes and nothing else:
 //!
 //! | taken away | by | why |
 //! |---|---|---|

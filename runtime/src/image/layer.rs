@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The file becomes the layer only when both digests are right and the converter has succeeded without a message. A conversion has
-//! a slot while it works (`slots`), for each piece of the download and for each turn of the pump; charges what it takes to its
-//! image's quota (`quota`); and stops at the disk's reserve. Called by `chain`, in a flight.
+//! a slot while it works (`slots`), for each piece of the download and for each turn of the pump; charges
+//! what it takes to its image's quota (`quota`); and stops at the disk's reserve. Called by `chain`, in a
+//! flight.
 
 use super::blocking;
 use super::compression::LONGEST_MAGIC;
@@ -106,9 +107,9 @@ struct Running {
 type Turns = mpsc::Receiver<oneshot::Sender<()>>;
 
 impl Converter {
-    /// Fetches `layer` and makes it the file of its chain id. A corrupt download is begun again once, elsewhere if possible; one
-    /// that broke off, and of which another place would send the rest, [`MOST_BEGINNINGS`] times in all.
-    /// `below` is called where the layer refers to those below it.
+    /// Fetches `layer` and makes it the file of its chain id. A corrupt download is begun again once,
+    /// elsewhere if possible; one that broke off, and of which another place would send the rest,
+    /// [`MOST_BEGINNINGS`] times in all. `below` is called where the layer refers to those below it.
     ///
     /// # Errors
     /// Nothing is left of the layer after any of them.
@@ -262,8 +263,8 @@ impl Converter {
         self.soon(diff_id, running, process.end()).await?
     }
 
-    /// Waits for the processes. Unless they wait for other layers or for a slot, they must make progress within `patience`: a
-    /// hostile layer could stop them.
+    /// Waits for the processes. Unless they wait for other layers or for a slot, they must make progress
+    /// within `patience`: a hostile layer could stop them.
     async fn soon<T>(
         &self,
         layer: Digest,

@@ -63,7 +63,8 @@ pub struct Entry {
     fault: Option<String>,
 }
 
-/// A descriptor in the document of an image, which may hold the content too; in an index, `data` is not looked at.
+/// A descriptor in the document of an image, which may hold the content too; in an index, `data` is not
+/// looked at.
 #[derive(Default)]
 struct Part {
     entry: Entry,
@@ -237,8 +238,8 @@ impl Document {
 }
 
 impl Part {
-    /// As [`Entry::descriptor`], with the addresses of the content, and the content that the document holds, where that is what
-    /// its digest says.
+    /// As [`Entry::descriptor`], with the addresses of the content, and the content that the document holds,
+    /// where that is what its digest says.
     fn content(self) -> Result<Descriptor, String> {
         let descriptor = self.entry.descriptor()?;
         let (urls, data) = (self.entry.urls.0, self.data.0);

@@ -85,7 +85,8 @@ const TIME_SLICE: Duration = Duration::from_secs(10);
 /// Time for which it keeps its slot while it waits for its registry, and any other conversion waits for a slot.
 const IDLE_SLICE: Duration = Duration::from_secs(2);
 
-/// An image that can be run, with its configuration, which is read for each container: a node keeps many images, and runs few.
+/// An image that can be run, with its configuration, which is read for each container: a node keeps many
+/// images, and runs few.
 #[derive(Debug, Clone)]
 pub struct Image {
     /// Digest of the configuration: the id in all of the CRI.
@@ -186,8 +187,8 @@ struct State {
 
 impl Images {
     /// Opens the store below `directory`. Half-done pulls of a killed daemon are removed, and images of which a part is
-    /// missing are dropped, so that kubelet pulls them again. `cgroup` is that of converters; without it each has its own
-    /// limits only.
+    /// missing are dropped, so that kubelet pulls them again. `cgroup` is that of converters; without it each
+    /// has its own limits only.
     ///
     /// # Errors
     /// A directory that cannot be used, or a registry configuration that makes no sense.
@@ -265,8 +266,8 @@ impl Images {
     /// The image of a name, a digest or an id, for running it. Its configuration is read from the disk.
     ///
     /// # Errors
-    /// [`ImageError::NotPresent`] where it has not been pulled, or is removed meanwhile; [`ImageError::Corrupt`] where its
-    /// configuration has been altered.
+    /// [`ImageError::NotPresent`] where it has not been pulled, or is removed meanwhile;
+    /// [`ImageError::Corrupt`] where its configuration has been altered.
     pub async fn resolve(&self, reference: &str) -> Result<Image, ImageError> {
         let absent = || ImageError::NotPresent(reference.chars().take(300).collect());
         let listed = self.status(reference)?.ok_or_else(absent)?;

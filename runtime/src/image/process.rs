@@ -1,5 +1,5 @@
-//! A jailed process of a conversion, as the daemon sees it: killed and reaped with the pull, judged by its exit status and by
-//! what it complained of.
+//! A jailed process of a conversion, as the daemon sees it: killed and reaped with the pull, judged by its
+//! exit status and by what it complained of.
 //!
 //! Started by `layer` and `feed`. It must not know what the process does.
 
@@ -28,7 +28,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`, of which the caller has set input and output. Gives its input too, where that is a new pipe.
+    /// Starts `command`, of which the caller has set input and output. Gives its input too, where that is a
+    /// new pipe.
     ///
     /// # Errors
     /// The program cannot be started.

@@ -102,8 +102,9 @@ impl Images {
         Ok(id)
     }
 
-    /// Checks that the disk has room for the documents and layers that are not here, as far as their sizes are known before they
-    /// are. An image that is here as a whole wants none: it can be pulled again while the disk is full.
+    /// Checks that the disk has room for the documents and layers that are not here, as far as their sizes
+    /// are known before they are. An image that is here as a whole wants none: it can be pulled again while
+    /// the disk is full.
     async fn check_room(&self, described: &Described) -> Result<(), ImageError> {
         let (content, layers, reserve) =
             (Arc::clone(&self.0.content), Arc::clone(&described.layers), self.0.converter.reserve);
@@ -222,7 +223,8 @@ impl Images {
 }
 
 impl State {
-    /// Checks that the list of all images stays within its bound, or does not grow, with `changed`, of which the first has `user`.
+    /// Checks that the list of all images stays within its bound, or does not grow, with `changed`, of which
+    /// the first has `user`.
     fn check_list(&self, changed: &[Record], user: &ImageUser) -> Result<(), ImageError> {
         let Some(record) = changed.first() else { return Ok(()) };
         let others = self.users.iter().filter(|(id, _)| **id != record.id).map(|(_, user)| user.listed());

@@ -1,5 +1,5 @@
-//! The pump between a download and a layer's converter: hashes and counts the archive, and writes it into the pipe. It blocks,
-//! so it has a thread of its own.
+//! The pump between a download and a layer's converter: hashes and counts the archive, and writes it into the
+//! pipe. It blocks, so it has a thread of its own.
 //!
 //! Started by `layer`. It must not decide whether the digest is right: it says what it is.
 
@@ -8,8 +8,8 @@ use super::error::ImageError;
 use super::quota::Charge;
 use std::io::{self, Read, Write};
 
-/// Bytes of the archive for which one turn is good. A few KiB of a download may be all of a bomb, so a slot for each piece bounds
-/// no work.
+/// Bytes of the archive for which one turn is good. A few KiB of a download may be all of a bomb, so a slot
+/// for each piece bounds no work.
 const TURN: u64 = 16 << 20;
 
 /// Why a layer did not get through.
@@ -32,8 +32,9 @@ pub enum PumpError {
     },
 }
 
-/// Pumps until `source` ends. Gives the digest of the archive. Of that, `limit` bounds this layer, and `charge` all layers of the
-/// image. `turn` waits until the pump may go on for [`TURN`] bytes more than the first; false where it need not.
+/// Pumps until `source` ends. Gives the digest of the archive. Of that, `limit` bounds this layer, and
+/// `charge` all layers of the image. `turn` waits until the pump may go on for [`TURN`] bytes more than the
+/// first; false where it need not.
 ///
 /// # Errors
 /// Those of the data. A sink that takes no more is no error: why it did is the converter's answer.

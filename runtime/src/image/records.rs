@@ -13,10 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Most names of one image, tags and digests together.
 pub const MOST_NAMES: usize = 256;
 
-/// Most bytes of the list of all images, as the CRI's messages have it: half of the largest answer that kubelet takes.
+/// Most bytes of the list of all images, as the CRI's messages have it: half of the largest answer that
+/// kubelet takes.
 pub const LARGEST_LIST: usize = 8 << 20;
 
-/// Bytes of an image in that list beside its names and its user: id, size, user id, and what frames the fields.
+/// Bytes of an image in that list beside its names and its user: id, size, user id, and what frames the
+/// fields.
 const LISTED_FIXED: usize = 160;
 
 /// Bytes that frame one name in it.

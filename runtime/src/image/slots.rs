@@ -7,9 +7,9 @@
 //!              +------------+--> has had it for `slice`: a registry or a pull with fewer slots may take it
 //! ```
 //!
-//! A conversion whose slot is taken is not stopped: it acquires another one before its next piece, and for each part of what its
-//! pieces become. So a registry that sends a byte now and then delays no other registry, and one that sends a lot, or a little
-//! that becomes a lot, gets its share and no more.
+//! A conversion whose slot is taken is not stopped: it acquires another one before its next piece, and for
+//! each part of what its pieces become. So a registry that sends a byte now and then delays no other
+//! registry, and one that sends a lot, or a little that becomes a lot, gets its share and no more.
 //!
 //! Used by `layer`. It must not know what is done in a slot.
 
@@ -118,8 +118,8 @@ impl Claim {
         self.slots.table().leave(self.number, &self.slots.0.rules, Instant::now());
     }
 
-    /// Runs what needs no slot, such as waiting for the network. The claim keeps its slot unless a waiter needs it; so it does
-    /// with one that it acquires meanwhile, for what the network has brought before.
+    /// Runs what needs no slot, such as waiting for the network. The claim keeps its slot unless a waiter
+    /// needs it; so it does with one that it acquires meanwhile, for what the network has brought before.
     pub async fn while_idle<T>(&self, work: impl Future<Output = T>) -> T {
         self.slots.table().mark(self.number, Some(Instant::now()));
         let done = work.await;

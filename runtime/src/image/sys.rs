@@ -1,4 +1,5 @@
-//! What the jailed processes need of the system that no crate of ours offers safely: the numbers of their descriptors.
+//! What the jailed processes need of the system that no crate of ours offers safely: the numbers of their
+//! descriptors.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;

@@ -1,5 +1,5 @@
-//! The jailed processes of a layer. The converter reads an archive from a pipe and writes the layer's file; the decompressor
-//! reads zstd from a pipe and writes what it holds to another.
+//! The jailed processes of a layer. The converter reads an archive from a pipe and writes the layer's file;
+//! the decompressor reads zstd from a pipe and writes what it holds to another.
 //!
 //! ```text
 //!     converter                   decompressor
@@ -9,9 +9,10 @@
 //! 3   socket to the daemon: asks for the layers below and takes their files
 //! ```
 //!
-//! Started by `layer` and `feed` through [`run_if_asked`], first thing in `main`: the daemon has threads, and a forked child of
-//! such a process may do next to nothing safely, so each is the daemon's own program once more. It ends when its input ends,
-//! and that ends with the daemon. [`wait_for_request`] and [`send_files`] are the daemon's side of the socket.
+//! Started by `layer` and `feed` through [`run_if_asked`], first thing in `main`: the daemon has threads, and
+//! a forked child of such a process may do next to nothing safely, so each is the daemon's own program once
+//! more. It ends when its input ends, and that ends with the daemon. [`wait_for_request`] and [`send_files`]
+//! are the daemon's side of the socket.
 
 use super::compression::zstd;
 use super::convert::{Limits, convert};

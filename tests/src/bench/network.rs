@@ -35,8 +35,8 @@ const FIRST_PINGS: u64 = 50;
 
 const PORT: u16 = 5201;
 
-/// What KVM counts of a guest: all exits, of these what was decoded as an access to a register, what of it ended in the VMM and not in
-/// KVM, and halts; and interrupts.
+/// What KVM counts of a guest: all exits, of these what was decoded as an access to a register, what of it
+/// ended in the VMM and not in KVM, and halts; and interrupts.
 const KVM_COUNTERS: [&str; 5] = ["exits", "insn_emulation", "mmio_exits", "halt_exits", "irq_injections"];
 
 /// The node's end of pods' networks, and its counts of frames from pods and to pods.
@@ -97,8 +97,8 @@ fn connect_and_measure(side: &Side<'_>, name: &str) -> Result<[f64; 3]> {
     seen
 }
 
-/// What a stream costs a guest beside time, by the counts of KVM and of the host's end of its network. A container has no guest: then
-/// nothing is told.
+/// What a stream costs a guest beside time, by the counts of KVM and of the host's end of its network. A
+/// container has no guest: then nothing is told.
 struct Work {
     counters: Option<KvmCounters>,
 }

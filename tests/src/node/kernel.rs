@@ -1,5 +1,6 @@
-//! The node's kernel: Debian's for clouds, which has kvm-amd, kvm-intel, tun and netfilter as modules, and starts fast. It is the
-//! machine's own, or where something is measured that of `tests/tools/node-kernel.sh`, so that all machines measure on the same.
+//! The node's kernel: Debian's for clouds, which has kvm-amd, kvm-intel, tun and netfilter as modules, and
+//! starts fast. It is the machine's own, or where something is measured that of `tests/tools/node-kernel.sh`,
+//! so that all machines measure on the same.
 
 use crate::artefacts;
 use anyhow::{Context, Result, ensure};
@@ -19,7 +20,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The newest of the machine's, or the pinned one; in either case that of a directory which `ISOPOD_NODE_KERNEL` names.
+    /// The newest of the machine's, or the pinned one; in either case that of a directory which
+    /// `ISOPOD_NODE_KERNEL` names.
     pub fn locate(pinned: bool) -> Result<Kernel> {
         Self::newest_in(artefacts::node_kernel(pinned)?)
     }

@@ -1,5 +1,5 @@
-//! Any descriptors, available entries and bytes behind them, on the ring of a disk with three extents. Its worker may sleep
-//! for as long as the driver offers its chains, also those again that were not given back.
+//! Any descriptors, available entries and bytes behind them, on the ring of a disk with three extents. Its
+//! worker may sleep for as long as the driver offers its chains, also those again that were not given back.
 
 #![no_main]
 
@@ -16,7 +16,8 @@ use libfuzzer_sys::fuzz_target;
 const DATA: u64 = 0x20_0000;
 /// Entries of the disk's ring.
 const ENTRIES: usize = 256;
-/// Where a request for the worker lies, and the first of its three descriptors: few inputs have one of their own.
+/// Where a request for the worker lies, and the first of its three descriptors: few inputs have one of their
+/// own.
 const DISCARD: u64 = 0x30_0000;
 const DISCARD_HEAD: u16 = 253;
 

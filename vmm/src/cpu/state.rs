@@ -74,8 +74,8 @@ impl VcpuState {
         })
     }
 
-    /// The features that a new processor must have been made with before it can be given this state. Without `nested` the
-    /// guest runs no VMs of its own, whatever the state says.
+    /// The features that a new processor must have been made with before it can be given this state. Without
+    /// `nested` the guest runs no VMs of its own, whatever the state says.
     pub fn features(&self, nested: bool) -> Result<CpuId, VcpuStateError> {
         let mut features = CpuId::from_entries(&self.features)?;
         if !nested {

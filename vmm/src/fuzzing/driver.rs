@@ -29,7 +29,8 @@ pub struct Setting<M, H> {
     pub memory: GuestMemory,
     /// Makes the device, anew or from its saved state; none where the state is refused.
     pub make: M,
-    /// What happens beside that, now and then: what the host does to the device, and what only a driver of its kind does.
+    /// What happens beside that, now and then: what the host does to the device, and what only a driver of
+    /// its kind does.
     pub host: H,
 }
 

@@ -75,7 +75,8 @@ pub fn net(bytes: &[u8]) {
     play::<Net, _, _>(&mut Source::new(bytes), Setting { memory: memory(), make, host });
 }
 
-/// Has the driver send a frame whose header is nearly right: from bytes alone a right one would hardly ever come.
+/// Has the driver send a frame whose header is nearly right: from bytes alone a right one would hardly ever
+/// come.
 fn send_frame(rig: &mut Rig<Net>, source: &mut Source<'_>) {
     const TRANSMIT: usize = 1;
     let frame = vec![7; source.below(400)];

@@ -24,9 +24,9 @@ const PAGE_BYTES: u64 = 4096;
 const PAGE_SHIFT: u32 = 12;
 /// Most page numbers in one request. Linux sends 256.
 const MAX_PAGES: usize = 4096;
-/// Ranges dropped, a system call each, that count as one chain more: pages without neighbours are as many calls as pages,
-/// and a driver that lists nothing else shall not keep the event loop for longer than others do. Linux's requests are
-/// below it.
+/// Ranges dropped, a system call each, that count as one chain more: pages without neighbours are as many
+/// calls as pages, and a driver that lists nothing else shall not keep the event loop for longer than others
+/// do. Linux's requests are below it.
 const RANGES_PER_CHAIN: usize = 32;
 
 /// The balloon.

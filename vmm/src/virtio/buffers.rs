@@ -68,8 +68,8 @@ impl<'m> Buffers<'m> {
         front
     }
 
-    /// Leaves the first `count` bytes out, or all if there are fewer. For what is copied by [`Self::first`] already: it makes
-    /// no list of them.
+    /// Leaves the first `count` bytes out, or all if there are fewer. For what is copied by [`Self::first`]
+    /// already: it makes no list of them.
     pub fn skip_front(&mut self, count: usize) {
         let mut left = count.min(self.length);
         self.length -= left;

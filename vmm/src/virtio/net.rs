@@ -1,8 +1,9 @@
 //! The pod's network card (virtio 1.3, section 5.1) on a tap that is attached later: until then frames are dropped.
 //!
 //! Frames go between guest memory and the tap in one vectored call, each with the header that both sides know
-//! (`virtio_net_hdr_v1`), so checksums and segmentation are passed along instead of done. What a guest writes into that
-//! header is checked in `net/header.rs`. Frames that come faster than the guest offers buffers stay in the tap's queue.
+//! (`virtio_net_hdr_v1`), so checksums and segmentation are passed along instead of done. What a guest writes
+//! into that header is checked in `net/header.rs`. Frames that come faster than the guest offers buffers stay
+//! in the tap's queue.
 //!
 //! The card has no identity: its address is a placeholder and the agent sets the pod's (DESIGN decision 10). Its link is
 //! up from the start, as a driver that saw it come up later would wait for up to a second before it sends.
@@ -115,8 +116,8 @@ impl Net {
         }
     }
 
-    /// Sends the guest's frames. A frame that asks for what was not agreed on is lost, and so is one that the tap does not take,
-    /// because it is malformed or there is no room.
+    /// Sends the guest's frames. A frame that asks for what was not agreed on is lost, and so is one that the
+    /// tap does not take, because it is malformed or there is no room.
     fn transmit(&mut self, driver: &mut Driver<'_>) -> Result<(), DeviceError> {
         let ring = &mut driver.rings[TRANSMIT];
         while let Some(chain) = ring.pop(driver.memory)? {
@@ -159,8 +160,8 @@ impl Net {
 }
 
 /// Takes chains off the ring until `posted` has room for any frame. Returns that room, or `None` if the guest has not
-/// offered as much, or if this turn is over. The room of one frame may take more chains than a turn has, where each is
-/// small: all that the guest has offered at most.
+/// offered as much, or if this turn is over. The room of one frame may take more chains than a turn has,
+/// where each is small: all that the guest has offered at most.
 fn offer_room<'m>(
     ring: &mut Ring,
     memory: &'m super::GuestMemory,

@@ -160,8 +160,9 @@ impl Ring {
         over
     }
 
-    /// As [`Self::pop`], whatever is left of the budget: for work that takes several chains and is begun only where
-    /// [`Self::turn_is_over`] says no. Ended in the middle it would be begun anew in each turn, for ever.
+    /// As [`Self::pop`], whatever is left of the budget: for work that takes several chains and is begun only
+    /// where [`Self::turn_is_over`] says no. Ended in the middle it would be begun anew in each turn, for
+    /// ever.
     pub fn pop_beyond_budget<'m>(
         &mut self,
         memory: &'m GuestMemory,
@@ -173,7 +174,8 @@ impl Ring {
         loop {
             let next = self.queue.iter(memory).map(|mut chains| chains.next());
             if let Some(chain) = next.map_err(|error| self.queue_fault(&error))? {
-                // Each chain has a descriptor of its own for its head, so one of these is with the device already.
+                // Each chain has a descriptor of its own for its head, so one of these is with the device
+                // already.
                 if all_handed_out {
                     return Err(self.fault(Fault::OfferedTwice));
                 }
@@ -193,14 +195,14 @@ impl Ring {
         self.budget += 1;
     }
 
-    /// Takes `chains` more off this event's budget, for a chain that was as much work as so many. The next call of
-    /// [`Self::pop`] ends the turn once nothing is left.
+    /// Takes `chains` more off this event's budget, for a chain that was as much work as so many. The next
+    /// call of [`Self::pop`] ends the turn once nothing is left.
     pub fn spend(&mut self, chains: u16) {
         self.budget -= i32::from(chains);
     }
 
-    /// Chains that were popped and neither given back nor put back. What a device keeps of its chains is bounded by
-    /// this: it is never more than the ring has entries.
+    /// Chains that were popped and neither given back nor put back. What a device keeps of its chains is
+    /// bounded by this: it is never more than the ring has entries.
     fn handed_out(&self) -> u16 {
         self.queue.next_avail().wrapping_sub(self.queue.next_used())
     }
@@ -271,8 +273,8 @@ impl Ring {
         state
     }
 
-    /// Takes a saved state. An enabled ring is checked against guest memory again, and must have no chain that was
-    /// handed out: devices give all back before they are saved, so nobody would ever give it back.
+    /// Takes a saved state. An enabled ring is checked against guest memory again, and must have no chain
+    /// that was handed out: devices give all back before they are saved, so nobody would ever give it back.
     pub fn restore(&mut self, state: RingState, memory: &GuestMemory) -> Result<(), SavedStateError> {
         let refused = SavedStateError { device: self.device, what: "a ring that cannot be" };
         self.setup = state;

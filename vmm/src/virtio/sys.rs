@@ -31,8 +31,8 @@ pub fn writev(fd: BorrowedFd<'_>, from: &Buffers<'_>) -> io::Result<usize> {
     })
 }
 
-/// Writes a header of ours and then guest memory to `fd`, which takes them as one frame. Frames of more pieces than one
-/// call takes are refused: they would lose their end.
+/// Writes a header of ours and then guest memory to `fd`, which takes them as one frame. Frames of more
+/// pieces than one call takes are refused: they would lose their end.
 pub fn write_frame(fd: BorrowedFd<'_>, header: &[u8], frame: &Buffers<'_>) -> io::Result<usize> {
     if frame.slices().len() >= MAX_BUFFERS {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -40,8 +40,8 @@ pub fn write_frame(fd: BorrowedFd<'_>, header: &[u8], frame: &Buffers<'_>) -> io
     let header = libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() };
     let list: Vec<_> = std::iter::once(header).chain(frame.slices().iter().map(io_entry)).collect();
     retry(|| {
-        // SAFETY: the list points to `header`, which the call only reads, and to mapped guest memory for as long as `frame`
-        // lives, see the head of this file.
+        // SAFETY: the list points to `header`, which the call only reads, and to mapped guest memory for as
+        // long as `frame` lives, see the head of this file.
         unsafe { libc::writev(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int) }
     })
 }

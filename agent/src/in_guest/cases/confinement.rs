@@ -128,7 +128,8 @@ pub async fn limits_hold_against_root_in_a_user_namespace(guest: Guest) {
     container.exec("timeout 1 sh -c 'while :; do :; done'").await;
     let stat = fs::read_to_string(format!("{group}/cpu.stat")).unwrap();
     assert!(stat.lines().any(|line| line.starts_with("nr_throttled ") && line != "nr_throttled 0"), "{stat}");
-    // Last of the three: what this leaves counts until the container ends, as its first process collects nobody.
+    // Last of the three: what this leaves counts until the container ends, as its first process collects
+    // nobody.
     let (code, _) = container.exec("for i in $(seq 30); do sleep 5 & done 2>/dev/null; wait").await;
     assert_ne!(code, 0);
     // New limits are where programs look for them, whatever was there.

@@ -2,8 +2,8 @@
 //! set.
 //!
 //! ```text
-//!   isopod-vmm -> the template's group gets its share of processors -> Restore -> Hello ... StartContainer -> Rehearsed
-//!     -> the VM is killed, whatever came of it
+//!   isopod-vmm -> the template's group gets its share of processors
+//!     -> Restore -> Hello ... StartContainer -> Rehearsed -> the VM is killed, whatever came of it
 //! ```
 //!
 //! Called by [`super::rehearsal`] through [`super::build::Make`], one at a time. It must not decide whether

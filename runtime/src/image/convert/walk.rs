@@ -18,8 +18,8 @@ const MOST_LINKS: usize = 255;
 /// Most components of a path after its links were followed: a bound on work. A path that Linux takes has 2048 at most.
 const MOST_COMPONENTS: usize = 4096;
 
-/// Most lookups in layers below on one path: a bound on reads, as each component is looked up in every layer that has its
-/// directory. Directories that all of an image's 255 layers share may be 64 deep.
+/// Most lookups in layers below on one path: a bound on reads, as each component is looked up in every layer
+/// that has its directory. Directories that all of an image's 255 layers share may be 64 deep.
 const MOST_LOOKUPS: usize = 64 * 255;
 
 /// What becomes of a component that is nowhere.
@@ -156,8 +156,8 @@ impl Conversion<'_> {
         }
     }
 
-    /// Lookups in layers below that [`Self::step`] makes, less those for directories of this layer that it has not looked for
-    /// yet: each is looked for once.
+    /// Lookups in layers below that [`Self::step`] makes, less those for directories of this layer that it
+    /// has not looked for yet: each is looked for once.
     fn lookups(&self, place: &Place, name: &[u8]) -> usize {
         match (place.below.last(), self.tree.directory(place.at)) {
             (Some((_, below)), _) => below.layers(),

@@ -74,8 +74,8 @@ impl<T: Read + Default> Read for Vec<T> {
     }
 }
 
-/// The first elements of a list, `N` at most: the others are not looked at. For lists that are refused where they are long, with one
-/// element more than they may have.
+/// The first elements of a list, `N` at most: the others are not looked at. For lists that are refused where
+/// they are long, with one element more than they may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beginning<T, const N: usize>(pub Vec<T>);
 

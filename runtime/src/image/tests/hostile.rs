@@ -94,7 +94,8 @@ fn answered(images: &[ListedImage]) -> usize {
     ListImagesResponse { images: images.iter().map(item).collect() }.encoded_len()
 }
 
-/// Gives the only image of a node other names, and writes as many more like it as there are `copies`, as a daemon does.
+/// Gives the only image of a node other names, and writes as many more like it as there are `copies`, as a
+/// daemon does.
 fn multiply(images: &Images, copies: usize, name: impl Fn(usize, usize) -> String) {
     let record = images.state().records.all().next().unwrap().clone();
     for copy in 0..=copies {
@@ -255,7 +256,8 @@ async fn digest_of_what_a_registry_redirects_to_is_not_told() {
 #[tokio::test]
 async fn blob_is_not_pieced_together_from_two_places() {
     let image = TestImage::of_texts(&["a"]);
-    // The registry knows the beginning, the other place has the rest: together they are what the registry guessed.
+    // The registry knows the beginning, the other place has the rest: together they are what the registry
+    // guessed.
     for blob in [image.config_document(), image.blobs().remove(0)] {
         let other = TestRegistry::of([("secret".to_owned(), blob.clone())].into()).await;
         let (there, shelf) = (other.address, image.shelf("app", "1"));

@@ -67,7 +67,8 @@ async fn converter_that_fails_complains_or_hangs_is_told_and_leaves_nothing() {
     each_is_told_and_leaves_nothing(&registry, &said).await;
 }
 
-/// A layer of zstd, by a process that gives what [`Node::new`]'s converter does: the daemon looks at what it gave.
+/// A layer of zstd, by a process that gives what [`Node::new`]'s converter does: the daemon looks at what it
+/// gave.
 #[tokio::test]
 async fn zstd_is_decompressed_by_a_process_and_its_output_is_checked() {
     let zstd = zstd::encode_all(b"whatever".as_slice(), 3).unwrap();

@@ -162,7 +162,8 @@ async fn registry_that_redirects_to_another_with_its_own_tokens_is_answered_ther
     assert!(tokens.iter().all(|request| !request.headers.contains_key("authorization")), "{tokens:?}");
 }
 
-/// Documents that are no images, and behind them in one index an image that is. Gives the shelf and the documents' digests.
+/// Documents that are no images, and behind them in one index an image that is. Gives the shelf and the
+/// documents' digests.
 fn behind_others(count: usize) -> (Shelf, Vec<String>) {
     let image = TestImage::of_texts(&["behind"]);
     let mut shelf = image.shelf("real/app", "single");

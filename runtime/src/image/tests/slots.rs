@@ -106,7 +106,8 @@ async fn bytes_sent_again_are_no_progress() {
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
 }
 
-/// All of a bomb's layer is sent but for one byte; the node's only slot goes to another conversion, and its pump stops.
+/// All of a bomb's layer is sent but for one byte; the node's only slot goes to another conversion, and its
+/// pump stops.
 #[tokio::test]
 async fn bomb_that_was_sent_already_still_needs_a_slot() {
     let bomb = TestImage { layers: vec![vec![0; 64 << 20]], ..TestImage::of_texts(&[]) };

@@ -1,8 +1,9 @@
-//! What a guest says of a frame that it sends (`virtio_net_hdr_v1`, virtio 1.3, 5.1.6), checked before a tap is told.
+//! What a guest says of a frame that it sends (`virtio_net_hdr_v1`, virtio 1.3, 5.1.6), checked before a tap
+//! is told.
 //!
-//! The host's kernel parses this header together with the frame, and follows it on the whole way to the wire. So it gets
-//! what the guest's driver has agreed on and nothing else: a checksum to fill in, and TCP to cut into segments. Works on a
-//! copy, which the guest cannot change after the check.
+//! The host's kernel parses this header together with the frame, and follows it on the whole way to the wire.
+//! So it gets what the guest's driver has agreed on and nothing else: a checksum to fill in, and TCP to cut
+//! into segments. Works on a copy, which the guest cannot change after the check.
 
 use virtio_bindings::virtio_net::*;
 
@@ -20,15 +21,16 @@ const CHECKSUM_OFFSET: usize = 8;
 /// Bytes of a checksum of TCP or UDP.
 const CHECKSUM_BYTES: usize = 2;
 
-/// Least payload of a segment, bytes. Linux's TCP never sends less where there is more to send: it keeps its segments at 48
-/// bytes (`TCP_MIN_SND_MSS`), of which options take 40 at most. What is less only makes the host cut one frame into up to
-/// tens of thousands.
+/// Least payload of a segment, bytes. Linux's TCP never sends less where there is more to send: it keeps its
+/// segments at 48 bytes (`TCP_MIN_SND_MSS`), of which options take 40 at most. What is less only makes the
+/// host cut one frame into up to tens of thousands.
 const LEAST_SEGMENT: u16 = 8;
-/// Most of it: the number above stands for another kind of segmentation in the host's kernel (`GSO_BY_FRAGS`).
+/// Most of it: the number above stands for another kind of segmentation in the host's kernel
+/// (`GSO_BY_FRAGS`).
 const LARGEST_SEGMENT: u16 = u16::MAX - 1;
 
-/// The header that a tap may have of a frame of `frame` bytes, of which its guest, with these features, has said `told`.
-/// None where the frame must be dropped. Fields that the others give no meaning are zero.
+/// The header that a tap may have of a frame of `frame` bytes, of which its guest, with these features, has
+/// said `told`. None where the frame must be dropped. Fields that the others give no meaning are zero.
 pub fn for_tap(told: [u8; HEADER_BYTES], frame: usize, features: u64) -> Option<[u8; HEADER_BYTES]> {
     let accepted = |bit: u32| features & 1 << bit != 0;
     let number = |field: usize| u16::from_le_bytes([told[field], told[field + 1]]);

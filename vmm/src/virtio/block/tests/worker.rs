@@ -1,4 +1,5 @@
-//! What waits for the host's disk: flushes and holes, and what becomes of them when a driver resets or a VM is saved.
+//! What waits for the host's disk: flushes and holes, and what becomes of them when a driver resets or a VM
+//! is saved.
 
 use super::*;
 
@@ -36,7 +37,8 @@ fn malformed_ranges_are_refused() {
     assert_eq!(guest.command(VIRTIO_BLK_T_WRITE_ZEROES, &range(0, 1, 2)), UNSUPP);
 }
 
-/// The guest's other requests go on while its host flushes, however long that takes, and so does the event loop.
+/// The guest's other requests go on while its host flushes, however long that takes, and so does the event
+/// loop.
 #[test]
 fn slow_flush_holds_up_nothing() {
     let mut guest = Guest::with_worker_asleep();
@@ -59,7 +61,8 @@ fn slow_flush_holds_up_nothing() {
     assert_eq!(content(&file)[2048..2560], [0; 512]);
 }
 
-/// A request that waits keeps its chain: the line of jobs is as long as the ring at most, whatever a driver offers.
+/// A request that waits keeps its chain: the line of jobs is as long as the ring at most, whatever a driver
+/// offers.
 #[test]
 fn chain_that_is_offered_again_before_it_was_given_back_ends_the_vm() {
     const ENTRIES: usize = Disk::QUEUE_SIZES[0] as usize;
@@ -101,7 +104,8 @@ fn flush_waits_for_the_one_before_and_for_what_was_written_since() {
 fn flush_that_the_host_fails_is_an_error_and_the_next_one_tries_again() {
     let mut guest = Guest::new();
     guest.extents.attach(fd(&file_of(&[1; 512])), 512, false).unwrap();
-    // A regular file that can be written, 12 bytes at a time, and not flushed (fsync(2), EINVAL). It keeps its value.
+    // A regular file that can be written, 12 bytes at a time, and not flushed (fsync(2), EINVAL). It keeps
+    // its value.
     let path = "/proc/self/oom_score_adj";
     let value = std::fs::read_to_string(path).unwrap();
     let score = File::options().read(true).write(true).open(path).unwrap();
