@@ -1,10 +1,13 @@
 //! Cases about the pod network.
 
+#[path = "network/advertisements.rs"]
+mod advertisements;
 #[path = "network/backends.rs"]
 mod backends;
 #[path = "network/routes.rs"]
 mod routes;
 
+use advertisements::router_that_a_neighbour_claims_to_be_is_no_new_pods_router;
 use anyhow::{Context, Result, ensure};
 use backends::{
     host_ports_and_masquerading_are_in_nftables, pods_of_an_iptables_network_have_their_host_ports,
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
             pods_reach_each_other_and_the_node_reaches_them,
             guest_has_the_address_that_cni_gave,
             pod_that_starts_does_not_wake_the_others,
+            router_that_a_neighbour_claims_to_be_is_no_new_pods_router,
             large_transfer_arrives_whole,
             host_port_leads_to_the_pod,
             host_ports_and_masquerading_are_in_nftables,

@@ -53,16 +53,21 @@ pub async fn create(path: &Path) -> Result<(), NetnsError> {
     })
 }
 
-/// Keeps the kernel from taking link-local addresses in this thread's namespace, and from asking everybody about them, while plugins
-/// work: the addresses are the guest's, and on a bridge each question wakes the VMs of all other pods. Plugins can still set any.
+/// Keeps the kernel from an IPv6 of its own in this thread's namespace while plugins work. It takes no link-local addresses and
+/// asks nobody about them: the addresses are the guest's, and on a bridge each question wakes the VMs of all other pods. It
+/// believes no router advertisement: any pod on the bridge can send one, and what it says would become the guest's address
+/// and route. Plugins can still set any.
 fn quiet_ipv6() -> io::Result<()> {
-    /// `IN6_ADDR_GEN_MODE_NONE`
-    const NONE: &str = "1";
-    match fs::write("/proc/sys/net/ipv6/conf/default/addr_gen_mode", NONE) {
-        // A kernel without IPv6 says nothing.
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    /// The settings of interfaces that are made from now on. The first is `IN6_ADDR_GEN_MODE_NONE`.
+    const SETTINGS: [(&str, &str); 3] = [("addr_gen_mode", "1"), ("accept_ra", "0"), ("autoconf", "0")];
+    for (name, value) in SETTINGS {
+        match fs::write(Path::new("/proc/sys/net/ipv6/conf/default").join(name), value) {
+            // A kernel without IPv6 says nothing.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// Whether there is a namespace, or its mount point. A link is none: plugins would enter what it leads to.

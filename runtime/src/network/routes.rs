@@ -1,6 +1,7 @@
 //! Reads the routes and rules of a namespace in the form in which the guest makes them again.
 //!
-//! Called by `link` inside the namespace. Routes over interfaces other than the plugin's are not the guest's. What cannot be made
+//! Called by `link` inside the namespace. Routes over interfaces other than the plugin's are not the guest's, nor are those
+//! that a router advertised, which any neighbour can say to be. What cannot be made
 //! again in the guest is an error: a pod whose routes differ from its namespace's loses packets without anybody knowing why.
 
 use isopod_protocols::agent::{NextHop, Route, Rule};
@@ -44,7 +45,12 @@ pub(super) fn route(message: &RouteMessage, index: u32) -> Result<Option<Route>,
         _ => None,
     });
     let table = table.unwrap_or_else(|| header.table.into());
-    if table == LOCAL_TABLE || header.flags.contains(RouteFlags::Cloned) || !concerns(message, index) {
+    let advertised = header.protocol == RouteProtocol::Ra;
+    if table == LOCAL_TABLE
+        || advertised
+        || header.flags.contains(RouteFlags::Cloned)
+        || !concerns(message, index)
+    {
         return Ok(None);
     }
     let mut route = Route {

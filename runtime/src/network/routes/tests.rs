@@ -52,6 +52,14 @@ fn scope_protocol_and_table_are_the_namespaces() {
 }
 
 #[test]
+fn route_that_a_router_advertised_is_left_out() {
+    let mut listed = message(vec![RouteAttribute::Oif(3), RouteAttribute::Gateway(GATEWAY)]);
+    assert!(read(&listed).is_some());
+    listed.header.protocol = RouteProtocol::Ra;
+    assert_eq!(read(&listed), None);
+}
+
+#[test]
 fn local_table_and_other_interfaces_are_left_out() {
     assert_eq!(read(&message(vec![RouteAttribute::Oif(4)])), None);
     assert_eq!(read(&message(vec![RouteAttribute::Oif(3), RouteAttribute::Table(255)])), None);
