@@ -165,6 +165,7 @@ fn limit_resources() -> Result<(), JailError> {
     step("limit threads", setrlimit(Resource::RLIMIT_NPROC, THREADS, THREADS))?;
     step("limit descriptors", setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS))?;
     step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
+    step("forbid locked memory", setrlimit(Resource::RLIMIT_MEMLOCK, 0, 0))?;
     step("forbid message queues", setrlimit(Resource::RLIMIT_MSGQUEUE, 0, 0))
 }
 

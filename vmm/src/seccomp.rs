@@ -92,8 +92,8 @@ enum Allow {
     Call(c_long),
     /// With one of these values in the argument.
     With(c_long, u8, &'static [u64]),
-    /// With none of these bits in the argument.
-    Without(c_long, u8, u64),
+    /// With none of these bits in the arguments.
+    Without(c_long, &'static [(u8, u64)]),
 }
 
 use Allow::{Call, With, Without};
@@ -117,32 +117,37 @@ fn rules(stage: Stage) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, SeccompErro
             }
             With(call, argument, values) => {
                 for value in values {
-                    let rule = condition(argument, SeccompCmpOp::Eq, *value)?;
+                    let rule = SeccompRule::new(vec![condition(argument, SeccompCmpOp::Eq, *value)?])?;
                     rules.entry(call).or_default().push(rule);
                 }
             }
-            Without(call, argument, bits) => {
-                let rule = condition(argument, SeccompCmpOp::MaskedEq(bits), 0)?;
-                rules.entry(call).or_default().push(rule);
+            // All in one rule: of the rules of one call, each alone lets it pass.
+            Without(call, arguments) => {
+                let without =
+                    |&(argument, bits): &(u8, u64)| condition(argument, SeccompCmpOp::MaskedEq(bits), 0);
+                let conditions = arguments.iter().map(without).collect::<Result<_, _>>()?;
+                rules.entry(call).or_default().push(SeccompRule::new(conditions)?);
             }
         }
     }
     Ok(rules)
 }
 
-fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, SeccompError> {
-    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
-    Ok(SeccompRule::new(vec![condition])?)
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, SeccompError> {
+    Ok(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?)
 }
 
 const EXECUTABLE: u64 = libc::PROT_EXEC as u64;
+
+/// Memory that no control group counts, or that cannot be taken back.
+const UNCOUNTED: u64 = (libc::MAP_HUGETLB | libc::MAP_LOCKED) as u64;
 
 /// What the allocator, locks, the log and the end of any thread need. Memory never becomes executable.
 const EVERY_THREAD: &[Allow] = &[
     Call(libc::SYS_futex),
     Call(libc::SYS_brk),
-    Without(libc::SYS_mmap, 2, EXECUTABLE),
-    Without(libc::SYS_mprotect, 2, EXECUTABLE),
+    Without(libc::SYS_mmap, &[(2, EXECUTABLE), (3, UNCOUNTED)]),
+    Without(libc::SYS_mprotect, &[(2, EXECUTABLE)]),
     Call(libc::SYS_munmap),
     Call(libc::SYS_mremap),
     Call(libc::SYS_madvise),
@@ -203,7 +208,7 @@ const EVENT_LOOP: &[Allow] = &[
     Call(libc::SYS_timerfd_settime),
     Call(libc::SYS_eventfd2),
     Call(libc::SYS_getrandom),
-    With(libc::SYS_ioctl, 1, &[libc::FIONBIO, libc::TUNSETOFFLOAD, libc::TUNSETVNETHDRSZ]),
+    With(libc::SYS_ioctl, 1, &[libc::FIONBIO]),
     // Kicks of vCPU threads when the VM ends.
     Call(libc::SYS_tgkill),
 ];

@@ -118,6 +118,30 @@ fn no_memory_becomes_executable() {
     }
 }
 
+/// The node's huge pages are in no control group's memory, and locked pages cannot be taken back.
+#[test]
+fn no_memory_is_taken_that_is_not_counted() {
+    let plain = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let map = |flags: c_int| [0, 2 << 20, c_long::from(libc::PROT_READ), c_long::from(flags)];
+    for stage in ALL {
+        kills(stage, libc::SYS_mmap, map(plain | libc::MAP_HUGETLB));
+        kills(stage, libc::SYS_mmap, map(plain | libc::MAP_LOCKED));
+        if stage != Stage::Hold {
+            allows(stage, libc::SYS_mmap, map(plain));
+        }
+    }
+}
+
+/// Each such request takes a lock that all networks of the node share.
+#[test]
+fn no_thread_sets_what_a_tap_is() {
+    for stage in ALL {
+        for request in [libc::TUNSETOFFLOAD, libc::TUNSETVNETHDRSZ, libc::TUNSETIFF] {
+            kills(stage, libc::SYS_ioctl, [-1, request.cast_signed(), 0, 0]);
+        }
+    }
+}
+
 #[test]
 fn state_of_a_vm_is_read_only_from_a_template_and_set_only_at_its_making() {
     const KVM_GET_MP_STATE: c_long = 0x8004_ae98;

@@ -5,6 +5,10 @@
 //! into that header is checked in `net/header.rs`. Frames that come faster than the guest offers buffers stay
 //! in the tap's queue.
 //!
+//! What the tap may leave to the guest was set by who opened it, once: each such setting takes the lock of all the
+//! node's networks (`rtnl_lock`), which is not to be within a guest's reach. A driver that accepts less than this
+//! card offers may be given frames that it cannot read, to its own harm.
+//!
 //! The card has no identity: its address is a placeholder and the agent sets the pod's (DESIGN decision 10). Its link is
 //! up from the start, as a driver that saw it come up later would wait for up to a second before it sends.
 
@@ -17,6 +21,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc::{dev_t, makedev};
+use nix::sys::stat::{SFlag, fstat};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
@@ -40,14 +46,20 @@ const NO_ADDRESS: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 const TAP_KEY: u32 = 0;
 
+/// The device of all taps, `/dev/net/tun` (Documentation/admin-guide/devices.txt).
+const TUN: dev_t = makedev(10, 200);
+
 /// Why a tap was not attached.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot use the descriptor as a tap: {call}: {error}; it must be open with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR"
-)]
-pub struct TapError {
-    call: &'static str,
-    error: io::Error,
+pub enum TapError {
+    /// It is something else.
+    #[error(
+        "descriptor is no tap: open /dev/net/tun with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, and pass that on"
+    )]
+    NoTap,
+    /// It cannot be watched.
+    #[error("tap cannot be watched: {0}")]
+    Io(#[from] io::Error),
 }
 
 /// The network card.
@@ -57,7 +69,6 @@ pub struct Net {
     /// The tap may have frames.
     readable: bool,
     /// What the driver accepted, while it runs.
-    features: u64,
     received_bytes: Counter,
     sent_bytes: Counter,
 }
@@ -73,18 +84,22 @@ impl Net {
             poller,
             tap: None,
             readable: false,
-            features: 0,
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),
         }
     }
 
     /// Joins the card to `tap`, in place of the one before.
+    ///
+    /// # Errors
+    /// The card keeps the one before then.
     pub fn attach(&mut self, tap: OwnedFd) -> Result<(), TapError> {
-        let failed = |call| move |error| TapError { call, error };
-        sys::tap_header_size(tap.as_fd(), HEADER_BYTES as i32).map_err(failed("TUNSETVNETHDRSZ"))?;
-        sys::tap_offload(tap.as_fd(), offload(self.features)).map_err(failed("TUNSETOFFLOAD"))?;
-        self.watch(tap).map_err(failed("watching"))
+        let file = fstat(&tap).map_err(io::Error::from)?;
+        let is_device = SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
+        if !is_device || file.st_rdev != TUN {
+            return Err(TapError::NoTap);
+        }
+        Ok(self.watch(tap)?)
     }
 
     /// As [`Self::attach`], of anything that keeps frames apart and has a header before each.
@@ -107,13 +122,6 @@ impl Net {
     /// Bytes of frames that the guest sent and the tap took.
     pub fn sent_bytes(&self) -> Counter {
         self.sent_bytes.clone()
-    }
-
-    /// Tells the tap what the guest can take. A tap that refuses goes on sending plain frames, which every guest takes.
-    fn set_offload(&self) {
-        if let Some(tap) = &self.tap {
-            let _ = sys::tap_offload(tap.as_fd(), offload(self.features));
-        }
     }
 
     /// Sends the guest's frames. A frame that asks for what was not agreed on is lost, and so is one that the
@@ -218,17 +226,6 @@ fn short(ring: &Ring, have: usize) -> DeviceError {
     ring.fault(Fault::Short { what: "the header of a frame", need: HEADER_BYTES, have })
 }
 
-/// What the tap may leave to a guest with these features.
-fn offload(features: u64) -> u32 {
-    let wants = |bit: u32| features & 1 << bit != 0;
-    if !wants(VIRTIO_NET_F_GUEST_CSUM) {
-        return 0;
-    }
-    let segmentation =
-        [(VIRTIO_NET_F_GUEST_TSO4, sys::TUN_F_TSO4), (VIRTIO_NET_F_GUEST_TSO6, sys::TUN_F_TSO6)];
-    segmentation.iter().filter(|(bit, _)| wants(*bit)).fold(sys::TUN_F_CSUM, |flags, (_, flag)| flags | flag)
-}
-
 impl VirtioDevice for Net {
     type State = NetState;
     const NAME: &'static str = "net";
@@ -259,9 +256,7 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, driver: &mut Driver<'_>) -> Result<(), DeviceError> {
-        self.features = driver.features;
         self.readable = self.tap.is_some();
-        self.set_offload();
         self.receive(driver)
     }
 
@@ -282,10 +277,7 @@ impl VirtioDevice for Net {
         driver.map_or(Ok(()), |driver| self.receive(driver))
     }
 
-    fn reset(&mut self) {
-        self.features = 0;
-        self.set_offload();
-    }
+    fn reset(&mut self) {}
 
     fn save(&self) -> NetState {
         NetState {}

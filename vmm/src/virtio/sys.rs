@@ -77,8 +77,8 @@ pub fn random(into: &VolatileSlice<'_>) -> io::Result<usize> {
     })
 }
 
-/// Gives the whole pages of guest memory in `range` back to the host; they read as zeroes from then on. Returns their
-/// size in bytes.
+/// Gives the whole pages of guest memory in `range` back to the host; from then on they read as zeroes, or in a clone
+/// as its template's. Returns their size in bytes.
 pub fn drop_pages(range: &VolatileSlice<'_>) -> io::Result<usize> {
     const PAGE: usize = 4096;
     let memory = range.ptr_guard_mut();
@@ -94,31 +94,6 @@ pub fn drop_pages(range: &VolatileSlice<'_>) -> io::Result<usize> {
         unsafe { libc::madvise(start, length, libc::MADV_DONTNEED) as libc::ssize_t }
     })?;
     Ok(length)
-}
-
-/// The tap passes frames on whose checksum is missing.
-pub const TUN_F_CSUM: u32 = 0x01;
-/// It passes TCP segments over IPv4 on that are larger than a frame.
-pub const TUN_F_TSO4: u32 = 0x02;
-/// The same over IPv6.
-pub const TUN_F_TSO6: u32 = 0x04;
-
-/// Sets the size of the header before each frame of a tap.
-pub fn tap_header_size(tap: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
-    // SAFETY: TUNSETVNETHDRSZ reads an `int`, which lives until the call returns.
-    retry(|| unsafe {
-        libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) as libc::ssize_t
-    })?;
-    Ok(())
-}
-
-/// Sets what a tap may leave to the reader of its frames: `TUN_F_*` flags.
-pub fn tap_offload(tap: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
-    // SAFETY: TUNSETOFFLOAD takes its argument as a number.
-    retry(|| unsafe {
-        libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) as libc::ssize_t
-    })?;
-    Ok(())
 }
 
 fn io_vector(buffers: &Buffers<'_>) -> Vec<libc::iovec> {
