@@ -203,7 +203,8 @@ mod seeds {
         rule.attributes = vec![RuleAttribute::Priority(7), RuleAttribute::Source(ip)];
         let mut neighbour = NeighbourMessage::default();
         (neighbour.header.ifindex, neighbour.header.state) = (3, NeighbourState::Permanent);
-        let destination = NeighbourAttribute::Destination(NeighbourAddress::Inet(Ipv4Addr::new(169, 254, 1, 1)));
+        let destination =
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(Ipv4Addr::new(169, 254, 1, 1)));
         neighbour.attributes = vec![destination, NeighbourAttribute::LinkLayerAddress(vec![0xee; 6])];
         let messages = [
             RouteNetlinkMessage::NewAddress(address),

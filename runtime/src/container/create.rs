@@ -5,7 +5,8 @@
 use super::log_file::{LogFile, LogPath};
 use super::record::{ImageNames, MappedLayer, Record, State};
 use super::spec::{self, Parts, security_context};
-use super::{Container, ContainerError, Containers, volumes};
+use super::weight::Weight;
+use super::{Container, ContainerError, Containers, Named, volumes};
 use crate::id::new_id;
 use crate::image::Image;
 use crate::sandbox::{Machine, Sandbox};
@@ -109,7 +110,8 @@ impl Containers {
         let (mut request, config, image) = described?;
 
         let name = name_of(sandbox, &config)?;
-        self.reserve(&name, &id)?;
+        let (sandbox_id, weight) = (sandbox.id.clone(), Weight::of(&config));
+        self.reserve(&name, Named { id: id.clone(), sandbox_id, weight })?;
         let (containers, reserved) = (Arc::clone(self), name.clone());
         undo.push("name", move || async move {
             containers.release(&reserved);

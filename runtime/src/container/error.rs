@@ -38,6 +38,21 @@ pub enum ContainerError {
         "pod sandbox {0} has {MAX_CONTAINERS} containers, the most there can be: remove those that have exited"
     )]
     TooMany(String),
+    /// There is too much to keep of it beside the others.
+    #[error(
+        "pod sandbox {sandbox}: {what} would take {bytes} bytes, more than the {most} there may be: use shorter environments and \
+         annotations, or remove containers that have exited"
+    )]
+    TooHeavy {
+        /// The pod.
+        sandbox: String,
+        /// What there is too much of.
+        what: &'static str,
+        /// How much it would be.
+        bytes: usize,
+        /// How much there may be.
+        most: usize,
+    },
     /// It cannot be done in this state.
     #[error("container {id} is {state}, not {wanted}")]
     WrongState {

@@ -4,7 +4,8 @@
 
 use super::log_file::{LogFile, LogPath};
 use super::record::{Exit, Record, State};
-use super::{Container, ContainerError, Containers};
+use super::weight::Weight;
+use super::{Container, ContainerError, Containers, Named};
 use crate::wall_clock::now_ns;
 use std::path::Path;
 use std::sync::Arc;
@@ -61,8 +62,9 @@ impl Containers {
             let metadata = record.config.metadata.clone().unwrap_or_default();
             let name = format!("{}/{}/{}", record.sandbox_id, metadata.name, metadata.attempt);
             let log = open_log(&id, &record);
+            let (sandbox_id, weight) = (record.sandbox_id.clone(), Weight::of(&record.config));
             let mut table = self.table();
-            table.names.insert(name.clone(), id.clone());
+            table.names.insert(name.clone(), Named { id: id.clone(), sandbox_id, weight });
             table.by_id.insert(id.clone(), Arc::new(Container::new(id, name, record, log)));
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! exec's limit kills its descendants too, as far as their parents live: others are the container's. A client that leaves ends the exec's process alone, as containerd does, and so does a
 //! daemon that follows one that was killed: the clients of that one are gone.
 
+use super::exec_room::{Room, Share};
 use super::stdio::{self, Address, Sink, StdioError};
 use super::{Container, ContainerError, Containers};
 use crate::agent_client::AgentError;
@@ -20,7 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Bytes kept of each output stream; the rest is read and dropped. Both fit into one gRPC answer of 16 MiB.
+/// Bytes kept of each output stream; the rest is read and dropped. Both fit into one gRPC answer of 16 MiB. Where many execs
+/// of a pod write at a time, less is kept of each, see [`super::exec_room`].
 pub const MAX_OUTPUT: usize = 7 * 1024 * 1024;
 
 /// Time that output has to arrive after the process has ended, as long as others hold its pipes. containerd waits here until
@@ -85,8 +87,9 @@ impl Containers {
             source,
         })?;
         let unended = Arc::clone(&container.unended);
+        let rooms = self.exec_rooms(&sandbox.id);
         let mut exec =
-            Exec { machine, container_id: container.id.clone(), process_id, unended, ended: false };
+            Exec { machine, container_id: container.id.clone(), process_id, rooms, unended, ended: false };
         exec.start(command).await?;
         let outcome = exec.run(limit.unwrap_or(UNLIMITED)).await;
         if matches!(outcome, Err(ContainerError::ExecTimeout { .. })) {
@@ -139,6 +142,8 @@ struct Exec {
     machine: Machine,
     container_id: String,
     process_id: String,
+    /// Of its pod, and of the node.
+    rooms: (Arc<Room>, Arc<Room>),
     unended: Arc<Unended>,
     ended: bool,
 }
@@ -178,7 +183,7 @@ impl Exec {
     }
 
     async fn run(&self, limit: Duration) -> Result<Outcome, ContainerError> {
-        let (mut stdout, mut stderr) = (Collected::default(), Collected::default());
+        let (mut stdout, mut stderr) = (Collected::new(&self.rooms), Collected::new(&self.rooms));
         let code = {
             let streams = async {
                 let out = self.collect(Stream::Stdout, &mut stdout);
@@ -201,6 +206,12 @@ impl Exec {
                 }
             }
         };
+        if stdout.is_cut || stderr.is_cut {
+            tracing::warn!(
+                container = self.container_id,
+                "output of an exec is cut: its pod has too much of it"
+            );
+        }
         Ok(Outcome { stdout: stdout.kept, stderr: stderr.kept, code })
     }
 
@@ -271,16 +282,28 @@ async fn until_ended<F: Future<Output = Result<(), AgentError>>>(
 }
 
 /// Keeps the first bytes of a stream and drops the rest.
-#[derive(Default)]
 struct Collected {
     kept: Vec<u8>,
+    share: Share,
+    /// Bytes were dropped that an exec alone may have.
+    is_cut: bool,
     seen: u64,
+}
+
+impl Collected {
+    fn new((pod, node): &(Arc<Room>, Arc<Room>)) -> Self {
+        let share = Share::new(Arc::clone(pod), Arc::clone(node));
+        Self { kept: Vec::new(), share, is_cut: false, seen: 0 }
+    }
 }
 
 impl Sink for Collected {
     async fn take(&mut self, bytes: Vec<u8>) -> io::Result<u64> {
-        let room = MAX_OUTPUT - self.kept.len();
-        self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        let wanted = bytes.len().min(MAX_OUTPUT - self.kept.len());
+        // What is kept is the begin of the output, without gaps.
+        let taken = if self.is_cut { 0 } else { self.share.take(wanted) };
+        self.is_cut |= taken < wanted;
+        self.kept.extend_from_slice(&bytes[..taken]);
         self.seen += bytes.len() as u64;
         Ok(self.seen)
     }
@@ -339,10 +362,25 @@ mod tests {
 
     #[tokio::test]
     async fn endless_output_is_acknowledged_and_cut() {
-        let mut sink = Collected::default();
+        let mut sink = Collected::new(&(Room::of_pod(), Room::of_node()));
         for n in 1..=8 {
             assert_eq!(sink.take(vec![1; 1024 * 1024]).await.unwrap(), n * 1024 * 1024);
         }
         assert_eq!(sink.kept.len(), MAX_OUTPUT);
+        assert!(!sink.is_cut);
+    }
+
+    #[tokio::test]
+    async fn output_is_cut_where_the_pods_execs_have_no_room_and_acknowledged_all_the_same() {
+        let rooms = (Room::of_pod(), Room::of_node());
+        let _others = {
+            let mut share = Share::new(Arc::clone(&rooms.0), Arc::clone(&rooms.1));
+            share.take((32 << 20) - 5);
+            share
+        };
+        let mut sink = Collected::new(&rooms);
+        assert_eq!(sink.take(b"beginning".to_vec()).await.unwrap(), 9);
+        assert_eq!(sink.take(b"end".to_vec()).await.unwrap(), 12);
+        assert_eq!((&sink.kept[..], sink.is_cut), (&b"begin"[..], true));
     }
 }

@@ -20,6 +20,7 @@ mod environment;
 mod error;
 mod events;
 mod exec;
+mod exec_room;
 mod follow;
 mod guest_devices;
 mod layers;
@@ -41,6 +42,7 @@ mod stop;
 pub mod stop_signal;
 mod update;
 mod volumes;
+mod weight;
 
 pub use crate::image::ImageConfiguration;
 pub use create::Wish;
@@ -61,6 +63,7 @@ use crate::private;
 use crate::sandbox::{Machine, Sandbox, SandboxEvents, Sandboxes};
 use crate::store::{Collection, Durability};
 use exec::Unended;
+use exec_room::Room;
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
 use log_file::LogFile;
 use log_writer::PodSeats;
@@ -71,6 +74,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OnceCell, OwnedMutexGuard, mpsc, watch};
+use weight::Weight;
 
 /// A container.
 pub struct Container {
@@ -208,23 +212,37 @@ pub struct Containers {
     table: Mutex<Table>,
     /// Held while a pod's VM is placed on CPUs of the node.
     placing: Mutex<()>,
+    exec_room: Arc<Room>,
 }
 
 #[derive(Default)]
 struct Table {
     by_id: BTreeMap<String, Arc<Container>>,
-    /// Name to id, from before a container is made until it is removed.
-    names: HashMap<String, String>,
+    /// By name, from before a container is made until it is removed.
+    names: HashMap<String, Named>,
     /// By sandbox, from its first container until it is removed.
     pods: HashMap<String, Shared>,
 }
 
+/// Who has a name.
+struct Named {
+    id: String,
+    sandbox_id: String,
+    weight: Weight,
+}
+
 /// What the containers of one pod share.
-#[derive(Default)]
 struct Shared {
     /// Held while its disk's layers change.
     layers: Arc<tokio::sync::Mutex<()>>,
     seats: PodSeats,
+    exec_room: Arc<Room>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { layers: Arc::default(), seats: PodSeats::default(), exec_room: Room::of_pod() }
+    }
 }
 
 impl Containers {
@@ -251,6 +269,7 @@ impl Containers {
             streams,
             table: Mutex::default(),
             placing: Mutex::default(),
+            exec_room: Room::of_node(),
         });
         containers.load()?;
         tokio::spawn(Arc::clone(&containers).follow_all(events));
@@ -299,12 +318,19 @@ impl Containers {
         self.table().pods.entry(sandbox_id.to_owned()).or_default().seats.clone()
     }
 
-    fn reserve(&self, name: &str, id: &str) -> Result<(), ContainerError> {
+    fn exec_rooms(&self, sandbox_id: &str) -> (Arc<Room>, Arc<Room>) {
+        let pod = Arc::clone(&self.table().pods.entry(sandbox_id.to_owned()).or_default().exec_room);
+        (pod, Arc::clone(&self.exec_room))
+    }
+
+    fn reserve(&self, name: &str, named: Named) -> Result<(), ContainerError> {
         let mut table = self.table();
-        if let Some(id) = table.names.get(name) {
+        if let Some(Named { id, .. }) = table.names.get(name) {
             return Err(ContainerError::NameTaken { name: name.to_owned(), id: id.clone() });
         }
-        table.names.insert(name.to_owned(), id.to_owned());
+        let there = table.names.values().map(|other| (other.sandbox_id.as_str(), other.weight));
+        weight::refuse_more(there, &named.sandbox_id, named.weight)?;
+        table.names.insert(name.to_owned(), named);
         Ok(())
     }
 

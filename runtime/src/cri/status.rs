@@ -38,7 +38,9 @@ fn code_of_container(error: &ContainerError) -> Code {
         ContainerError::WrongState { .. } | ContainerError::NoLog(_) | ContainerError::BeingRemoved(_) => {
             Code::FailedPrecondition
         }
-        ContainerError::TooMany(_) | ContainerError::TooManyExecs { .. } => Code::ResourceExhausted,
+        ContainerError::TooMany(_)
+        | ContainerError::TooHeavy { .. }
+        | ContainerError::TooManyExecs { .. } => Code::ResourceExhausted,
         ContainerError::Ambiguous(_)
         | ContainerError::NoName
         | ContainerError::GroupWithoutUser
@@ -73,7 +75,7 @@ fn code_of_sandbox(error: &SandboxError) -> Code {
         SandboxError::NotFound(_) => Code::NotFound,
         SandboxError::NameTaken { .. } => Code::AlreadyExists,
         SandboxError::NotReady { .. } => Code::FailedPrecondition,
-        SandboxError::NoUid(_) => Code::ResourceExhausted,
+        SandboxError::NoUid(_) | SandboxError::TooHeavy { .. } => Code::ResourceExhausted,
         SandboxError::Abandoned(_) => Code::Cancelled,
         SandboxError::GoingDown(_) => Code::Unavailable,
         SandboxError::Agent(error) => code_of_agent(error),

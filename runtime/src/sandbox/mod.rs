@@ -46,6 +46,7 @@ mod resize;
 mod restore;
 mod start;
 mod stop;
+mod turn;
 mod usage;
 mod validate;
 mod watch;
@@ -96,6 +97,21 @@ pub enum SandboxError {
         id: String,
         /// Its state.
         state: State,
+    },
+    /// There are too many labels and annotations.
+    #[error(
+        "pod {pod}: labels and annotations of {what} would take {bytes} bytes, more than the {most} there may be: use shorter \
+         ones, or remove pods that have stopped"
+    )]
+    TooHeavy {
+        /// Name, namespace, uid and attempt.
+        pod: String,
+        /// Of it, or of all.
+        what: &'static str,
+        /// How much it would be.
+        bytes: usize,
+        /// How much there may be.
+        most: usize,
     },
     /// All host user ids for VMMs are taken.
     #[error("all {0} user ids for VMMs are in use: enlarge vm.uid_count, or remove pods")]

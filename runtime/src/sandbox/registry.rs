@@ -9,6 +9,7 @@ use crate::id::{Mismatch, new_id, resolve};
 use crate::scratch::Scratch;
 use crate::store::{Collection, Durability, Loaded};
 use crate::wall_clock::now_ns;
+use prost::Message;
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZero;
 use std::ops::Range;
@@ -42,9 +43,8 @@ pub struct Sandboxes {
     pub(super) host: Host,
     /// Takes one queue for each sandbox that begins to have events: no guest has a say in their number.
     queues: mpsc::UnboundedSender<SandboxEvents>,
-    /// Each pod that is being made holds one, so that a storm of pods queues here: if all were made at once, each boot would take
-    /// as long as all of them, and pass the limit that it has.
-    pub(super) turns: Semaphore,
+    /// Each pod that is being made holds one, see [`super::turn`].
+    pub(super) turns: Arc<Semaphore>,
     records: Collection<Record>,
     table: RwLock<BTreeMap<String, Arc<Sandbox>>>,
 }
@@ -60,7 +60,8 @@ impl Sandboxes {
     ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<SandboxEvents>), SandboxError> {
         let (queues, receiver) = mpsc::unbounded_channel();
         let records = Collection::open(config.daemon.state_dir.join("sandboxes"), Durability::Process)?;
-        let turns = Semaphore::new(AT_ONCE_PER_CPU * available_parallelism().map_or(1, NonZero::get));
+        let turns = AT_ONCE_PER_CPU * available_parallelism().map_or(1, NonZero::get);
+        let turns = Arc::new(Semaphore::new(turns));
         let table = RwLock::default();
         Ok((Arc::new(Self { config, host, queues, turns, records, table }), receiver))
     }
@@ -104,6 +105,7 @@ impl Sandboxes {
         if let Some(taken) = table.values().find(|other| name_of(&other.config) == name) {
             return Err(SandboxError::NameTaken { name, id: taken.id.clone() });
         }
+        refuse_heavy(&table, &plan.config, &name)?;
         let id = new_id().map_err(|source| SandboxError::File {
             id: name,
             what: "random device",
@@ -186,6 +188,32 @@ impl Sandboxes {
 fn name_of(config: &k8s_cri::v1::PodSandboxConfig) -> String {
     let metadata = config.metadata.clone().unwrap_or_default();
     format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
+}
+
+/// Bytes that a pod takes in the list of all.
+fn listed(config: &k8s_cri::v1::PodSandboxConfig) -> usize {
+    const ENTRY: usize = 64;
+    let metadata = config.metadata.as_ref().map_or(0, Message::encoded_len);
+    let entries = config.labels.iter().chain(&config.annotations);
+    metadata + 4 * ENTRY + entries.map(|(key, value)| key.len() + value.len() + ENTRY).sum::<usize>()
+}
+
+/// The list of all pods is one answer, and kubelet takes none of more than 16 MiB: whoever annotates pods must not be able
+/// to make it longer.
+fn refuse_heavy(
+    table: &BTreeMap<String, Arc<Sandbox>>,
+    config: &k8s_cri::v1::PodSandboxConfig,
+    name: &str,
+) -> Result<(), SandboxError> {
+    /// Twice what Kubernetes lets a pod's annotations be.
+    const POD: usize = 512 << 10;
+    const NODE: usize = 12 << 20;
+    let own = listed(config);
+    let all = own + table.values().map(|other| listed(&other.config)).sum::<usize>();
+    match [(own, POD, "it"), (all, NODE, "all pods")].into_iter().find(|(bytes, most, _)| bytes > most) {
+        None => Ok(()),
+        Some((bytes, most, what)) => Err(SandboxError::TooHeavy { pod: name.to_owned(), what, bytes, most }),
+    }
 }
 
 /// The first user id of the range that no sandbox has.

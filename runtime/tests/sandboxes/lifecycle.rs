@@ -195,3 +195,26 @@ async fn ids_are_found_by_a_unique_prefix_only() {
     assert!(matches!(node.sandboxes.get("").err(), Some(SandboxError::NotFound(_))));
     assert!(matches!(node.sandboxes.get("nothing").err(), Some(SandboxError::NotFound(_))));
 }
+
+#[tokio::test]
+async fn pods_whose_annotations_would_not_fit_the_list_of_all_are_refused() {
+    let node = FakeNode::new();
+    let annotated = |name: &str, bytes: usize| {
+        let mut config = pod(name);
+        config.annotations.insert("note".into(), "x".repeat(bytes));
+        config
+    };
+    let error = node.sandboxes.start(annotated("huge", 600 << 10), "").await.unwrap_err().to_string();
+    assert!(error.contains("labels and annotations of it would take"), "{error}");
+    // As long as Kubernetes lets them be.
+    let mut refused = None;
+    for number in 0..64 {
+        if let Err(error) = node.sandboxes.start(annotated(&format!("pod-{number}"), 256 << 10), "").await {
+            refused = Some((number, error.to_string()));
+            break;
+        }
+    }
+    let (number, error) = refused.expect("64 pods of 256 KiB would be an answer of 16 MiB");
+    assert!(number > 40 && error.contains("of all pods would take"), "{number}: {error}");
+    node.sandboxes.start(pod("plain"), "").await.unwrap();
+}
