@@ -6,7 +6,7 @@
 use super::report::{Clock, Row};
 use super::side::Side;
 use super::statistics::Samples;
-use super::{Counts, crowd, memory, pods};
+use super::{Counts, crowd, memory, phases, pods};
 use anyhow::Result;
 
 /// How the reports call what 200 are compared with.
@@ -25,11 +25,14 @@ pub fn measure(isopod: &mut Side<'_>, counts: &Counts, clock: Clock) -> Vec<Row>
     vec![Row::new(("pod_start_at_200", "ms"), (many.median(), few.median()), PEER, n, clock)]
 }
 
-/// Adds pods of these numbers to those that are alive, and when they are idle takes the time of some starts beside them.
+/// Adds pods of these numbers to those that are alive, and when they are idle takes the time of some starts beside them;
+/// tells where the time of the last went.
 fn beside(side: &Side<'_>, numbers: std::ops::Range<usize>, starts: usize) -> Result<Samples> {
     for from in numbers.clone().step_by(BATCH) {
         crowd::start(side, "many", from..numbers.end.min(from + BATCH))?;
     }
     std::thread::sleep(memory::UNTIL_IDLE);
-    pods::starts(side, "beside", starts)
+    let took = pods::starts(side, "beside", starts)?;
+    println!("  the last of {took} ms beside {}:\n{}", numbers.end, phases()?);
+    Ok(took)
 }
