@@ -192,26 +192,35 @@ impl Content {
         place(incoming, &self.layer_path(chain_id))
     }
 
-    /// Takes away everything that is not `live`: the files are out of sight when this returns. Their space is
+    /// The files of all blobs and layers.
+    ///
+    /// # Errors
+    /// A directory that cannot be read.
+    pub fn kept(&self) -> Result<Vec<PathBuf>, ImageError> {
+        let mut found = files(&self.root.join("blobs"))?;
+        found.extend(files(&self.root.join("layers"))?);
+        Ok(found)
+    }
+
+    /// Takes away all of `found` that is not `live`: the files are out of sight when this returns. Their space is
     /// freed by [`Self::remove_condemned`], for callers who hold a lock now and not then.
     ///
     /// # Errors
-    /// A directory that cannot be read or a file that cannot be moved; the others are out of sight all the
-    /// same.
-    pub fn condemn(&self, live: impl Fn(&Digest) -> bool) -> Result<(), ImageError> {
+    /// A file that cannot be moved; the others are out of sight all the same.
+    pub fn condemn(&self, found: Vec<PathBuf>, live: impl Fn(&Digest) -> bool) -> Result<(), ImageError> {
         let mut outcome = Ok(());
-        for name in ["blobs", "layers"] {
-            for path in files(&self.root.join(name))? {
-                let digest = path.file_stem().and_then(|stem| Digest::from_hex(stem.to_str()?));
-                if digest.is_some_and(|digest| live(&digest)) {
-                    continue;
-                }
-                let number = self.next.fetch_add(1, Ordering::Relaxed);
-                let away = self.root.join("incoming").join(number.to_string());
-                match fs::rename(&path, &away) {
-                    Ok(()) => self.condemned().push(away),
-                    Err(error) => outcome = outcome.and(Err(ImageError::io(&path, error))),
-                }
+        for path in found {
+            let digest = path.file_stem().and_then(|stem| Digest::from_hex(stem.to_str()?));
+            if digest.is_some_and(|digest| live(&digest)) {
+                continue;
+            }
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let away = self.root.join("incoming").join(number.to_string());
+            match fs::rename(&path, &away) {
+                Ok(()) => self.condemned().push(away),
+                // another call has taken it away since it was found
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => outcome = outcome.and(Err(ImageError::io(&path, error))),
             }
         }
         outcome
@@ -343,7 +352,7 @@ mod tests {
         let (_directory, content) = store();
         let (dead, alive) = (layer(&content, b"dead"), layer(&content, b"alive"));
         let open = File::open(content.layer_path(&dead)).unwrap();
-        content.condemn(|digest| *digest == alive).unwrap();
+        content.condemn(content.kept().unwrap(), |digest| *digest == alive).unwrap();
         assert_eq!((content.condemned().len(), content.layer_size(&dead).unwrap()), (1, None));
         content.remove_condemned().unwrap();
         assert_eq!(open.metadata().unwrap().len(), 4);
@@ -357,7 +366,7 @@ mod tests {
         for name in ["first", "second", "third"] {
             layer(&content, name.as_bytes());
         }
-        content.condemn(|_| false).unwrap();
+        content.condemn(content.kept().unwrap(), |_| false).unwrap();
         // A directory cannot be removed as a file.
         let stuck = content.condemned()[0].clone();
         fs::remove_file(&stuck).unwrap();

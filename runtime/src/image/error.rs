@@ -141,8 +141,8 @@ pub enum ImageError {
     },
     /// The list of all images would not fit into one answer.
     #[error(
-        "image {image}: the list of all images and their names would be larger than {limit} bytes: remove images that \
-         are not used"
+        "image {image}: the list of all images with their names and layers would be larger than {limit} bytes: remove \
+         images that are not used"
     )]
     TooManyImages {
         /// The id of the image that is not added.

@@ -15,7 +15,7 @@ use super::{ImageUser, Images, State, blocking, user};
 use crate::undo::Undo;
 use crate::wall_clock::now_ns;
 use futures_util::future::try_join_all;
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -77,11 +77,7 @@ impl Images {
         let announced = described.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.blob.size));
         pull.quota.check_archives(announced)?;
 
-        self.pin_until_undone(undo, "manifest", described.manifest.0)?;
-        self.pin_until_undone(undo, "configuration", described.config.0)?;
-        for layer in described.layers.iter() {
-            self.pin_until_undone(undo, "layer", layer.chain_id)?;
-        }
+        self.pin_until_undone(undo, described.content())?;
         self.check_room(&described).await?;
         self.put_documents(&described).await?;
         let (pull, layers) = (&pull, &described.layers);
@@ -123,15 +119,16 @@ impl Images {
         .await
     }
 
-    /// Keeps content from being collected while this pull lasts.
-    fn pin_until_undone(&self, undo: &mut Undo, what: &str, digest: Digest) -> Result<(), ImageError> {
-        *self.state().pins.entry(digest).or_default() += 1;
+    /// Keeps the image's content from being collected while this pull lasts: one step, as each undo of one looks
+    /// at all that is on disk.
+    fn pin_until_undone(&self, undo: &mut Undo, content: Vec<Digest>) -> Result<(), ImageError> {
+        self.pin(&content);
         let images = self.clone();
         let release = move || async move {
-            images.unpin(&[digest]);
+            images.unpin(&content);
             images.collect_in_background().await
         };
-        Ok(undo.push(format!("{what} {digest}"), release)?)
+        Ok(undo.push("content", release)?)
     }
 
     async fn put_documents(&self, described: &Described) -> Result<(), ImageError> {
@@ -212,11 +209,12 @@ impl Images {
 
     /// As [`Self::collect_in_background`], blocking.
     pub(super) fn collect_garbage(&self) -> Result<(), ImageError> {
-        let condemned = {
+        // The directories are read before the lock is taken, which every call waits for.
+        let condemned = self.0.content.kept().and_then(|found| {
             let state = self.state();
-            let live: BTreeSet<_> = state.live().collect();
-            self.0.content.condemn(|digest| live.contains(digest))
-        };
+            let live: HashSet<_> = state.live().collect();
+            self.0.content.condemn(found, |digest| live.contains(digest))
+        });
         // What is out of sight goes, whatever could not be taken away.
         self.0.content.remove_condemned().and(condemned)
     }

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Most names of one image, tags and digests together.
 pub const MOST_NAMES: usize = 256;
 
-/// Most bytes of the list of all images, as the CRI's messages have it: half of the largest answer that
-/// kubelet takes.
+/// Most bytes of the list of all images, as the CRI's messages have it, with what the daemon keeps of their
+/// layers: half of the largest answer that kubelet takes.
 pub const LARGEST_LIST: usize = 8 << 20;
 
 /// Bytes of an image in that list beside its names and its user: id, size, user id, and what frames the
@@ -23,6 +23,10 @@ const LISTED_FIXED: usize = 160;
 
 /// Bytes that frame one name in it.
 const LISTED_NAME: usize = 6;
+
+/// Bytes that one layer takes in memory. Images may have layers in common, so that no bound of the disk holds
+/// for their number.
+const LISTED_LAYER: usize = size_of::<LayerRecord>();
 
 /// An image as it is kept on disk, in `records/HEX.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,9 +73,10 @@ impl Record {
         self.repo_tags.iter().chain(&self.repo_digests)
     }
 
-    /// Bytes that it takes at most in the list of all images, less its user.
+    /// Bytes that count towards [`LARGEST_LIST`], less its user.
     pub fn listed(&self) -> usize {
-        LISTED_FIXED + self.names().map(|name| name.len() + LISTED_NAME).sum::<usize>()
+        let names = self.names().map(|name| name.len() + LISTED_NAME).sum::<usize>();
+        LISTED_FIXED + names + self.layers.len() * LISTED_LAYER
     }
 }
 
@@ -166,6 +171,11 @@ impl Records {
             Version::Tag(_) => record.repo_tags.contains(&name),
             Version::Digest(_) => record.repo_digests.contains(&name),
         })
+    }
+
+    /// The image of an id.
+    pub fn get(&self, id: &Digest) -> Option<&Record> {
+        self.0.get(id)
     }
 
     /// All images, by id.

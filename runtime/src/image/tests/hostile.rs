@@ -2,7 +2,7 @@
 
 use super::{Node, anonymous};
 use crate::image::content::Space;
-use crate::image::records::{LARGEST_LIST, MOST_NAMES};
+use crate::image::records::{LARGEST_LIST, MOST_NAMES, Record};
 use crate::image::test_registry::{Reply, TestImage, TestRegistry, from_shelf};
 use crate::image::{Digest, ImageError, ImageUser, Images, ListedImage, SentCredentials};
 use k8s_cri::v1::{Image, Int64Value, ListImagesResponse};
@@ -141,6 +141,34 @@ async fn list_of_all_images_fits_into_one_answer() {
     images.pull(&registry.name("app:last"), &anonymous()).await.unwrap();
     let answer = answered(&images.list(None).unwrap());
     assert!((LARGEST_LIST * 9 / 10..LARGEST_LIST).contains(&answer), "{answer}");
+}
+
+#[tokio::test]
+async fn layers_that_all_images_name_are_bounded() {
+    let image = TestImage::of_texts(&["a"]);
+    let mut shelf = image.shelf("app", "1");
+    TestImage::of_texts(&["b"]).shelve(&mut shelf, "app", "2");
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node::new();
+    let images = node.images();
+    images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
+    {
+        let mut state = images.state();
+        let record = state.records.all().next().unwrap().clone();
+        let layers = vec![record.layers[0].clone(); 256];
+        let many = (0..8000u32).map(|number| Record {
+            id: Digest::of(&number.to_le_bytes()),
+            repo_tags: [format!("r.test/{number}:1")].into(),
+            layers: layers.clone(),
+            ..record.clone()
+        });
+        let many: Vec<_> = many.collect();
+        state.users.extend(many.iter().map(|record| (record.id, ImageUser::Unset)));
+        state.records.replace(many);
+    }
+    let error = images.pull(&registry.name("app:2"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::TooManyImages { .. }), "{error}");
+    assert_eq!(images.list(None).unwrap().len(), 8001);
 }
 
 #[tokio::test]
