@@ -23,7 +23,7 @@ use super::process::{Process, broken};
 use super::pull::Pull;
 use super::pump::{PumpError, pump};
 use super::quota::{Charge, file_limit};
-use super::slots::{Claim, Slots};
+use super::slots::{Claim, Requester, Slots};
 use super::worker::{self, Jail, Worker};
 use crate::undo::Undo;
 use bytes::Bytes;
@@ -78,7 +78,8 @@ pub struct LayerSource {
     pub diff_id: Digest,
     /// Name of the file: the layer upon those below it.
     pub chain_id: Digest,
-    /// Names what is fetched, and where: the registry, and the blobs of this layer and of those below it.
+    /// Names what is fetched, and where: the registry, and the blobs of this layer and of those below it with their
+    /// other addresses.
     pub origin: Digest,
 }
 
@@ -109,7 +110,8 @@ type Turns = mpsc::Receiver<oneshot::Sender<()>>;
 impl Converter {
     /// Fetches `layer` and makes it the file of its chain id. A corrupt download is begun again once,
     /// elsewhere if possible; one that broke off, and of which another place would send the rest,
-    /// [`MOST_BEGINNINGS`] times in all. `below` is called where the layer refers to those below it.
+    /// [`MOST_BEGINNINGS`] times in all. `below` is called where the layer refers to those below it; slots are for
+    /// `requester`.
     ///
     /// # Errors
     /// Nothing is left of the layer after any of them.
@@ -117,6 +119,7 @@ impl Converter {
         self: Arc<Self>,
         content: Arc<Content>,
         pull: Arc<Pull>,
+        requester: Requester,
         layer: LayerSource,
         below: impl Fn() -> Below,
     ) -> Result<(), ImageError> {
@@ -124,7 +127,7 @@ impl Converter {
             let (what, limit) = (format!("layer {}", layer.blob.digest), self.largest_layer);
             return Err(ImageError::TooLarge { what, limit, key: "image.max_layer_mib" });
         }
-        let running = Running::new(self.slots.claim(pull.requester()));
+        let running = Running::new(self.slots.claim(requester));
         let (mut start, mut corrupt) = (0, false);
         for _ in 1..MOST_BEGINNINGS {
             match self.attempt(&content, &pull, &layer, below(), &running, start).await {

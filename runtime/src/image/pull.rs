@@ -6,6 +6,7 @@ use super::auth::SentCredentials;
 use super::describe::{Described, describe};
 use super::digest::Digest;
 use super::error::ImageError;
+use super::flight::Passengers;
 use super::quota::Quota;
 use super::records::{LARGEST_LIST, LayerRecord, Record};
 use super::reference::{Reference, Version};
@@ -34,9 +35,9 @@ pub struct Pull {
 }
 
 impl Pull {
-    /// For whom its layers are made.
-    pub fn requester(&self) -> Requester {
-        Requester { registry: self.session.reference().registry().to_owned(), pull: self.number }
+    /// For whom one of its layers is made: `pulls` wait for it, all of them from this pull's registry.
+    pub fn requester(&self, pulls: Passengers) -> Requester {
+        Requester { registry: self.session.reference().registry().to_owned(), pulls }
     }
 }
 

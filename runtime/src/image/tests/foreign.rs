@@ -1,9 +1,11 @@
 //! Layers that no registry has, only addresses in the manifest.
 
+use super::slots::{SOON, eventually, pull};
 use super::{Node, anonymous};
 use crate::image::test_registry::{Reply, Request, Shelf, TestImage, TestRegistry, descriptor};
 use crate::image::{Digest, ImageError, SentCredentials};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 const FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
 
@@ -62,6 +64,30 @@ async fn layer_that_the_registry_has_is_not_looked_for_elsewhere() {
         node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap();
     }
     assert!(other.asked("").is_empty());
+}
+
+#[tokio::test]
+async fn addresses_that_another_image_names_for_the_same_layer_delay_nobody() {
+    let image = TestImage::of_texts(&["foreign"]);
+    let blob = image.blobs().remove(0);
+    let slow =
+        host(move |_| Reply { drips: Some(Duration::from_millis(100)), ..Reply::new(200, blob.clone()) })
+            .await;
+    let (theirs, blob) = elsewhere(&[format!("http://{}/layer", slow.address)]);
+    let theirs = theirs.into_iter().map(|(path, body)| (path.replace("app/", "evil/"), body));
+    let mut shelf = image.shelf("app", "1");
+    shelf.extend(theirs);
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node { stall: SOON, ..willing(&slow) };
+    let images = node.images();
+    let attack = pull(&images, registry.name("evil:1"));
+    assert!(eventually(|| !slow.asked("/layer").is_empty()).await, "nobody asked for {}", Digest::of(&blob));
+    let (name, nobody) = (registry.name("app:1"), anonymous());
+    let begun = Instant::now();
+    let pulled = tokio::time::timeout(SOON, images.pull(&name, &nobody));
+    assert_eq!(pulled.await.expect("it waits for the address of the other image").unwrap(), image.id());
+    assert!(!attack.is_finished(), "after {:?}", begun.elapsed());
+    attack.abort();
 }
 
 #[tokio::test]
