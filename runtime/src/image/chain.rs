@@ -50,7 +50,8 @@ impl Images {
             let layer = &layers[at];
             let mut flight = layer.origin;
             loop {
-                if let Some(size) = images.0.content.layer_size(&layer.chain_id)? {
+                let (content, chain_id) = (Arc::clone(&images.0.content), layer.chain_id);
+                if let Some(size) = blocking(move || content.layer_size(&chain_id)).await? {
                     return Ok(size);
                 }
                 let fetch = |passengers| {
@@ -85,11 +86,14 @@ impl Images {
             for lower in 0..at {
                 self.have_layer(&pull, &layers, lower).await?;
             }
-            let open = |layer: &LayerSource| {
-                let path = self.0.content.layer_path(&layer.chain_id);
-                File::open(&path).map_err(|error| ImageError::io(&path, error))
+            let open = move || {
+                let open = |layer: &LayerSource| {
+                    let path = self.0.content.layer_path(&layer.chain_id);
+                    File::open(&path).map_err(|error| ImageError::io(&path, error))
+                };
+                layers[..at].iter().rev().map(open).collect()
             };
-            layers[..at].iter().rev().map(open).collect()
+            blocking(open).await
         })
     }
 

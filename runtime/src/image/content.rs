@@ -28,6 +28,8 @@ pub struct Content {
     condemned: Mutex<Vec<PathBuf>>,
     /// Looks at the file system of a directory.
     space: fn(&Path) -> io::Result<Space>,
+    /// Removes a file. The kernel frees all its blocks meanwhile, which takes seconds for a large one.
+    unlink: fn(&Path) -> io::Result<()>,
 }
 
 /// Size of a file system, in bytes.
@@ -69,10 +71,11 @@ impl Content {
             made.map_err(|error| ImageError::io(&path, error))?;
         }
         let (next, condemned) = (AtomicU64::new(0), Mutex::default());
-        let content = Self { root: root.to_owned(), next, condemned, space };
+        let unlink = |path: &Path| fs::remove_file(path);
+        let content = Self { root: root.to_owned(), next, condemned, space, unlink };
         let incoming = root.join("incoming");
         for path in files(&incoming)? {
-            remove(&path)?;
+            content.remove(&path)?;
         }
         Ok(content)
     }
@@ -81,6 +84,12 @@ impl Content {
     #[cfg(test)]
     pub fn pretend(&mut self, space: fn(&Path) -> io::Result<Space>) {
         self.space = space;
+    }
+
+    /// Removes files by `unlink`.
+    #[cfg(test)]
+    pub fn pretend_to_remove(&mut self, unlink: fn(&Path) -> io::Result<()>) {
+        self.unlink = unlink;
     }
 
     /// The directory of all this.
@@ -142,7 +151,7 @@ impl Content {
         let written = incoming.file.write_all(bytes).map_err(|error| ImageError::io(&incoming.path, error));
         let placed = written.and_then(|()| place(&incoming, &path));
         if placed.is_err() {
-            remove(&incoming.path)?;
+            self.remove(&incoming.path)?;
         }
         placed
     }
@@ -183,7 +192,7 @@ impl Content {
     pub fn adopt_layer(&self, incoming: &Incoming, chain_id: &Digest) -> Result<(), ImageError> {
         let failed = |error| ImageError::io(&incoming.path, error);
         if self.layer_size(chain_id)?.is_some() {
-            return remove(&incoming.path);
+            return self.remove(&incoming.path);
         }
         if nix::unistd::geteuid().is_root() {
             chown(&incoming.path, Some(0), Some(0)).map_err(failed)?;
@@ -234,12 +243,23 @@ impl Content {
         let condemned = std::mem::take(&mut *self.condemned());
         let mut outcome = Ok(());
         for path in condemned {
-            if let Err(error) = remove(&path) {
+            if let Err(error) = self.remove(&path) {
                 self.condemned().push(path);
                 outcome = outcome.and(Err(error));
             }
         }
         outcome
+    }
+
+    /// Removes a file, which blocks. One that is not there is no error.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove(&self, path: &Path) -> Result<(), ImageError> {
+        match (self.unlink)(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io(path, error)),
+            _ => Ok(()),
+        }
     }
 
     fn condemned(&self) -> MutexGuard<'_, Vec<PathBuf>> {
@@ -281,17 +301,6 @@ fn space(directory: &Path) -> io::Result<Space> {
     let space = nix::sys::statvfs::statvfs(directory)?;
     let bytes = |blocks: u64| blocks.saturating_mul(space.fragment_size());
     Ok(Space { whole: bytes(space.blocks()), free: bytes(space.blocks_available()) })
-}
-
-/// Removes a file. One that is not there is no error.
-///
-/// # Errors
-/// It cannot be removed.
-pub fn remove(path: &Path) -> Result<(), ImageError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io(path, error)),
-        _ => Ok(()),
-    }
 }
 
 /// Puts a written file in its place so that it is there, whole, after a crash of the machine too.

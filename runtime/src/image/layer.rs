@@ -13,12 +13,13 @@
 
 use super::blocking;
 use super::compression::LONGEST_MAGIC;
-use super::content::{Content, Incoming, remove};
+use super::content::{Content, Incoming};
 use super::digest::Digest;
 use super::download::{Download, MOST_BEGINNINGS};
 use super::error::ImageError;
 use super::feed::{Feed, pipe};
 use super::manifest::Descriptor;
+use super::output::{self, Written};
 use super::process::{Process, broken};
 use super::pull::Pull;
 use super::pump::{PumpError, pump};
@@ -39,14 +40,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-/// With less than so many bytes left, a failed conversion has failed for want of space.
-const FULL: u64 = 4 << 20;
-
 /// Processor time of each process of a conversion, in seconds; a million files take two.
 const CPU_SECONDS: u64 = 900;
-
-/// Pause between two checks of a conversion's file and of the disk.
-const LOOK_AFTER: Duration = Duration::from_millis(250);
 
 /// Memory for the names of one layer, in bytes: four million files.
 const NAMES: usize = 1 << 30;
@@ -186,18 +181,9 @@ impl Converter {
         running: &Running,
         undo: &mut Undo,
     ) -> Result<(), ImageError> {
-        content.check_room(layer.blob.size, self.reserve)?;
-        let incoming = content.incoming()?;
-        let path = incoming.path.clone();
-        undo.push("incoming file", move || async move { remove(&path) })?;
-
+        let incoming = output::make(content, layer.blob.size, (self.uid, self.reserve), undo).await?;
         let (process, archive, socket) = self.start(content, &incoming, undo)?;
-        let written = Written {
-            content: Arc::clone(content),
-            file: Arc::new(incoming.file.try_clone().map_err(|error| ImageError::io(&incoming.path, error))?),
-            charge: Arc::clone(&charge),
-            reserve: self.reserve,
-        };
+        let written = Written::new(content, &incoming, &charge, self.reserve)?;
         let part = Part { download, charge, archive };
         let (input, turns) = self.input(content, part, running, undo).await?;
         let status = tokio::select! {
@@ -206,7 +192,8 @@ impl Converter {
             error = running.serve(socket, below) => return Err(error),
             error = written.watch() => return Err(error),
         };
-        judge(content, process, layer.diff_id, status).await?;
+        let judged = process.judge(layer.diff_id, status).await;
+        output::blame_the_disk(content, judged).await?;
 
         let (content, chain_id) = (Arc::clone(content), layer.chain_id);
         blocking(move || {
@@ -294,9 +281,6 @@ impl Converter {
         undo: &mut Undo,
     ) -> Result<(Process, PipeWriter, UnixStream), ImageError> {
         let failed = |error| ImageError::io(&incoming.path, error);
-        if nix::unistd::geteuid().is_root() {
-            std::os::unix::fs::chown(&incoming.path, Some(self.uid), Some(self.uid)).map_err(failed)?;
-        }
         let output = file_limit(self.largest_layer);
         let no_socket = |error| broken(format!("no socket: {error}"));
         let (reader, writer) = pipe()?;
@@ -408,35 +392,6 @@ struct Input<'a> {
     pumping: oneshot::Receiver<Result<Digest, PumpError>>,
 }
 
-/// The output of a conversion, and what bounds it.
-#[derive(Clone)]
-struct Written {
-    content: Arc<Content>,
-    file: Arc<File>,
-    charge: Arc<Charge>,
-    reserve: u64,
-}
-
-impl Written {
-    /// Checks again and again; ends with the first bound that is exceeded.
-    async fn watch(&self) -> ImageError {
-        loop {
-            tokio::time::sleep(LOOK_AFTER).await;
-            let written = self.clone();
-            if let Err(error) = blocking(move || written.look()).await {
-                return error;
-            }
-        }
-    }
-
-    /// Checks the file against its image's quota, and the disk against its reserve.
-    fn look(&self) -> Result<(), ImageError> {
-        let length = self.file.metadata().map_err(|error| ImageError::io(self.content.root(), error))?.len();
-        self.charge.set_file(length)?;
-        self.content.check_room(0, self.reserve)
-    }
-}
-
 /// Runs the pump on a thread of its own: it may wait for a registry for hours, and the runtime's blocking threads are bounded.
 fn apart<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
@@ -455,25 +410,6 @@ fn apart<T: Send + 'static>(
 fn has_turn(ask: &mpsc::Sender<oneshot::Sender<()>>) -> bool {
     let (grant, granted) = oneshot::channel();
     ask.blocking_send(grant).is_ok() && granted.blocking_recv().is_ok()
-}
-
-/// Whether the worker did its work. On a full disk, that is why it did not.
-async fn judge(
-    content: &Content,
-    process: Process,
-    diff_id: Digest,
-    status: ExitStatus,
-) -> Result<(), ImageError> {
-    let judged = process.judge(diff_id, status).await;
-    let space = || nix::sys::statvfs::statvfs(content.root());
-    match judged {
-        Err(ImageError::BadLayer { .. })
-            if space().is_ok_and(|space| space.blocks_available() * space.fragment_size() < FULL) =>
-        {
-            Err(ImageError::DiskFull { directory: content.root().to_owned() })
-        }
-        judged => judged,
-    }
 }
 
 fn interrupted(layer: Digest) -> ImageError {

@@ -33,6 +33,7 @@ mod jail;
 mod json;
 mod layer;
 mod manifest;
+mod output;
 pub mod overlay;
 mod platform;
 mod process;
