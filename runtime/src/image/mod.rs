@@ -26,6 +26,7 @@ mod download;
 mod endpoint;
 pub mod erofs;
 mod error;
+mod eviction;
 mod feed;
 mod flight;
 mod hosts;

@@ -77,6 +77,9 @@ impl Images {
         let described = describe(&pull.session).await?;
         let announced = described.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.blob.size));
         pull.quota.check_archives(announced)?;
+        // before the layers are fetched; which of them show, and how large they are, makes little difference
+        let expected = described.record(reference, &vec![0; described.layers.len()], 0);
+        self.state().changes(expected, &user(&described.configuration))?;
 
         self.pin_until_undone(undo, described.content())?;
         self.check_room(&described).await?;
@@ -168,12 +171,7 @@ impl Images {
     async fn write_record(&self, record: Record, user: ImageUser) -> Result<(), ImageError> {
         let _writing = self.0.writing.lock().await;
         let id = record.id;
-        let changed = {
-            let state = self.state();
-            let changed = state.records.changes(record)?;
-            state.check_list(&changed, &user)?;
-            changed
-        };
+        let changed = self.state().changes(record, &user)?;
         let (images, written) = (self.clone(), changed.clone());
         blocking(move || {
             written.iter().try_for_each(|record| Ok(images.0.documents.put(&record.id.hex(), record)?))
@@ -222,17 +220,24 @@ impl Images {
 }
 
 impl State {
-    /// Checks that the list of all images stays within its bound, or does not grow, with `changed`, of which
-    /// the first has `user`.
-    fn check_list(&self, changed: &[Record], user: &ImageUser) -> Result<(), ImageError> {
-        let Some(record) = changed.first() else { return Ok(()) };
-        let others = self.users.iter().filter(|(id, _)| **id != record.id).map(|(_, user)| user.listed());
-        let with = self.records.listed_with(changed) + others.sum::<usize>() + user.listed();
-        let now = self.records.listed_with(&[]) + self.users.values().map(ImageUser::listed).sum::<usize>();
-        match with > LARGEST_LIST && with > now {
-            true => Err(ImageError::TooManyImages { image: record.id, limit: LARGEST_LIST }),
-            false => Ok(()),
+    /// What an insertion of `record`, of which `user` is in the configuration, would write.
+    ///
+    /// # Errors
+    /// [`ImageError::TooManyImages`], where the list of all images would grow beyond its bound.
+    fn changes(&self, record: Record, user: &ImageUser) -> Result<Vec<Record>, ImageError> {
+        let id = record.id;
+        let changed = self.records.changes(record);
+        let others = self.users.iter().filter(|(other, _)| **other != id).map(|(_, user)| user.listed());
+        let with = self.records.listed_with(&changed) + others.sum::<usize>() + user.listed();
+        match with > LARGEST_LIST && with > self.listed_bytes() {
+            true => Err(ImageError::TooManyImages { image: id, limit: LARGEST_LIST }),
+            false => Ok(changed),
         }
+    }
+
+    /// Bytes that count towards [`LARGEST_LIST`].
+    pub(super) fn listed_bytes(&self) -> usize {
+        self.records.listed_with(&[]) + self.users.values().map(ImageUser::listed).sum::<usize>()
     }
 
     fn live(&self) -> impl Iterator<Item = Digest> + '_ {

@@ -10,7 +10,7 @@ use crate::id::{Mismatch, resolve};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Most names of one image, tags and digests together.
+/// Most names of one image, tags and digests together; where it gets more, others are dropped.
 pub const MOST_NAMES: usize = 256;
 
 /// Most bytes of the list of all images, as the CRI's messages have it, with what the daemon keeps of their
@@ -69,8 +69,31 @@ impl Record {
     }
 
     /// All its names.
-    fn names(&self) -> impl Iterator<Item = &String> {
+    pub fn names(&self) -> impl Iterator<Item = &String> {
         self.repo_tags.iter().chain(&self.repo_digests)
+    }
+
+    /// Takes a name away.
+    pub fn drop_name(&mut self, name: &str) {
+        self.repo_tags.remove(name);
+        self.repo_digests.remove(name);
+    }
+
+    /// Drops names until [`MOST_NAMES`] are left, and none of `kept`. They are of the registry that has most of
+    /// those that can go: whoever names the images of others very often drops none of theirs. Digests go last, as
+    /// the statuses of pods tell them.
+    fn bound_names(&mut self, kept: &BTreeSet<String>) {
+        let mut droppable: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
+        let names = self.repo_digests.iter().rev().chain(self.repo_tags.iter().rev());
+        for name in names.filter(|name| !kept.contains(*name)) {
+            droppable.entry(registry_of(name)).or_default().push(name);
+        }
+        let surplus = self.names().count().saturating_sub(MOST_NAMES);
+        let next = |_| droppable.values_mut().max_by_key(|names| names.len())?.pop().cloned();
+        let dropped: Vec<String> = (0..surplus).map_while(next).collect();
+        for name in dropped {
+            self.drop_name(&name);
+        }
     }
 
     /// Bytes that count towards [`LARGEST_LIST`], less its user.
@@ -78,6 +101,11 @@ impl Record {
         let names = self.names().map(|name| name.len() + LISTED_NAME).sum::<usize>();
         LISTED_FIXED + names + self.layers.len() * LISTED_LAYER
     }
+}
+
+/// The registry of a full name.
+pub fn registry_of(name: &str) -> &str {
+    name.split_once('/').map_or("", |(registry, _)| registry)
 }
 
 impl Records {
@@ -93,18 +121,15 @@ impl Records {
         (all, changed.into_iter().collect())
     }
 
-    /// What an insertion of `record` would write: the record with the names that its image has already, then every other
-    /// image that loses a tag by it.
-    ///
-    /// # Errors
-    /// [`ImageError::TooManyNames`], where the image would have more than [`MOST_NAMES`] and than it has.
-    pub fn changes(&self, record: Record) -> Result<Vec<Record>, ImageError> {
-        let (id, before) = (record.id, self.0.get(&record.id).map_or(0, |old| old.names().count()));
-        let changed = self.changes_unbounded(record);
-        match changed.first().map_or(0, |record| record.names().count()) > MOST_NAMES.max(before) {
-            true => Err(ImageError::TooManyNames { image: id, limit: MOST_NAMES }),
-            false => Ok(changed),
+    /// What an insertion of `record` would write: the record with the names that its image has already, as far as there
+    /// is room for them ([`MOST_NAMES`]), then every other image that loses a tag by it.
+    pub fn changes(&self, record: Record) -> Vec<Record> {
+        let new = record.names().cloned().collect();
+        let mut changed = self.changes_unbounded(record);
+        if let Some(record) = changed.first_mut() {
+            record.bound_names(&new);
         }
+        changed
     }
 
     fn changes_unbounded(&self, mut record: Record) -> Vec<Record> {
@@ -256,7 +281,7 @@ mod tests {
     fn moved_tag_leaves_the_old_image_with_its_other_names() {
         let (mut records, changed) = Records::load([record("old", &[TAG, OTHER], 1)]);
         assert!(changed.is_empty());
-        let changed = records.changes(record("new", &[TAG], 2)).unwrap();
+        let changed = records.changes(record("new", &[TAG], 2));
         assert_eq!(changed.len(), 2);
         records.replace(changed);
         assert_eq!(
@@ -268,7 +293,7 @@ mod tests {
     #[test]
     fn second_tag_of_one_image_joins_its_record() {
         let (mut records, _) = Records::load([record("a", &[TAG], 1)]);
-        records.replace(records.changes(record("a", &[OTHER], 2)).unwrap());
+        records.replace(records.changes(record("a", &[OTHER], 2)));
         assert_eq!(tags(&records, "a"), [TAG, OTHER]);
         assert_eq!(records.all().count(), 1);
     }

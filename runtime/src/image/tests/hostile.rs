@@ -8,6 +8,7 @@ use crate::image::{Digest, ImageError, ImageUser, Images, ListedImage, SentCrede
 use k8s_cri::v1::{Image, Int64Value, ListImagesResponse};
 use prost::Message;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 #[tokio::test]
@@ -172,7 +173,7 @@ async fn layers_that_all_images_name_are_bounded() {
 }
 
 #[tokio::test]
-async fn names_of_one_image_are_bounded() {
+async fn names_of_one_image_are_bounded_and_those_that_one_registry_heaps_up_make_room() {
     let image = TestImage::of_texts(&["a"]);
     let mut shelf = image.shelf("app", "1");
     image.shelve(&mut shelf, "app", "2");
@@ -180,7 +181,8 @@ async fn names_of_one_image_are_bounded() {
     let node = Node::new();
     let images = node.images();
     images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
-    let known = registry.name("app:1");
+    let (known, by_digest) =
+        (registry.name("app:1"), registry.name(&format!("app@{}", Digest::of(&image.manifest()))));
     multiply(
         &images,
         0,
@@ -193,13 +195,61 @@ async fn names_of_one_image_are_bounded() {
         listed.repo_tags.len() + listed.repo_digests.len()
     };
     assert_eq!(names(&images), MOST_NAMES);
-    let error = images.pull(&registry.name("app:2"), &anonymous()).await.unwrap_err();
-    assert!(matches!(error, ImageError::TooManyNames { limit: MOST_NAMES, .. }), "{error}");
-    assert!(error.to_string().contains("has 256 names"), "{error}");
-    assert_eq!(names(&images), MOST_NAMES);
-    assert!(images.status(&registry.name("app:2")).unwrap().is_none());
-    images.pull(&known, &anonymous()).await.expect("a name that it has");
+    images.pull(&registry.name("app:2"), &anonymous()).await.unwrap();
+    images.pull(&known, &anonymous()).await.unwrap();
+    for images in [images, node.images()] {
+        assert_eq!(names(&images), MOST_NAMES);
+        for kept in [&known, &registry.name("app:2"), &by_digest] {
+            assert!(images.status(kept).unwrap().is_some(), "{kept}");
+        }
+    }
     assert_eq!(node.settled().await, [2, 1, 0, 1]);
+}
+
+#[tokio::test]
+async fn images_that_fill_the_list_make_room_for_those_of_other_registries() {
+    let image = TestImage::of_texts(&["a"]);
+    let mut shelf = image.shelf("app", "1");
+    let other = TestImage::of_texts(&["b"]);
+    other.shelve(&mut shelf, "app", "2");
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node::new();
+    let images = node.images();
+    images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
+    let name = |number: u32, tag: u32| format!("evil.test/{number}/{}:{tag}", "x".repeat(250));
+    let id = |number: u32| Digest::of(&number.to_le_bytes());
+    let record = images.state().records.all().next().unwrap().clone();
+    let shared = record.repo_tags.first().unwrap().clone();
+    for number in 0..130 {
+        let mut repo_tags: BTreeSet<_> = (0..255).map(|tag| name(number, tag)).collect();
+        if number == 3 {
+            repo_tags.insert("good.test/app:3".to_owned());
+        }
+        let (id, pulled_at) = (id(number), number.into());
+        let evil = Record { id, repo_tags, repo_digests: BTreeSet::new(), pulled_at, ..record.clone() };
+        images.0.documents.put(&id.hex(), &evil).unwrap();
+        let mut state = images.state();
+        state.users.insert(id, ImageUser::Unset);
+        state.records.replace(vec![evil]);
+    }
+    let refused = images.pull(&registry.name("app:2"), &anonymous()).await.unwrap_err();
+    assert!(matches!(refused, ImageError::TooManyImages { .. }), "{refused}");
+
+    // two containers: one was made by the id of an image, the other by a name
+    images.make_room(|| vec![id(0).to_string(), name(1, 7)]).await.unwrap();
+    images.pull(&registry.name("app:2"), &anonymous()).await.unwrap();
+    images.make_room(|| panic!("there is room")).await.unwrap();
+    let names = |number| {
+        let status = images.status(&id(number).to_string()).unwrap();
+        status.map(|image| image.repo_tags)
+    };
+    assert_eq!(names(0), Some(vec![]));
+    assert_eq!(names(1), Some(vec![name(1, 7)]));
+    assert_eq!(names(2), None);
+    assert_eq!(names(3), Some(vec!["good.test/app:3".to_owned()]));
+    assert_eq!(names(129).map(|names| names.len()), Some(255));
+    assert_eq!(images.status(&shared).unwrap().unwrap().id, image.id());
+    assert!(images.0.documents.get(&id(2).hex()).unwrap().is_none(), "it is on disk");
 }
 
 #[tokio::test]
