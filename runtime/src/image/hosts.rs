@@ -3,6 +3,7 @@
 //!
 //! Used by `registry` for the places of an image, and by `session` for addresses in manifests. It must not send requests.
 
+use super::answer::note_redirect;
 use super::destinations::{Destinations, Resolver};
 use super::endpoint::Clients;
 use super::error::ImageError;
@@ -158,7 +159,10 @@ fn follow(attempt: redirect::Attempt<'_>, destinations: &Destinations) -> redire
     }
     match attempt.previous().first().map(|asked| destinations.check(attempt.url(), asked)) {
         Some(Err(reason)) => attempt.error(format!("redirected to {reason}")),
-        Some(Ok(())) | None => attempt.follow(),
+        Some(Ok(())) | None => {
+            note_redirect(attempt.url());
+            attempt.follow()
+        }
     }
 }
 

@@ -11,7 +11,7 @@
 //!
 //! Made by `registry`; used by `describe` for manifests and by `download` for blobs. Everything a registry sends is bounded.
 
-use super::answer::{Kind, Refusal, Refusals, accept_foreign, read_bounded, send};
+use super::answer::{Kind, Refusal, Refusals, accept_foreign, is_own, read_bounded, send};
 use super::digest::Digest;
 use super::endpoint::Endpoint;
 use super::error::ImageError;
@@ -106,7 +106,9 @@ impl Session {
         loop {
             let patience = self.hosts.patience();
             let answer = match endpoint.get(&path, ACCEPTED, 0, patience.stall).await {
-                Ok(response) => read_bounded(response, LARGEST_MANIFEST, patience.grace()).await,
+                Ok(response) => {
+                    read_bounded(response, LARGEST_MANIFEST, patience.grace(), Some(endpoint.base())).await
+                }
                 Err(refusal) => Err(refusal),
             };
             match answer {
@@ -167,8 +169,16 @@ impl Session {
                 if from > 0 {
                     request = request.header(RANGE, format!("bytes={from}-"));
                 }
-                accept_foreign(send(request, stall).await?)
+                accept_foreign(send(request, stall, None).await?)
             }
+        }
+    }
+
+    /// Whether errors may quote what `place` has answered from `url`: only where no answer has led elsewhere.
+    pub(super) fn may_quote(&self, place: &Place, url: &Url) -> bool {
+        match place {
+            Place::Registry(index) => is_own(url, Some(self.endpoints[*index].base())),
+            Place::Foreign { .. } => false,
         }
     }
 

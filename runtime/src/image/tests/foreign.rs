@@ -2,6 +2,7 @@
 
 use super::slots::{SOON, eventually, pull};
 use super::{Node, anonymous};
+use crate::config::RegistryConfig;
 use crate::image::test_registry::{Reply, Request, Shelf, TestImage, TestRegistry, descriptor};
 use crate::image::{Digest, ImageError, SentCredentials};
 use serde_json::{Value, json};
@@ -124,7 +125,7 @@ async fn what_comes_from_elsewhere_is_checked_and_its_words_are_not_told() {
     for (path, told) in [
         ("/metadata?key=s3cret", "/metadata: status 403"),
         ("/long", "sent more than"),
-        ("/short", "broke off"),
+        ("/short", "/short: broke off;"),
     ] {
         let (shelf, _) = elsewhere(&[format!("http://{}{path}", internal.address)]);
         let registry = TestRegistry::of(shelf).await;
@@ -134,6 +135,14 @@ async fn what_comes_from_elsewhere_is_checked_and_its_words_are_not_told() {
         assert!(!error.contains("internal") && !error.contains("s3cret"), "{error}");
         assert_eq!(node.kept(), [0, 0, 0, 0]);
     }
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (shelf, _) = elsewhere(&[format!("http://{closed}/layer")]);
+    let registry = TestRegistry::of(shelf).await;
+    let mut node = willing(&internal);
+    node.registries.insert(closed.to_string(), RegistryConfig::default());
+    let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err().to_string();
+    assert!(error.contains("/layer: cannot be reached") && !error.contains("refused"), "{error}");
+
     let (_, blob) = elsewhere(&[]);
     let altered = host(move |_| {
         let mut blob = blob.clone();

@@ -1,6 +1,7 @@
 //! Images and registries that want more than they may have: memory, disk, processor time, or what only this node reaches.
 
 use super::{Node, anonymous};
+use crate::config::RegistryConfig;
 use crate::image::content::Space;
 use crate::image::records::{LARGEST_LIST, MOST_NAMES, Record};
 use crate::image::test_registry::{Reply, TestImage, TestRegistry, from_shelf};
@@ -300,6 +301,53 @@ async fn words_of_what_a_registry_redirects_to_are_not_told() {
         assert!(told.contains(&expected) && !told.contains("internal"), "{told}");
     }
     assert_eq!(inner.asked("").len(), 2);
+}
+
+#[tokio::test]
+async fn why_another_place_cannot_be_reached_is_not_told() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let registry = TestRegistry::start(move |request| match request.line.contains("/moved/") {
+        true => Reply::new(307, "").header("Location", format!("http://{closed}/secret")),
+        false => {
+            Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"http://{closed}/token\""))
+        }
+    })
+    .await;
+    let registries = [(closed.to_string(), RegistryConfig::default())].into();
+    let node = Node { registries, ..Node::new() };
+    let images = node.images();
+    for name in ["moved/app:1", "app:1"] {
+        let error = images.pull(&registry.name(name), &anonymous()).await.unwrap_err();
+        assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");
+        let told = error.to_string();
+        assert!(told.contains(&format!("leads to http://{closed}, which cannot be reached")), "{told}");
+        assert!(!told.to_lowercase().contains("refused"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn length_of_what_a_registry_redirects_to_is_not_told() {
+    let inner = TestRegistry::start(|_| Reply::new(200, "internal words")).await;
+    let (there, image) = (inner.address, TestImage::of_texts(&["a"]));
+    let guess = json!({"mediaType": "", "digest": Digest::of(b"guess"), "size": 1000});
+    for of_layer in [false, true] {
+        let mut document: serde_json::Value = serde_json::from_slice(&image.manifest()).unwrap();
+        match of_layer {
+            true => document["layers"][0] = guess.clone(),
+            false => document["config"] = guess.clone(),
+        }
+        let mut shelf = image.shelf("app", "1");
+        shelf.insert("app/manifests/1".to_owned(), document.to_string().into_bytes());
+        let guessed = Digest::of(b"guess").to_string();
+        let registry = TestRegistry::start(move |request| match request.line.contains(&guessed) {
+            true => Reply::new(307, "").header("Location", format!("http://{there}/secret")),
+            false => from_shelf(&shelf, request),
+        })
+        .await;
+        let node = Node::knowing([&inner]);
+        let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err().to_string();
+        assert!(error.contains("broke off") && !error.contains("14 of"), "{error}");
+    }
 }
 
 #[tokio::test]
