@@ -73,6 +73,17 @@ impl Record {
         self.repo_tags.iter().chain(&self.repo_digests)
     }
 
+    /// Spells all names as they are looked for; returns whether that has changed any.
+    fn spell_names(&mut self) -> bool {
+        let spell =
+            |name: &String| Reference::parse(name).map_or_else(|_| name.clone(), |name| name.to_string());
+        let names: [BTreeSet<String>; 2] =
+            [&self.repo_tags, &self.repo_digests].map(|names| names.iter().map(spell).collect());
+        let changed = names != [self.repo_tags.clone(), self.repo_digests.clone()];
+        [self.repo_tags, self.repo_digests] = names;
+        changed
+    }
+
     /// Takes a name away.
     pub fn drop_name(&mut self, name: &str) {
         self.repo_tags.remove(name);
@@ -110,11 +121,17 @@ pub fn registry_of(name: &str) -> &str {
 
 impl Records {
     /// Takes what was on disk. A daemon that was killed between two writes left a tag with two images: the later one keeps
-    /// it. Gives back the ids of records that differ from their files now.
+    /// it. Older daemons kept names as they were spelled. Gives back the ids of records that differ from their files now.
     pub fn load(records: impl IntoIterator<Item = Record>) -> (Self, Vec<Digest>) {
-        let mut by_time: Vec<_> = records.into_iter().collect();
-        by_time.sort_by_key(|record| record.pulled_at);
         let (mut all, mut changed) = (Self::default(), BTreeSet::new());
+        let mut spell = |mut record: Record| {
+            if record.spell_names() {
+                changed.insert(record.id);
+            }
+            record
+        };
+        let mut by_time: Vec<_> = records.into_iter().map(&mut spell).collect();
+        by_time.sort_by_key(|record| record.pulled_at);
         for record in by_time {
             changed.extend(all.insert(record).into_iter().map(|record| record.id));
         }
@@ -303,6 +320,15 @@ mod tests {
         let (records, changed) = Records::load([record("late", &[TAG], 2), record("early", &[TAG], 1)]);
         assert_eq!((tags(&records, "late"), tags(&records, "early")), (vec![TAG.to_owned()], vec![]));
         assert_eq!(changed, [Digest::of(b"early")]);
+    }
+
+    #[test]
+    fn names_of_older_daemons_are_found_in_their_one_spelling() {
+        let (records, changed) = Records::load([record("a", &["Quay.IO/a:1"], 1)]);
+        assert_eq!(changed, [Digest::of(b"a")]);
+        assert_eq!(tags(&records, "a"), ["quay.io/a:1"]);
+        let found = records.find(&Query::parse("Quay.IO/a:1").unwrap()).unwrap();
+        assert_eq!(found.map(|record| record.id), Some(Digest::of(b"a")));
     }
 
     #[test]
