@@ -8,11 +8,11 @@
 //! pull's own. Used by `pull`.
 
 use super::content::Content;
+use super::descriptor::Descriptor;
 use super::digest::Digest;
 use super::erofs::{Erofs, OPAQUE};
 use super::error::ImageError;
 use super::layer::{Below, LayerSource};
-use super::manifest::Descriptor;
 use super::pull::Pull;
 use super::{Images, blocking};
 use futures_util::future::{BoxFuture, FutureExt};

@@ -10,9 +10,9 @@
 //! [`Download::next`] gives is unchecked until it has given `None`.
 
 use super::answer::{Kind, Refusal, Refusals, broke_off, origin, reason};
+use super::descriptor::Descriptor;
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
-use super::manifest::Descriptor;
 use super::rate::MinimumRate;
 use super::session::{Place, Session};
 use bytes::Bytes;

@@ -14,11 +14,11 @@
 use super::blocking;
 use super::compression::LONGEST_MAGIC;
 use super::content::{Content, Incoming};
+use super::descriptor::Descriptor;
 use super::digest::Digest;
 use super::download::{Download, MOST_BEGINNINGS};
 use super::error::ImageError;
 use super::feed::{Feed, pipe};
-use super::manifest::Descriptor;
 use super::output::{self, Written};
 use super::process::{Process, broken};
 use super::pull::Pull;

@@ -20,6 +20,7 @@ mod configuration;
 mod content;
 pub mod convert;
 mod describe;
+mod descriptor;
 mod destinations;
 mod digest;
 mod download;

@@ -12,11 +12,12 @@
 //! Made by `registry`; used by `describe` for manifests and by `download` for blobs. Everything a registry sends is bounded.
 
 use super::answer::{Kind, Refusal, Refusals, accept_foreign, is_own, read_bounded, send};
+use super::descriptor::Descriptor;
 use super::digest::Digest;
 use super::endpoint::Endpoint;
 use super::error::ImageError;
 use super::hosts::Hosts;
-use super::manifest::{ACCEPTED, Descriptor, LARGEST_MANIFEST};
+use super::manifest::{ACCEPTED, LARGEST_MANIFEST};
 use super::reference::{Reference, Version};
 use super::registry::Patience;
 use bytes::Bytes;
