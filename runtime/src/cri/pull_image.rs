@@ -14,8 +14,15 @@ pub async fn serve(node: &Node, request: PullImageRequest) -> Result<PullImageRe
         )));
     }
     let credentials = request.auth.map(credentials).unwrap_or_default();
+    node.images.make_room(|| in_use(node)).await?;
     let id = node.images.pull(&spec.image, &credentials).await?;
     Ok(PullImageResponse { image_ref: id.to_string() })
+}
+
+/// Ids and names of the images of all containers.
+fn in_use(node: &Node) -> Vec<String> {
+    let images = node.containers.list().into_iter().map(|container| container.snapshot().image);
+    images.flat_map(|image| [image.id, image.asked, image.reference]).collect()
 }
 
 fn credentials(auth: AuthConfig) -> SentCredentials {

@@ -121,7 +121,6 @@ fn code_of_image(error: &ImageError) -> Code {
             Code::FailedPrecondition
         }
         ImageError::TooLarge { .. }
-        | ImageError::TooManyNames { .. }
         | ImageError::TooManyImages { .. }
         | ImageError::DiskFull { .. }
         | ImageError::DiskReserve { .. } => Code::ResourceExhausted,

@@ -1,17 +1,30 @@
 //! What a place answers to a request: sent with a deadline, read within bounds, and told apart where it is a refusal.
 //!
-//! Used by `endpoint`, `session` and `download`. It must not decide what is tried again.
+//! Whoever made an image or runs a registry leads this node to other places by redirects, token services and addresses in
+//! manifests, and reads the error of the pull. What only this node learns of these is logged and not told: a refused
+//! connection tells of a port, a certificate of a name, and the end of an answer of its length.
+//!
+//! Used by `endpoint`, `session` and `download`; `hosts` tells of redirects. It must not decide what is tried again.
 
 use super::error::ImageError;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{RequestBuilder, Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
+use std::cell::RefCell;
 use std::error::Error as _;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 /// Longest text of a registry that is passed on, in bytes.
 const LONGEST_ANSWER: u64 = 4 << 10;
+
+/// Longest address of another place that errors tell, in characters.
+const LONGEST_ORIGIN: usize = 200;
+
+tokio::task_local! {
+    /// Where redirects have led the request that this task sends: the client's errors have the address asked first.
+    static LED_TO: RefCell<Option<Url>>;
+}
 
 /// Why a place did not give what was asked for.
 #[derive(Debug)]
@@ -44,15 +57,56 @@ pub struct Refusals(Vec<(String, Refusal)>);
 /// Longest time that a registry may take for the words of a refusal.
 const SAYING: Duration = Duration::from_secs(10);
 
-/// Sends a request and waits for the head of its answer.
-pub async fn send(request: RequestBuilder, stall: Duration) -> Result<Response, Refusal> {
-    match tokio::time::timeout(stall, request.send()).await {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) if error.is_builder() => Err(Refusal::bad_answer(reason(&error))),
+/// Sends a request and waits for the head of its answer. Of a failure at another place than `own`, which is absent where
+/// the address is of a manifest, it is told only that there was one.
+pub async fn send(request: RequestBuilder, stall: Duration, own: Option<&Url>) -> Result<Response, Refusal> {
+    let (client, request) = request.build_split();
+    let request = request.map_err(|error| Refusal::bad_answer(reason(&error)))?;
+    let asked = request.url().clone();
+    let sending = async {
+        let sent = tokio::time::timeout(stall, client.execute(request)).await;
+        (sent, LED_TO.with(RefCell::take))
+    };
+    let (sent, led_to) = LED_TO.scope(RefCell::default(), sending).await;
+    let refusal = match sent {
+        Ok(Ok(response)) => return Ok(response),
+        Ok(Err(error)) if error.is_builder() => return Err(Refusal::bad_answer(reason(&error))),
+        // the words of the client's own policy, which hang on the address alone
+        Ok(Err(error)) if error.is_redirect() => return Err(Refusal::unavailable(reason(&error))),
         // The client has the same limit for each of its waits.
-        Ok(Err(error)) if !error.is_timeout() => Err(Refusal::unavailable(reason(&error))),
-        _ => Err(Refusal::unavailable(format!("no answer within {} s", stall.as_secs_f32()))),
+        Ok(Err(error)) if !error.is_timeout() => Refusal::unavailable(reason(&error)),
+        _ => Refusal::unavailable(format!("no answer within {} s", stall.as_secs_f32())),
+    };
+    let place = led_to.unwrap_or(asked);
+    if is_own(&place, own) {
+        return Err(refusal);
     }
+    tracing::debug!(place = origin(&place), reason = refusal.reason, "cannot be reached");
+    Err(Refusal::unavailable(match own {
+        Some(_) => format!("leads to {}, which cannot be reached", shown_origin(&place)),
+        None => "cannot be reached".to_owned(),
+    }))
+}
+
+/// Notes where the request that this task sends is redirected to. For the policies of the clients.
+pub fn note_redirect(url: &Url) {
+    // none is noted where the request is not sent by `send`
+    let _ = LED_TO.try_with(|led_to| *led_to.borrow_mut() = Some(url.clone()));
+}
+
+/// Whether an address is at the place `own`.
+pub fn is_own(url: &Url, own: Option<&Url>) -> bool {
+    own.is_some_and(|own| origin(own) == origin(url))
+}
+
+/// An origin as errors tell it.
+pub fn shown_origin(url: &Url) -> String {
+    origin(url).chars().take(LONGEST_ORIGIN).collect()
+}
+
+/// Scheme, host and port: what credentials are given to.
+pub fn origin(url: &Url) -> String {
+    url.origin().ascii_serialization()
 }
 
 /// Gives back an answer that is what was asked for; a refusal is told with the registry's own words.
@@ -85,7 +139,8 @@ pub async fn said(response: Response) -> String {
         #[serde(default)]
         message: String,
     }
-    let bytes = read_bounded(response, LONGEST_ANSWER, SAYING).await.unwrap_or_default();
+    let own = response.url().clone();
+    let bytes = read_bounded(response, LONGEST_ANSWER, SAYING, Some(&own)).await.unwrap_or_default();
     let text = match serde_json::from_slice::<Errors>(&bytes) {
         Ok(Errors { errors }) if !errors.is_empty() => format!("{} {}", errors[0].code, errors[0].message),
         _ => String::from_utf8_lossy(&bytes).into_owned(),
@@ -93,13 +148,18 @@ pub async fn said(response: Response) -> String {
     text.chars().take(200).filter(|c| !c.is_control()).collect()
 }
 
-/// Reads a whole answer of at most `limit` bytes, which may take so long in all.
-pub async fn read_bounded(mut response: Response, limit: u64, within: Duration) -> Result<Vec<u8>, Refusal> {
+/// Reads a whole answer of at most `limit` bytes, which may take so long in all. How it broke off is told only of an answer
+/// of the place `own`.
+pub async fn read_bounded(
+    mut response: Response,
+    limit: u64,
+    within: Duration,
+    own: Option<&Url>,
+) -> Result<Vec<u8>, Refusal> {
+    let is_own = is_own(response.url(), own);
     let whole = async {
         let mut bytes = Vec::new();
-        while let Some(chunk) =
-            response.chunk().await.map_err(|error| Refusal::unavailable(reason(&error)))?
-        {
+        while let Some(chunk) = response.chunk().await.map_err(|error| broke_off(reason(&error), is_own))? {
             if (bytes.len() + chunk.len()) as u64 > limit {
                 return Err(Refusal::bad_answer(format!("sent more than {limit} bytes")));
             }
@@ -109,6 +169,15 @@ pub async fn read_bounded(mut response: Response, limit: u64, within: Duration) 
     };
     let late = |_| Refusal::unavailable(format!("no whole answer within {} s", within.as_secs_f32()));
     tokio::time::timeout(within, whole).await.map_err(late)?
+}
+
+/// Refuses an answer that ended too early: `how` is told where the place itself broke off, and logged where another did.
+pub fn broke_off(how: String, is_own: bool) -> Refusal {
+    if is_own {
+        return Refusal::unavailable(how);
+    }
+    tracing::debug!(how, "an answer of another place broke off");
+    Refusal::unavailable("broke off")
 }
 
 /// The innermost cause, which says most: "connection refused" and not "error sending request".

@@ -3,7 +3,7 @@
 //! Used by `endpoint`, which sends the requests. Credentials are never logged: nothing here derives `Debug` that holds one.
 
 use super::error::ImageError;
-use super::reference::{DOCKER_HUB, DOCKER_HUB_HOST, DOCKER_HUB_ONCE};
+use super::reference::{DOCKER_HUB, DOCKER_HUB_HOST, DOCKER_HUB_ONCE, one_spelling};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
@@ -84,7 +84,7 @@ fn same_registry(address: &str, registry: &str) -> bool {
     let host = address.split_once("://").map_or(address, |(_, rest)| rest);
     let host = host.split('/').next().unwrap_or(host);
     let hub = |host: &str| matches!(host, DOCKER_HUB | DOCKER_HUB_ONCE | DOCKER_HUB_HOST);
-    host == registry || (hub(host) && hub(registry))
+    one_spelling(host).is_some_and(|host| host == registry || (hub(&host) && hub(registry)))
 }
 
 /// How a registry wants to be asked (RFC 9110, 11.6.1).
@@ -202,6 +202,7 @@ mod tests {
         assert!(credentials(&sent) == Credentials::Anonymous);
         assert!(sent.for_registry("ghcr.io").is_ok_and(|c| c == basic("me", "")));
         assert!(same_registry("https://index.docker.io/v1/", "docker.io"));
+        assert!(same_registry("https://Quay.IO:443/", "quay.io"));
     }
 
     #[test]

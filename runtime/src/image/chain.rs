@@ -4,14 +4,15 @@
 //! its own (OCI image specification, config.md, "Layer ChainID").
 //!
 //! An image says itself which `diff_ids` it has, so until the content is here nothing of another image may depend on them: work
-//! under way is shared only where registry and blobs are the same too, and its failure is another pull's own. Used by `pull`.
+//! under way is shared only where registry, blobs and their addresses elsewhere are the same too, and its failure is another
+//! pull's own. Used by `pull`.
 
 use super::content::Content;
+use super::descriptor::Descriptor;
 use super::digest::Digest;
 use super::erofs::{Erofs, OPAQUE};
 use super::error::ImageError;
 use super::layer::{Below, LayerSource};
-use super::manifest::Descriptor;
 use super::pull::Pull;
 use super::{Images, blocking};
 use futures_util::future::{BoxFuture, FutureExt};
@@ -28,7 +29,9 @@ pub fn layers(registry: &str, paired: Vec<(Descriptor, Digest)>) -> Arc<[LayerSo
             Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
         };
         below = Some(chain_id);
-        origin = Digest::of(format!("{origin} {} {} {diff_id}", blob.digest, blob.size).as_bytes());
+        // quoted, so that no text of an address can be taken for more than one
+        let Descriptor { digest, size, urls, .. } = &blob;
+        origin = Digest::of(format!("{origin} {digest} {size} {diff_id} {urls:?}").as_bytes());
         LayerSource { blob, diff_id, chain_id, origin }
     };
     paired.into_iter().map(name).collect()
@@ -47,10 +50,12 @@ impl Images {
             let layer = &layers[at];
             let mut flight = layer.origin;
             loop {
-                if let Some(size) = images.0.content.layer_size(&layer.chain_id)? {
+                let (content, chain_id) = (Arc::clone(&images.0.content), layer.chain_id);
+                if let Some(size) = blocking(move || content.layer_size(&chain_id)).await? {
                     return Ok(size);
                 }
-                let fetch = || {
+                let fetch = |passengers| {
+                    let requester = pull.requester(passengers);
                     let (converter, content) =
                         (Arc::clone(&images.0.converter), Arc::clone(&images.0.content));
                     let (images, layers, pull) = (images.clone(), Arc::clone(&layers), Arc::clone(&pull));
@@ -58,7 +63,7 @@ impl Images {
                         let pull = Arc::clone(&pull);
                         move || images.clone().below(Arc::clone(&pull), Arc::clone(&layers), at)
                     };
-                    converter.fetch(content, pull, layer.clone(), below)
+                    converter.fetch(content, pull, requester, layer.clone(), below)
                 };
                 let landed = images.0.flights.board(flight, pull.number, fetch).await;
                 match landed.outcome {
@@ -81,11 +86,14 @@ impl Images {
             for lower in 0..at {
                 self.have_layer(&pull, &layers, lower).await?;
             }
-            let open = |layer: &LayerSource| {
-                let path = self.0.content.layer_path(&layer.chain_id);
-                File::open(&path).map_err(|error| ImageError::io(&path, error))
+            let open = move || {
+                let open = |layer: &LayerSource| {
+                    let path = self.0.content.layer_path(&layer.chain_id);
+                    File::open(&path).map_err(|error| ImageError::io(&path, error))
+                };
+                layers[..at].iter().rev().map(open).collect()
             };
-            layers[..at].iter().rev().map(open).collect()
+            blocking(open).await
         })
     }
 
@@ -137,6 +145,7 @@ mod tests {
             ("evil.test", blob("one")),
             ("r.test", blob("evil")),
             ("r.test", Descriptor { size: 4, ..blob("one") }),
+            ("r.test", Descriptor { urls: vec!["https://evil.test/one".to_owned()], ..blob("one") }),
         ] {
             let evil = origin(registry, lower);
             assert_eq!(evil.0, chain_id);

@@ -28,6 +28,8 @@ pub struct Content {
     condemned: Mutex<Vec<PathBuf>>,
     /// Looks at the file system of a directory.
     space: fn(&Path) -> io::Result<Space>,
+    /// Removes a file. The kernel frees all its blocks meanwhile, which takes seconds for a large one.
+    unlink: fn(&Path) -> io::Result<()>,
 }
 
 /// Size of a file system, in bytes.
@@ -69,10 +71,11 @@ impl Content {
             made.map_err(|error| ImageError::io(&path, error))?;
         }
         let (next, condemned) = (AtomicU64::new(0), Mutex::default());
-        let content = Self { root: root.to_owned(), next, condemned, space };
+        let unlink = |path: &Path| fs::remove_file(path);
+        let content = Self { root: root.to_owned(), next, condemned, space, unlink };
         let incoming = root.join("incoming");
         for path in files(&incoming)? {
-            remove(&path)?;
+            content.remove(&path)?;
         }
         Ok(content)
     }
@@ -81,6 +84,12 @@ impl Content {
     #[cfg(test)]
     pub fn pretend(&mut self, space: fn(&Path) -> io::Result<Space>) {
         self.space = space;
+    }
+
+    /// Removes files by `unlink`.
+    #[cfg(test)]
+    pub fn pretend_to_remove(&mut self, unlink: fn(&Path) -> io::Result<()>) {
+        self.unlink = unlink;
     }
 
     /// The directory of all this.
@@ -142,7 +151,7 @@ impl Content {
         let written = incoming.file.write_all(bytes).map_err(|error| ImageError::io(&incoming.path, error));
         let placed = written.and_then(|()| place(&incoming, &path));
         if placed.is_err() {
-            remove(&incoming.path)?;
+            self.remove(&incoming.path)?;
         }
         placed
     }
@@ -183,7 +192,7 @@ impl Content {
     pub fn adopt_layer(&self, incoming: &Incoming, chain_id: &Digest) -> Result<(), ImageError> {
         let failed = |error| ImageError::io(&incoming.path, error);
         if self.layer_size(chain_id)?.is_some() {
-            return remove(&incoming.path);
+            return self.remove(&incoming.path);
         }
         if nix::unistd::geteuid().is_root() {
             chown(&incoming.path, Some(0), Some(0)).map_err(failed)?;
@@ -192,26 +201,35 @@ impl Content {
         place(incoming, &self.layer_path(chain_id))
     }
 
-    /// Takes away everything that is not `live`: the files are out of sight when this returns. Their space is
+    /// The files of all blobs and layers.
+    ///
+    /// # Errors
+    /// A directory that cannot be read.
+    pub fn kept(&self) -> Result<Vec<PathBuf>, ImageError> {
+        let mut found = files(&self.root.join("blobs"))?;
+        found.extend(files(&self.root.join("layers"))?);
+        Ok(found)
+    }
+
+    /// Takes away all of `found` that is not `live`: the files are out of sight when this returns. Their space is
     /// freed by [`Self::remove_condemned`], for callers who hold a lock now and not then.
     ///
     /// # Errors
-    /// A directory that cannot be read or a file that cannot be moved; the others are out of sight all the
-    /// same.
-    pub fn condemn(&self, live: impl Fn(&Digest) -> bool) -> Result<(), ImageError> {
+    /// A file that cannot be moved; the others are out of sight all the same.
+    pub fn condemn(&self, found: Vec<PathBuf>, live: impl Fn(&Digest) -> bool) -> Result<(), ImageError> {
         let mut outcome = Ok(());
-        for name in ["blobs", "layers"] {
-            for path in files(&self.root.join(name))? {
-                let digest = path.file_stem().and_then(|stem| Digest::from_hex(stem.to_str()?));
-                if digest.is_some_and(|digest| live(&digest)) {
-                    continue;
-                }
-                let number = self.next.fetch_add(1, Ordering::Relaxed);
-                let away = self.root.join("incoming").join(number.to_string());
-                match fs::rename(&path, &away) {
-                    Ok(()) => self.condemned().push(away),
-                    Err(error) => outcome = outcome.and(Err(ImageError::io(&path, error))),
-                }
+        for path in found {
+            let digest = path.file_stem().and_then(|stem| Digest::from_hex(stem.to_str()?));
+            if digest.is_some_and(|digest| live(&digest)) {
+                continue;
+            }
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let away = self.root.join("incoming").join(number.to_string());
+            match fs::rename(&path, &away) {
+                Ok(()) => self.condemned().push(away),
+                // another call has taken it away since it was found
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => outcome = outcome.and(Err(ImageError::io(&path, error))),
             }
         }
         outcome
@@ -225,12 +243,23 @@ impl Content {
         let condemned = std::mem::take(&mut *self.condemned());
         let mut outcome = Ok(());
         for path in condemned {
-            if let Err(error) = remove(&path) {
+            if let Err(error) = self.remove(&path) {
                 self.condemned().push(path);
                 outcome = outcome.and(Err(error));
             }
         }
         outcome
+    }
+
+    /// Removes a file, which blocks. One that is not there is no error.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove(&self, path: &Path) -> Result<(), ImageError> {
+        match (self.unlink)(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io(path, error)),
+            _ => Ok(()),
+        }
     }
 
     fn condemned(&self) -> MutexGuard<'_, Vec<PathBuf>> {
@@ -272,17 +301,6 @@ fn space(directory: &Path) -> io::Result<Space> {
     let space = nix::sys::statvfs::statvfs(directory)?;
     let bytes = |blocks: u64| blocks.saturating_mul(space.fragment_size());
     Ok(Space { whole: bytes(space.blocks()), free: bytes(space.blocks_available()) })
-}
-
-/// Removes a file. One that is not there is no error.
-///
-/// # Errors
-/// It cannot be removed.
-pub fn remove(path: &Path) -> Result<(), ImageError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io(path, error)),
-        _ => Ok(()),
-    }
 }
 
 /// Puts a written file in its place so that it is there, whole, after a crash of the machine too.
@@ -343,7 +361,7 @@ mod tests {
         let (_directory, content) = store();
         let (dead, alive) = (layer(&content, b"dead"), layer(&content, b"alive"));
         let open = File::open(content.layer_path(&dead)).unwrap();
-        content.condemn(|digest| *digest == alive).unwrap();
+        content.condemn(content.kept().unwrap(), |digest| *digest == alive).unwrap();
         assert_eq!((content.condemned().len(), content.layer_size(&dead).unwrap()), (1, None));
         content.remove_condemned().unwrap();
         assert_eq!(open.metadata().unwrap().len(), 4);
@@ -357,7 +375,7 @@ mod tests {
         for name in ["first", "second", "third"] {
             layer(&content, name.as_bytes());
         }
-        content.condemn(|_| false).unwrap();
+        content.condemn(content.kept().unwrap(), |_| false).unwrap();
         // A directory cannot be removed as a file.
         let stuck = content.condemned()[0].clone();
         fs::remove_file(&stuck).unwrap();

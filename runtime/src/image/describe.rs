@@ -11,13 +11,12 @@
 //! calls: they may be megabytes. It must not fetch layers.
 
 use super::configuration::ImageConfiguration;
+use super::descriptor::{Descriptor, Entry, check_layer, counts_as_layer};
 use super::digest::Digest;
 use super::download::Download;
 use super::error::ImageError;
 use super::layer::LayerSource;
-use super::manifest::{
-    Descriptor, Entry, LARGEST_CONFIG, LARGEST_MANIFEST, Manifest, check_layer, counts_as_layer,
-};
+use super::manifest::{LARGEST_CONFIG, LARGEST_MANIFEST, Manifest};
 use super::platform::{Fit, Platform, processor_level};
 use super::reference::Version;
 use super::session::Session;

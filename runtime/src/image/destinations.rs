@@ -24,11 +24,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Variables of the environment that name proxies, in capitals too.
 const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
 
-/// Metadata services of clouds beyond the link: of Alibaba Cloud, and of Azure (its `WireServer`).
-const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16)];
+/// Metadata services of clouds beyond the link: of Alibaba Cloud, Azure (its `WireServer`) and Oracle Cloud Classic.
+const METADATA_V4: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
 
-/// The same, of Amazon EC2.
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// The same, of Google Cloud, Oracle Cloud, Scaleway and Akamai.
+const METADATA_V6: [Ipv6Addr; 4] = [
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+    Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1),
+];
+
+/// Prefix of Amazon EC2's own services: metadata (::254), names (::253), time (::123), identities of pods (::23).
+const EC2_SERVICES: [u16; 2] = [0xfd00, 0xec2];
+
+/// Prefix of IPv4 addresses behind a translator, in their last 32 bits (RFC 6052, 2.1).
+const TRANSLATED: [u16; 6] = [0x64, 0xff9b, 0, 0, 0, 0];
 
 /// Longest host that errors tell, in characters.
 const LONGEST_HOST: usize = 100;
@@ -167,7 +179,9 @@ fn is_near(host: &str) -> bool {
 
 fn is_near_address(address: IpAddr) -> bool {
     let address = match address {
-        IpAddr::V6(address) => address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4),
+        IpAddr::V6(address) => {
+            address.to_ipv4_mapped().or_else(|| translated(address)).map_or(IpAddr::V6(address), IpAddr::V4)
+        }
         address => address,
     };
     match address {
@@ -176,10 +190,16 @@ fn is_near_address(address: IpAddr) -> bool {
             address.is_loopback() || address.is_link_local() || address.is_unspecified() || metadata
         }
         IpAddr::V6(address) => {
-            let metadata = address == METADATA_V6;
+            let metadata = METADATA_V6.contains(&address) || address.segments().starts_with(&EC2_SERVICES);
             address.is_loopback() || address.is_unspecified() || is_link_local(address) || metadata
         }
     }
+}
+
+/// The IPv4 address that a translator makes of an IPv6 one.
+fn translated(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [.., a, b, c, d] = address.octets();
+    address.segments().starts_with(&TRANSLATED).then(|| Ipv4Addr::new(a, b, c, d))
 }
 
 /// fe80::/10 (RFC 4291, 2.5.6).
@@ -279,15 +299,31 @@ mod tests {
     #[test]
     fn metadata_services_beyond_the_link_are_near() {
         let nobody = destinations(&[], &[]);
-        for host in ["[fd00:ec2::254]", "100.100.100.200", "168.63.129.16", "[::ffff:168.63.129.16]"] {
+        let addresses = [
+            "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd00:ec2::253",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:42::42",
+            "fd00:a9fe:a9fe::1",
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
+            "::ffff:168.63.129.16",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b::127.0.0.1",
+        ];
+        for address in addresses {
+            let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
             let url = format!("https://{host}/latest/meta-data");
             assert!(check(&nobody, &url, "https://evil.test/v2/").is_err(), "{host}");
             assert!(check(&nobody, &url, "http://127.0.0.1:5000/v2/").is_err(), "{host}");
-        }
-        for address in ["fd00:ec2::254", "100.100.100.200", "168.63.129.16"] {
             assert!(far_ones("evil.test", vec![SocketAddr::new(address.parse().unwrap(), 0)]).is_err());
         }
-        assert_eq!(check(&nobody, "https://100.100.100.201/", "https://evil.test/"), Ok(()));
+        for host in ["100.100.100.201", "[fd00:42::43]", "[fd00:ec3::254]", "[64:ff9b::192.0.2.1]"] {
+            assert_eq!(check(&nobody, &format!("https://{host}/"), "https://evil.test/"), Ok(()), "{host}");
+        }
         let named = destinations(&["168.63.129.16"], &[]);
         assert_eq!(check(&named, "https://168.63.129.16/", "https://evil.test/"), Ok(()));
     }

@@ -9,10 +9,10 @@
 //! Used by `layer` for layers, piece by piece, and by `describe` for configurations, whole. What
 //! [`Download::next`] gives is unchecked until it has given `None`.
 
-use super::answer::{Kind, Refusal, Refusals, reason};
+use super::answer::{Kind, Refusal, Refusals, broke_off, origin, reason};
+use super::descriptor::Descriptor;
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
-use super::manifest::Descriptor;
 use super::rate::MinimumRate;
 use super::session::{Place, Session};
 use bytes::Bytes;
@@ -59,6 +59,8 @@ struct Body {
     /// Bytes at its beginning that are known already: the place does not know ranges.
     skip: u64,
     begun_at: u64,
+    /// Whether it is of the place that was asked, and errors may tell of it.
+    is_own: bool,
 }
 
 impl<'a> Download<'a> {
@@ -155,16 +157,18 @@ impl<'a> Download<'a> {
             none => {
                 let response = self.session.blob(&self.places[0], self.digest, self.received).await?;
                 let skip = skip(response.status(), response.headers(), self.received)?;
-                let origin = response.url().origin().ascii_serialization();
+                let (origin, is_own) =
+                    (origin(response.url()), self.session.may_quote(&self.places[0], response.url()));
                 if self.received > 0 && self.origin.as_ref() != Some(&origin) {
                     return Ok(None);
                 }
                 self.origin = Some(origin);
-                none.insert(Body { response, skip, begun_at: self.received })
+                none.insert(Body { response, skip, begun_at: self.received, is_own })
             }
         };
+        let is_own = body.is_own;
         let broke_off = |how: String| {
-            Refusal::unavailable(format!("broke off after {} of {} bytes{how}", self.received, self.size))
+            broke_off(format!("broke off after {} of {} bytes{how}", self.received, self.size), is_own)
         };
         let chunk =
             body.response.chunk().await.map_err(|error| broke_off(format!(" ({})", reason(&error))))?;

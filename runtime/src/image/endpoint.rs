@@ -8,11 +8,14 @@
 //!
 //! Credentials are for the place that the user named, and for the token service that this place names. What it redirects to
 //! is another place, even where that asks for them. Only the place itself is quoted in errors: of a token service elsewhere, and of
-//! what it redirects to, the status is told, as a hostile registry may name what only this node reaches.
+//! what it redirects to, the status is told, or that it cannot be reached, as a hostile registry may name what only this
+//! node reaches.
 //!
 //! Made by `registry`; used by `session`.
 
-use super::answer::{Refusal, accept_foreign, accept_status, read_bounded, said, send};
+use super::answer::{
+    Refusal, accept_foreign, accept_status, is_own, origin, read_bounded, said, send, shown_origin,
+};
 use super::auth::{Challenge, Credentials};
 use super::destinations::{AllowedHost, Destinations};
 use base64::Engine as _;
@@ -34,9 +37,6 @@ const MOST_ELSEWHERE: usize = 8;
 
 /// Most requests for one answer: unauthenticated and authenticated, at the place itself and at those it redirects to.
 const MOST_ROUNDS: usize = 6;
-
-/// Longest address of another place that errors tell, in characters.
-const LONGEST_ORIGIN: usize = 200;
 
 /// How a place is reached.
 #[derive(Clone)]
@@ -141,7 +141,7 @@ impl Endpoint {
             if let Some(authorization) = self.authorization(&asked) {
                 request = request.header(AUTHORIZATION, authorization);
             }
-            let response = send(request, stall).await?;
+            let response = send(request, stall, Some(&self.base)).await?;
             let answered = origin(response.url());
             let refused = response.status() == StatusCode::UNAUTHORIZED;
             if !refused || challenged.contains(&answered) || rounds == MOST_ROUNDS {
@@ -173,7 +173,7 @@ impl Endpoint {
 
     /// Whether an address is at this place, and not at one that it leads to.
     fn is_own(&self, url: &Url) -> bool {
-        origin(url) == origin(&self.base)
+        is_own(url, Some(&self.base))
     }
 
     fn authorization(&self, origin_asked: &str) -> Option<HeaderValue> {
@@ -253,7 +253,7 @@ impl Endpoint {
         wanted: &TokenRequest<'_>,
         stall: Duration,
     ) -> Result<HeaderValue, Refusal> {
-        let response = send(self.token_request(service, wanted), stall).await?;
+        let response = send(self.token_request(service, wanted), stall, Some(&self.base)).await?;
         let response = match (response.status(), self.is_own(response.url())) {
             (status @ (StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), own) => {
                 let words = if own { said(response).await } else { format!("status {}", status.as_u16()) };
@@ -262,7 +262,7 @@ impl Endpoint {
             (_, true) => accept_status(response).await?,
             (_, false) => accept_foreign(response)?,
         };
-        let bytes = read_bounded(response, LARGEST_TOKEN, stall).await?;
+        let bytes = read_bounded(response, LARGEST_TOKEN, stall, Some(&self.base)).await?;
         token_in(&bytes).map_err(Refusal::bad_answer)
     }
 
@@ -347,16 +347,6 @@ fn token_service(realm: &str, place: &Url, destinations: &Destinations) -> Resul
     let refused = |reason| Refusal::bad_answer(format!("names a token service at {reason}"));
     destinations.check(&url, place).map_err(refused)?;
     Ok(url)
-}
-
-/// An origin as errors tell it.
-fn shown_origin(url: &Url) -> String {
-    origin(url).chars().take(LONGEST_ORIGIN).collect()
-}
-
-/// Scheme, host and port: what credentials are given to.
-fn origin(url: &Url) -> String {
-    url.origin().ascii_serialization()
 }
 
 /// A header value that logs leave out.

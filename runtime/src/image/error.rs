@@ -129,20 +129,10 @@ pub enum ImageError {
         /// Where the limit comes from: a configuration key, or the reason.
         key: &'static str,
     },
-    /// The image has as many names as one may have.
-    #[error(
-        "image {image} has {limit} names on this node, and may have no more: remove it there, and pull it anew"
-    )]
-    TooManyNames {
-        /// Its id.
-        image: Digest,
-        /// Most names of one image.
-        limit: usize,
-    },
     /// The list of all images would not fit into one answer.
     #[error(
-        "image {image}: the list of all images and their names would be larger than {limit} bytes: remove images that \
-         are not used"
+        "image {image}: the list of all images with their names and layers would be larger than {limit} bytes: remove \
+         images that are not used"
     )]
     TooManyImages {
         /// The id of the image that is not added.

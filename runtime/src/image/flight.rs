@@ -8,11 +8,12 @@
 //! ```
 //!
 //! What a flight is for is its key, a digest that `chain` makes: it must hold all that the outcome hangs on, as whoever begins
-//! a flight may be hostile to its passengers. Used by `chain`. It must not know what the work is.
+//! a flight may be hostile to its passengers. The work learns which pulls wait for it (`Passengers`), so that it can be
+//! scheduled for any of them. Used by `chain`. It must not know what the work is.
 
 use super::digest::Digest;
 use super::error::ImageError;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
@@ -35,9 +36,46 @@ struct Flight {
     number: u64,
     /// The pull that began it.
     pull: u64,
-    passengers: usize,
+    passengers: Passengers,
     work: AbortHandle,
     outcome: watch::Receiver<Option<Outcome>>,
+}
+
+/// The pulls that wait for one flight now, by number. Clones are of the same flight.
+#[derive(Debug, Clone, Default)]
+pub struct Passengers(Arc<Mutex<BTreeMap<u64, usize>>>);
+
+impl Passengers {
+    /// Those pulls, each once.
+    pub fn pulls(&self) -> Vec<u64> {
+        self.seats().keys().copied().collect()
+    }
+
+    /// Whether a pull is among them.
+    pub fn include(&self, pull: u64) -> bool {
+        self.seats().contains_key(&pull)
+    }
+
+    /// Adds a pull, which may be there already: each of its layers may wait for those below.
+    pub(super) fn add(&self, pull: u64) {
+        *self.seats().entry(pull).or_default() += 1;
+    }
+
+    /// Takes away what one [`Self::add`] has added; returns whether nobody is left.
+    fn remove(&self, pull: u64) -> bool {
+        let mut seats = self.seats();
+        if let Some(count) = seats.get_mut(&pull) {
+            *count -= 1;
+            if *count == 0 {
+                seats.remove(&pull);
+            }
+        }
+        seats.is_empty()
+    }
+
+    fn seats(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How a flight ended for one passenger.
@@ -54,11 +92,12 @@ struct Seat {
     flights: Flights,
     key: Digest,
     number: u64,
+    pull: u64,
 }
 
 impl Flights {
     /// Waits, for the pull of number `pull`, for the flight of `key`, beginning `work` where there is none.
-    pub async fn board<F>(&self, key: Digest, pull: u64, work: impl FnOnce() -> F) -> Landed
+    pub async fn board<F>(&self, key: Digest, pull: u64, work: impl FnOnce(Passengers) -> F) -> Landed
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
@@ -77,29 +116,31 @@ impl Flights {
         &self,
         key: Digest,
         pull: u64,
-        work: impl FnOnce() -> F,
+        work: impl FnOnce(Passengers) -> F,
     ) -> (Seat, watch::Receiver<Option<Outcome>>, bool)
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
         let mut table = self.table();
         if let Some(flight) = table.flights.get_mut(&key) {
-            flight.passengers += 1;
-            let seat = Seat { flights: self.clone(), key, number: flight.number };
+            flight.passengers.add(pull);
+            let seat = Seat { flights: self.clone(), key, number: flight.number, pull };
             return (seat, flight.outcome.clone(), flight.pull == pull);
         }
         table.numbers += 1;
         let number = table.numbers;
         let (tell, outcome) = watch::channel(None);
-        let (work, flights) = (work(), self.clone());
+        let passengers = Passengers::default();
+        passengers.add(pull);
+        let (work, flights) = (work(passengers.clone()), self.clone());
         let task = tokio::spawn(async move {
             let outcome = work.await;
             flights.close(&key, number);
             tell.send_replace(Some(outcome));
         });
         let work = task.abort_handle();
-        table.flights.insert(key, Flight { number, pull, passengers: 1, work, outcome: outcome.clone() });
-        (Seat { flights: self.clone(), key, number }, outcome, true)
+        table.flights.insert(key, Flight { number, pull, passengers, work, outcome: outcome.clone() });
+        (Seat { flights: self.clone(), key, number, pull }, outcome, true)
     }
 
     /// No more passengers: the work is done.
@@ -122,8 +163,7 @@ impl Drop for Seat {
         else {
             return;
         };
-        flight.passengers -= 1;
-        if flight.passengers == 0 {
+        if flight.passengers.remove(self.pull) {
             flight.work.abort();
             table.flights.remove(&self.key);
         }
@@ -156,9 +196,10 @@ mod tests {
         fn work(
             &self,
             end: oneshot::Receiver<Outcome>,
-        ) -> impl FnOnce() -> std::pin::Pin<Box<dyn Future<Output = Outcome> + Send>> + use<> {
+        ) -> impl FnOnce(Passengers) -> std::pin::Pin<Box<dyn Future<Output = Outcome> + Send>> + use<>
+        {
             let counts = self.clone();
-            move || {
+            move |_| {
                 counts.begun.fetch_add(1, Ordering::SeqCst);
                 Box::pin(async move {
                     let unfinished = Unfinished(counts.aborted);
@@ -227,6 +268,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn work_knows_the_pulls_that_wait_for_it() {
+        let (flights, known) = (Flights::default(), Arc::new(Mutex::new(None)));
+        let board = |pull| {
+            let (flights, known) = (flights.clone(), Arc::clone(&known));
+            let work = move |passengers: Passengers| async move {
+                *known.lock().unwrap() = Some(passengers);
+                std::future::pending().await
+            };
+            tokio::spawn(async move { flights.board(key(), pull, work).await })
+        };
+        let pulls = [board(1), board(2), board(2)];
+        settle().await;
+        let passengers = known.lock().unwrap().take().unwrap();
+        assert_eq!(passengers.pulls(), [1, 2]);
+        pulls[0].abort();
+        pulls[1].abort();
+        settle().await;
+        assert_eq!((passengers.pulls(), passengers.include(1)), (vec![2], false));
+        pulls[2].abort();
+        settle().await;
+        assert!(passengers.pulls().is_empty() && flights.table().flights.is_empty());
+    }
+
+    #[tokio::test]
     async fn work_is_aborted_when_the_last_passenger_leaves() {
         let (flights, counts) = (Flights::default(), Counts::default());
         let (_end, ended) = oneshot::channel();
@@ -270,7 +335,7 @@ mod tests {
     #[tokio::test]
     async fn panic_in_the_work_is_an_error_for_its_passengers() {
         let flights = Flights::default();
-        let landed = flights.board(key(), 1, || async { panic!("on purpose") }).await;
+        let landed = flights.board(key(), 1, |_| async { panic!("on purpose") }).await;
         assert!(matches!(landed.outcome, Err(ImageError::Interrupted(_))));
     }
 }

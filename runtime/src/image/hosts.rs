@@ -3,14 +3,15 @@
 //!
 //! Used by `registry` for the places of an image, and by `session` for addresses in manifests. It must not send requests.
 
+use super::answer::note_redirect;
 use super::destinations::{Destinations, Resolver};
 use super::endpoint::Clients;
 use super::error::ImageError;
+use super::reference::{is_loopback, one_spelling};
 use super::registry::Patience;
 use crate::config::RegistryConfig;
 use reqwest::{Certificate, Client, Url, redirect};
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -50,6 +51,9 @@ impl Hosts {
         // The cryptography of all TLS of this process; a second call changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let destinations = Arc::new(Destinations::new(&sections));
+        let sections =
+            sections.into_iter().map(|(host, section)| (one_spelling(&host).unwrap_or(host), section));
+        let sections = sections.collect();
         Self { sections, destinations, patience, clients: Mutex::default(), foreign_layers }
     }
 
@@ -63,9 +67,10 @@ impl Hosts {
         self.foreign_layers
     }
 
-    /// The configuration of a host, with its port where it has one.
+    /// The configuration of a host, with its port where it has one, in whatever spelling.
     pub fn section(&self, host: &str) -> RegistryConfig {
-        self.sections.get(host).or_else(|| self.sections.get("*")).cloned().unwrap_or_default()
+        let own = one_spelling(host).and_then(|host| self.sections.get(&host));
+        own.or_else(|| self.sections.get("*")).cloned().unwrap_or_default()
     }
 
     /// The clients for `url`, as `section` says; `host` names it in errors.
@@ -158,7 +163,10 @@ fn follow(attempt: redirect::Attempt<'_>, destinations: &Destinations) -> redire
     }
     match attempt.previous().first().map(|asked| destinations.check(attempt.url(), asked)) {
         Some(Err(reason)) => attempt.error(format!("redirected to {reason}")),
-        Some(Ok(())) | None => attempt.follow(),
+        Some(Ok(())) | None => {
+            note_redirect(attempt.url());
+            attempt.follow()
+        }
     }
 }
 
@@ -168,12 +176,6 @@ fn follow_at_home(attempt: redirect::Attempt<'_>, destinations: &Destinations) -
         return attempt.error("redirected to another host, which gets no credentials");
     }
     follow(attempt, destinations)
-}
-
-/// Whether a host is this machine.
-pub fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// The host of an address as sections name it.

@@ -10,6 +10,7 @@
 //! | processes, memory, disk, time | rlimits | no fork; a bomb ends itself |
 //! | memory of all of them together | a cgroup, where the daemon has one for them | many bombs end each other |
 //! | system calls | seccomp: those of a program that reads, writes and allocates | the rest of the kernel is out of reach |
+//! | signals to others | seccomp: no fcntl but to ask for flags | all jails have one user, and by its descriptors one could have the kernel send any signal to another |
 //!
 //! Entered by `worker` before a process reads its first byte. It must not know what is done inside.
 
@@ -20,7 +21,10 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Gid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -49,7 +53,6 @@ const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_pwrite64,
     libc::SYS_ftruncate,
     libc::SYS_close,
-    libc::SYS_fcntl,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
@@ -73,6 +76,9 @@ const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
+
+/// What of fcntl(2) they need: to see that a descriptor is open. Others set who gets a descriptor's signals, and which.
+const FCNTL_COMMANDS: &[libc::c_int] = &[libc::F_GETFD];
 
 /// Name of the processes, for people who look at the node.
 const NAME: &CStr = c"isopod-layer";
@@ -184,9 +190,19 @@ impl Jail {
     }
 }
 
-/// From here on anything but [`SYSTEM_CALLS`] kills the process.
+/// From here on anything but [`SYSTEM_CALLS`] and [`FCNTL_COMMANDS`] kills the process.
 fn filter_system_calls() -> Result<(), JailError> {
-    let rules: BTreeMap<_, _> = SYSTEM_CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    let mut rules: BTreeMap<_, _> = SYSTEM_CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    let command = |command: &libc::c_int| {
+        let is = SeccompCondition::new(
+            1,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::Eq,
+            command.cast_unsigned().into(),
+        )?;
+        SeccompRule::new(vec![is])
+    };
+    rules.insert(libc::SYS_fcntl, FCNTL_COMMANDS.iter().map(command).collect::<Result<_, _>>()?);
     let filter =
         SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?;
     Ok(seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?)
@@ -198,4 +214,39 @@ fn make_private() -> Result<(), nix::errno::Errno> {
 
 fn step<T>(name: &'static str, result: Result<T, nix::errno::Errno>) -> Result<T, JailError> {
     result.map_err(|errno| JailError::Step(name, errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, ExitStatus, Stdio};
+
+    /// Names the command of fcntl that this program, started once more, is to try behind the filter.
+    const TRIED: &str = "ISOPOD_TEST_FCNTL";
+
+    /// How a process ends that makes the call `command` of fcntl(2) on its standard input.
+    fn tried(command: libc::c_int) -> ExitStatus {
+        let this_test = "image::jail::tests::fcntl_that_could_send_signals_to_others_ends_the_process";
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", this_test]).env(TRIED, command.to_string());
+        again.stdin(Stdio::piped()).stdout(Stdio::null()).status().unwrap()
+    }
+
+    #[test]
+    #[allow(unsafe_code, reason = "no crate of ours knows all commands of fcntl")]
+    fn fcntl_that_could_send_signals_to_others_ends_the_process() {
+        if let Ok(command) = std::env::var(TRIED) {
+            let command = command.parse().unwrap();
+            filter_system_calls().unwrap();
+            // SAFETY: each command takes an integer, and 0 is one.
+            unsafe { libc::fcntl(0, command, 0) };
+            return;
+        }
+        assert!(tried(libc::F_GETFD).success());
+        // F_SETOWN, F_SETSIG and F_SETOWN_EX are Linux's; O_ASYNC is set by F_SETFL
+        for command in [libc::F_SETOWN, 10, 15, libc::F_SETFL, libc::F_SETLEASE, libc::F_DUPFD] {
+            assert_eq!(tried(command).signal(), Some(libc::SIGSYS), "fcntl {command}");
+        }
+    }
 }

@@ -13,17 +13,18 @@
 
 use super::blocking;
 use super::compression::LONGEST_MAGIC;
-use super::content::{Content, Incoming, remove};
+use super::content::{Content, Incoming};
+use super::descriptor::Descriptor;
 use super::digest::Digest;
 use super::download::{Download, MOST_BEGINNINGS};
 use super::error::ImageError;
 use super::feed::{Feed, pipe};
-use super::manifest::Descriptor;
+use super::output::{self, Written};
 use super::process::{Process, broken};
 use super::pull::Pull;
 use super::pump::{PumpError, pump};
 use super::quota::{Charge, file_limit};
-use super::slots::{Claim, Slots};
+use super::slots::{Claim, Requester, Slots};
 use super::worker::{self, Jail, Worker};
 use crate::undo::Undo;
 use bytes::Bytes;
@@ -39,14 +40,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-/// With less than so many bytes left, a failed conversion has failed for want of space.
-const FULL: u64 = 4 << 20;
-
 /// Processor time of each process of a conversion, in seconds; a million files take two.
 const CPU_SECONDS: u64 = 900;
-
-/// Pause between two checks of a conversion's file and of the disk.
-const LOOK_AFTER: Duration = Duration::from_millis(250);
 
 /// Memory for the names of one layer, in bytes: four million files.
 const NAMES: usize = 1 << 30;
@@ -78,7 +73,8 @@ pub struct LayerSource {
     pub diff_id: Digest,
     /// Name of the file: the layer upon those below it.
     pub chain_id: Digest,
-    /// Names what is fetched, and where: the registry, and the blobs of this layer and of those below it.
+    /// Names what is fetched, and where: the registry, and the blobs of this layer and of those below it with their
+    /// other addresses.
     pub origin: Digest,
 }
 
@@ -109,7 +105,8 @@ type Turns = mpsc::Receiver<oneshot::Sender<()>>;
 impl Converter {
     /// Fetches `layer` and makes it the file of its chain id. A corrupt download is begun again once,
     /// elsewhere if possible; one that broke off, and of which another place would send the rest,
-    /// [`MOST_BEGINNINGS`] times in all. `below` is called where the layer refers to those below it.
+    /// [`MOST_BEGINNINGS`] times in all. `below` is called where the layer refers to those below it; slots are for
+    /// `requester`.
     ///
     /// # Errors
     /// Nothing is left of the layer after any of them.
@@ -117,6 +114,7 @@ impl Converter {
         self: Arc<Self>,
         content: Arc<Content>,
         pull: Arc<Pull>,
+        requester: Requester,
         layer: LayerSource,
         below: impl Fn() -> Below,
     ) -> Result<(), ImageError> {
@@ -124,7 +122,7 @@ impl Converter {
             let (what, limit) = (format!("layer {}", layer.blob.digest), self.largest_layer);
             return Err(ImageError::TooLarge { what, limit, key: "image.max_layer_mib" });
         }
-        let running = Running::new(self.slots.claim(pull.requester()));
+        let running = Running::new(self.slots.claim(requester));
         let (mut start, mut corrupt) = (0, false);
         for _ in 1..MOST_BEGINNINGS {
             match self.attempt(&content, &pull, &layer, below(), &running, start).await {
@@ -183,18 +181,9 @@ impl Converter {
         running: &Running,
         undo: &mut Undo,
     ) -> Result<(), ImageError> {
-        content.check_room(layer.blob.size, self.reserve)?;
-        let incoming = content.incoming()?;
-        let path = incoming.path.clone();
-        undo.push("incoming file", move || async move { remove(&path) })?;
-
+        let incoming = output::make(content, layer.blob.size, (self.uid, self.reserve), undo).await?;
         let (process, archive, socket) = self.start(content, &incoming, undo)?;
-        let written = Written {
-            content: Arc::clone(content),
-            file: Arc::new(incoming.file.try_clone().map_err(|error| ImageError::io(&incoming.path, error))?),
-            charge: Arc::clone(&charge),
-            reserve: self.reserve,
-        };
+        let written = Written::new(content, &incoming, &charge, self.reserve)?;
         let part = Part { download, charge, archive };
         let (input, turns) = self.input(content, part, running, undo).await?;
         let status = tokio::select! {
@@ -203,7 +192,8 @@ impl Converter {
             error = running.serve(socket, below) => return Err(error),
             error = written.watch() => return Err(error),
         };
-        judge(content, process, layer.diff_id, status).await?;
+        let judged = process.judge(layer.diff_id, status).await;
+        output::blame_the_disk(content, judged).await?;
 
         let (content, chain_id) = (Arc::clone(content), layer.chain_id);
         blocking(move || {
@@ -291,9 +281,6 @@ impl Converter {
         undo: &mut Undo,
     ) -> Result<(Process, PipeWriter, UnixStream), ImageError> {
         let failed = |error| ImageError::io(&incoming.path, error);
-        if nix::unistd::geteuid().is_root() {
-            std::os::unix::fs::chown(&incoming.path, Some(self.uid), Some(self.uid)).map_err(failed)?;
-        }
         let output = file_limit(self.largest_layer);
         let no_socket = |error| broken(format!("no socket: {error}"));
         let (reader, writer) = pipe()?;
@@ -405,35 +392,6 @@ struct Input<'a> {
     pumping: oneshot::Receiver<Result<Digest, PumpError>>,
 }
 
-/// The output of a conversion, and what bounds it.
-#[derive(Clone)]
-struct Written {
-    content: Arc<Content>,
-    file: Arc<File>,
-    charge: Arc<Charge>,
-    reserve: u64,
-}
-
-impl Written {
-    /// Checks again and again; ends with the first bound that is exceeded.
-    async fn watch(&self) -> ImageError {
-        loop {
-            tokio::time::sleep(LOOK_AFTER).await;
-            let written = self.clone();
-            if let Err(error) = blocking(move || written.look()).await {
-                return error;
-            }
-        }
-    }
-
-    /// Checks the file against its image's quota, and the disk against its reserve.
-    fn look(&self) -> Result<(), ImageError> {
-        let length = self.file.metadata().map_err(|error| ImageError::io(self.content.root(), error))?.len();
-        self.charge.set_file(length)?;
-        self.content.check_room(0, self.reserve)
-    }
-}
-
 /// Runs the pump on a thread of its own: it may wait for a registry for hours, and the runtime's blocking threads are bounded.
 fn apart<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
@@ -452,25 +410,6 @@ fn apart<T: Send + 'static>(
 fn has_turn(ask: &mpsc::Sender<oneshot::Sender<()>>) -> bool {
     let (grant, granted) = oneshot::channel();
     ask.blocking_send(grant).is_ok() && granted.blocking_recv().is_ok()
-}
-
-/// Whether the worker did its work. On a full disk, that is why it did not.
-async fn judge(
-    content: &Content,
-    process: Process,
-    diff_id: Digest,
-    status: ExitStatus,
-) -> Result<(), ImageError> {
-    let judged = process.judge(diff_id, status).await;
-    let space = || nix::sys::statvfs::statvfs(content.root());
-    match judged {
-        Err(ImageError::BadLayer { .. })
-            if space().is_ok_and(|space| space.blocks_available() * space.fragment_size() < FULL) =>
-        {
-            Err(ImageError::DiskFull { directory: content.root().to_owned() })
-        }
-        judged => judged,
-    }
 }
 
 fn interrupted(layer: Digest) -> ImageError {

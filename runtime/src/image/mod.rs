@@ -20,12 +20,14 @@ mod configuration;
 mod content;
 pub mod convert;
 mod describe;
+mod descriptor;
 mod destinations;
 mod digest;
 mod download;
 mod endpoint;
 pub mod erofs;
 mod error;
+mod eviction;
 mod feed;
 mod flight;
 mod hosts;
@@ -33,6 +35,7 @@ mod jail;
 mod json;
 mod layer;
 mod manifest;
+mod output;
 pub mod overlay;
 mod platform;
 mod process;
@@ -112,8 +115,6 @@ pub struct ListedImage {
     pub size: u64,
     /// User that its processes run as unless told otherwise.
     pub user: ImageUser,
-    /// Its layers, the lowest first.
-    pub layers: Vec<Layer>,
 }
 
 /// The user in an image's configuration, without the group.
@@ -270,13 +271,15 @@ impl Images {
     /// [`ImageError::Corrupt`] where its configuration has been altered.
     pub async fn resolve(&self, reference: &str) -> Result<Image, ImageError> {
         let absent = || ImageError::NotPresent(reference.chars().take(300).collect());
-        let listed = self.status(reference)?.ok_or_else(absent)?;
-        let (content, id) = (Arc::clone(&self.0.content), listed.id);
+        let query = Query::parse(reference)?;
+        let (id, repo_digests, layers) = {
+            let state = self.state();
+            let record = state.records.find(&query)?.ok_or_else(absent)?;
+            (record.id, record.repo_digests.iter().cloned().collect(), self.layers_of(record))
+        };
+        let content = Arc::clone(&self.0.content);
         match blocking(move || configuration(&content, &id)).await {
-            Ok(config) => {
-                let ListedImage { id, repo_digests, layers, .. } = listed;
-                Ok(Image { id, repo_digests, config: Arc::new(config), layers })
-            }
+            Ok(config) => Ok(Image { id, repo_digests, config: Arc::new(config), layers }),
             Err(ImageError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Err(absent()),
             Err(error) => Err(error),
         }
@@ -289,7 +292,13 @@ impl Images {
     pub fn status(&self, reference: &str) -> Result<Option<ListedImage>, ImageError> {
         let query = Query::parse(reference)?;
         let state = self.state();
-        Ok(state.records.find(&query)?.and_then(|record| self.listed(&state, record)))
+        Ok(state.records.find(&query)?.and_then(|record| state.listed(record)))
+    }
+
+    /// The layers of an image, the lowest first; none where it is not on this node.
+    pub fn layers(&self, id: &Digest) -> Vec<Layer> {
+        let state = self.state();
+        state.records.get(id).map(|record| self.layers_of(record)).unwrap_or_default()
     }
 
     /// All images, or only that of `reference`.
@@ -301,7 +310,7 @@ impl Images {
             return Ok(self.status(reference)?.into_iter().collect());
         }
         let state = self.state();
-        Ok(state.records.all().filter_map(|record| self.listed(&state, record)).collect())
+        Ok(state.records.all().filter_map(|record| state.listed(record)).collect())
     }
 
     /// The configuration of an image as its builder wrote it, made legible where a strict reader of JSON would refuse it.
@@ -328,25 +337,30 @@ impl Images {
         blocking(move || Ok(FsInfo { directory: content.root().to_owned(), usage: content.usage()? })).await
     }
 
-    fn listed(&self, state: &State, record: &Record) -> Option<ListedImage> {
-        let user = state.users.get(&record.id)?.clone();
+    fn layers_of(&self, record: &Record) -> Vec<Layer> {
         let layers = record.layers.iter().map(|layer| Layer {
             chain_id: layer.chain_id,
             path: self.0.content.layer_path(&layer.chain_id),
             size: layer.size,
         });
+        layers.collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn listed(&self, record: &Record) -> Option<ListedImage> {
+        let user = self.users.get(&record.id)?.clone();
         Some(ListedImage {
             id: record.id,
             repo_tags: record.repo_tags.iter().cloned().collect(),
             repo_digests: record.repo_digests.iter().cloned().collect(),
             size: record.size,
             user,
-            layers: layers.collect(),
         })
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

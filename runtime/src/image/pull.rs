@@ -6,6 +6,7 @@ use super::auth::SentCredentials;
 use super::describe::{Described, describe};
 use super::digest::Digest;
 use super::error::ImageError;
+use super::flight::Passengers;
 use super::quota::Quota;
 use super::records::{LARGEST_LIST, LayerRecord, Record};
 use super::reference::{Reference, Version};
@@ -15,7 +16,7 @@ use super::{ImageUser, Images, State, blocking, user};
 use crate::undo::Undo;
 use crate::wall_clock::now_ns;
 use futures_util::future::try_join_all;
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -34,9 +35,9 @@ pub struct Pull {
 }
 
 impl Pull {
-    /// For whom its layers are made.
-    pub fn requester(&self) -> Requester {
-        Requester { registry: self.session.reference().registry().to_owned(), pull: self.number }
+    /// For whom one of its layers is made: `pulls` wait for it, all of them from this pull's registry.
+    pub fn requester(&self, pulls: Passengers) -> Requester {
+        Requester { registry: self.session.reference().registry().to_owned(), pulls }
     }
 }
 
@@ -76,12 +77,11 @@ impl Images {
         let described = describe(&pull.session).await?;
         let announced = described.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.blob.size));
         pull.quota.check_archives(announced)?;
+        // before the layers are fetched; which of them show, and how large they are, makes little difference
+        let expected = described.record(reference, &vec![0; described.layers.len()], 0);
+        self.state().changes(expected, &user(&described.configuration))?;
 
-        self.pin_until_undone(undo, "manifest", described.manifest.0)?;
-        self.pin_until_undone(undo, "configuration", described.config.0)?;
-        for layer in described.layers.iter() {
-            self.pin_until_undone(undo, "layer", layer.chain_id)?;
-        }
+        self.pin_until_undone(undo, described.content())?;
         self.check_room(&described).await?;
         self.put_documents(&described).await?;
         let (pull, layers) = (&pull, &described.layers);
@@ -123,15 +123,16 @@ impl Images {
         .await
     }
 
-    /// Keeps content from being collected while this pull lasts.
-    fn pin_until_undone(&self, undo: &mut Undo, what: &str, digest: Digest) -> Result<(), ImageError> {
-        *self.state().pins.entry(digest).or_default() += 1;
+    /// Keeps the image's content from being collected while this pull lasts: one step, as each undo of one looks
+    /// at all that is on disk.
+    fn pin_until_undone(&self, undo: &mut Undo, content: Vec<Digest>) -> Result<(), ImageError> {
+        self.pin(&content);
         let images = self.clone();
         let release = move || async move {
-            images.unpin(&[digest]);
+            images.unpin(&content);
             images.collect_in_background().await
         };
-        Ok(undo.push(format!("{what} {digest}"), release)?)
+        Ok(undo.push("content", release)?)
     }
 
     async fn put_documents(&self, described: &Described) -> Result<(), ImageError> {
@@ -170,12 +171,7 @@ impl Images {
     async fn write_record(&self, record: Record, user: ImageUser) -> Result<(), ImageError> {
         let _writing = self.0.writing.lock().await;
         let id = record.id;
-        let changed = {
-            let state = self.state();
-            let changed = state.records.changes(record)?;
-            state.check_list(&changed, &user)?;
-            changed
-        };
+        let changed = self.state().changes(record, &user)?;
         let (images, written) = (self.clone(), changed.clone());
         blocking(move || {
             written.iter().try_for_each(|record| Ok(images.0.documents.put(&record.id.hex(), record)?))
@@ -212,28 +208,36 @@ impl Images {
 
     /// As [`Self::collect_in_background`], blocking.
     pub(super) fn collect_garbage(&self) -> Result<(), ImageError> {
-        let condemned = {
+        // The directories are read before the lock is taken, which every call waits for.
+        let condemned = self.0.content.kept().and_then(|found| {
             let state = self.state();
-            let live: BTreeSet<_> = state.live().collect();
-            self.0.content.condemn(|digest| live.contains(digest))
-        };
+            let live: HashSet<_> = state.live().collect();
+            self.0.content.condemn(found, |digest| live.contains(digest))
+        });
         // What is out of sight goes, whatever could not be taken away.
         self.0.content.remove_condemned().and(condemned)
     }
 }
 
 impl State {
-    /// Checks that the list of all images stays within its bound, or does not grow, with `changed`, of which
-    /// the first has `user`.
-    fn check_list(&self, changed: &[Record], user: &ImageUser) -> Result<(), ImageError> {
-        let Some(record) = changed.first() else { return Ok(()) };
-        let others = self.users.iter().filter(|(id, _)| **id != record.id).map(|(_, user)| user.listed());
-        let with = self.records.listed_with(changed) + others.sum::<usize>() + user.listed();
-        let now = self.records.listed_with(&[]) + self.users.values().map(ImageUser::listed).sum::<usize>();
-        match with > LARGEST_LIST && with > now {
-            true => Err(ImageError::TooManyImages { image: record.id, limit: LARGEST_LIST }),
-            false => Ok(()),
+    /// What an insertion of `record`, of which `user` is in the configuration, would write.
+    ///
+    /// # Errors
+    /// [`ImageError::TooManyImages`], where the list of all images would grow beyond its bound.
+    fn changes(&self, record: Record, user: &ImageUser) -> Result<Vec<Record>, ImageError> {
+        let id = record.id;
+        let changed = self.records.changes(record);
+        let others = self.users.iter().filter(|(other, _)| **other != id).map(|(_, user)| user.listed());
+        let with = self.records.listed_with(&changed) + others.sum::<usize>() + user.listed();
+        match with > LARGEST_LIST && with > self.listed_bytes() {
+            true => Err(ImageError::TooManyImages { image: id, limit: LARGEST_LIST }),
+            false => Ok(changed),
         }
+    }
+
+    /// Bytes that count towards [`LARGEST_LIST`].
+    pub(super) fn listed_bytes(&self) -> usize {
+        self.records.listed_with(&[]) + self.users.values().map(ImageUser::listed).sum::<usize>()
     }
 
     fn live(&self) -> impl Iterator<Item = Digest> + '_ {

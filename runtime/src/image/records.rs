@@ -10,11 +10,11 @@ use crate::id::{Mismatch, resolve};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Most names of one image, tags and digests together.
+/// Most names of one image, tags and digests together; where it gets more, others are dropped.
 pub const MOST_NAMES: usize = 256;
 
-/// Most bytes of the list of all images, as the CRI's messages have it: half of the largest answer that
-/// kubelet takes.
+/// Most bytes of the list of all images, as the CRI's messages have it, with what the daemon keeps of their
+/// layers: half of the largest answer that kubelet takes.
 pub const LARGEST_LIST: usize = 8 << 20;
 
 /// Bytes of an image in that list beside its names and its user: id, size, user id, and what frames the
@@ -23,6 +23,10 @@ const LISTED_FIXED: usize = 160;
 
 /// Bytes that frame one name in it.
 const LISTED_NAME: usize = 6;
+
+/// Bytes that one layer takes in memory. Images may have layers in common, so that no bound of the disk holds
+/// for their number.
+const LISTED_LAYER: usize = size_of::<LayerRecord>();
 
 /// An image as it is kept on disk, in `records/HEX.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,41 +69,84 @@ impl Record {
     }
 
     /// All its names.
-    fn names(&self) -> impl Iterator<Item = &String> {
+    pub fn names(&self) -> impl Iterator<Item = &String> {
         self.repo_tags.iter().chain(&self.repo_digests)
     }
 
-    /// Bytes that it takes at most in the list of all images, less its user.
-    pub fn listed(&self) -> usize {
-        LISTED_FIXED + self.names().map(|name| name.len() + LISTED_NAME).sum::<usize>()
+    /// Spells all names as they are looked for; returns whether that has changed any.
+    fn spell_names(&mut self) -> bool {
+        let spell =
+            |name: &String| Reference::parse(name).map_or_else(|_| name.clone(), |name| name.to_string());
+        let names: [BTreeSet<String>; 2] =
+            [&self.repo_tags, &self.repo_digests].map(|names| names.iter().map(spell).collect());
+        let changed = names != [self.repo_tags.clone(), self.repo_digests.clone()];
+        [self.repo_tags, self.repo_digests] = names;
+        changed
     }
+
+    /// Takes a name away.
+    pub fn drop_name(&mut self, name: &str) {
+        self.repo_tags.remove(name);
+        self.repo_digests.remove(name);
+    }
+
+    /// Drops names until [`MOST_NAMES`] are left, and none of `kept`. They are of the registry that has most of
+    /// those that can go: whoever names the images of others very often drops none of theirs. Digests go last, as
+    /// the statuses of pods tell them.
+    fn bound_names(&mut self, kept: &BTreeSet<String>) {
+        let mut droppable: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
+        let names = self.repo_digests.iter().rev().chain(self.repo_tags.iter().rev());
+        for name in names.filter(|name| !kept.contains(*name)) {
+            droppable.entry(registry_of(name)).or_default().push(name);
+        }
+        let surplus = self.names().count().saturating_sub(MOST_NAMES);
+        let next = |_| droppable.values_mut().max_by_key(|names| names.len())?.pop().cloned();
+        let dropped: Vec<String> = (0..surplus).map_while(next).collect();
+        for name in dropped {
+            self.drop_name(&name);
+        }
+    }
+
+    /// Bytes that count towards [`LARGEST_LIST`], less its user.
+    pub fn listed(&self) -> usize {
+        let names = self.names().map(|name| name.len() + LISTED_NAME).sum::<usize>();
+        LISTED_FIXED + names + self.layers.len() * LISTED_LAYER
+    }
+}
+
+/// The registry of a full name.
+pub fn registry_of(name: &str) -> &str {
+    name.split_once('/').map_or("", |(registry, _)| registry)
 }
 
 impl Records {
     /// Takes what was on disk. A daemon that was killed between two writes left a tag with two images: the later one keeps
-    /// it. Gives back the ids of records that differ from their files now.
+    /// it. Older daemons kept names as they were spelled. Gives back the ids of records that differ from their files now.
     pub fn load(records: impl IntoIterator<Item = Record>) -> (Self, Vec<Digest>) {
-        let mut by_time: Vec<_> = records.into_iter().collect();
-        by_time.sort_by_key(|record| record.pulled_at);
         let (mut all, mut changed) = (Self::default(), BTreeSet::new());
+        let mut spell = |mut record: Record| {
+            if record.spell_names() {
+                changed.insert(record.id);
+            }
+            record
+        };
+        let mut by_time: Vec<_> = records.into_iter().map(&mut spell).collect();
+        by_time.sort_by_key(|record| record.pulled_at);
         for record in by_time {
             changed.extend(all.insert(record).into_iter().map(|record| record.id));
         }
         (all, changed.into_iter().collect())
     }
 
-    /// What an insertion of `record` would write: the record with the names that its image has already, then every other
-    /// image that loses a tag by it.
-    ///
-    /// # Errors
-    /// [`ImageError::TooManyNames`], where the image would have more than [`MOST_NAMES`] and than it has.
-    pub fn changes(&self, record: Record) -> Result<Vec<Record>, ImageError> {
-        let (id, before) = (record.id, self.0.get(&record.id).map_or(0, |old| old.names().count()));
-        let changed = self.changes_unbounded(record);
-        match changed.first().map_or(0, |record| record.names().count()) > MOST_NAMES.max(before) {
-            true => Err(ImageError::TooManyNames { image: id, limit: MOST_NAMES }),
-            false => Ok(changed),
+    /// What an insertion of `record` would write: the record with the names that its image has already, as far as there
+    /// is room for them ([`MOST_NAMES`]), then every other image that loses a tag by it.
+    pub fn changes(&self, record: Record) -> Vec<Record> {
+        let new = record.names().cloned().collect();
+        let mut changed = self.changes_unbounded(record);
+        if let Some(record) = changed.first_mut() {
+            record.bound_names(&new);
         }
+        changed
     }
 
     fn changes_unbounded(&self, mut record: Record) -> Vec<Record> {
@@ -166,6 +213,11 @@ impl Records {
             Version::Tag(_) => record.repo_tags.contains(&name),
             Version::Digest(_) => record.repo_digests.contains(&name),
         })
+    }
+
+    /// The image of an id.
+    pub fn get(&self, id: &Digest) -> Option<&Record> {
+        self.0.get(id)
     }
 
     /// All images, by id.
@@ -246,7 +298,7 @@ mod tests {
     fn moved_tag_leaves_the_old_image_with_its_other_names() {
         let (mut records, changed) = Records::load([record("old", &[TAG, OTHER], 1)]);
         assert!(changed.is_empty());
-        let changed = records.changes(record("new", &[TAG], 2)).unwrap();
+        let changed = records.changes(record("new", &[TAG], 2));
         assert_eq!(changed.len(), 2);
         records.replace(changed);
         assert_eq!(
@@ -258,7 +310,7 @@ mod tests {
     #[test]
     fn second_tag_of_one_image_joins_its_record() {
         let (mut records, _) = Records::load([record("a", &[TAG], 1)]);
-        records.replace(records.changes(record("a", &[OTHER], 2)).unwrap());
+        records.replace(records.changes(record("a", &[OTHER], 2)));
         assert_eq!(tags(&records, "a"), [TAG, OTHER]);
         assert_eq!(records.all().count(), 1);
     }
@@ -268,6 +320,15 @@ mod tests {
         let (records, changed) = Records::load([record("late", &[TAG], 2), record("early", &[TAG], 1)]);
         assert_eq!((tags(&records, "late"), tags(&records, "early")), (vec![TAG.to_owned()], vec![]));
         assert_eq!(changed, [Digest::of(b"early")]);
+    }
+
+    #[test]
+    fn names_of_older_daemons_are_found_in_their_one_spelling() {
+        let (records, changed) = Records::load([record("a", &["Quay.IO/a:1"], 1)]);
+        assert_eq!(changed, [Digest::of(b"a")]);
+        assert_eq!(tags(&records, "a"), ["quay.io/a:1"]);
+        let found = records.find(&Query::parse("Quay.IO/a:1").unwrap()).unwrap();
+        assert_eq!(found.map(|record| record.id), Some(Digest::of(b"a")));
     }
 
     #[test]

@@ -10,8 +10,9 @@
 
 use super::digest::{Digest, NotADigest};
 use super::error::ImageError;
+use reqwest::Url;
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// A longer name is an attack, not an image: the longest repository has 255 characters, a tag 128, a digest 71.
 const LONGEST: usize = 1024;
@@ -35,6 +36,9 @@ pub const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 const DOCKER_HUB_OFFICIAL: &str = "library";
 
 /// A full, normalised image name: registry and repository, and the tag or digest that picks one image there.
+///
+/// A registry has one name, however it is spelled: `Quay.IO:443` is `quay.io` ([`one_spelling`]), so that its section of the
+/// configuration and its share of the node are the same.
 ///
 /// Short names are Docker Hub's (`busybox` is `docker.io/library/busybox:latest`), as everywhere in Kubernetes. Where a
 /// name has both tag and digest, the digest alone counts.
@@ -72,18 +76,21 @@ impl Reference {
         let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
         let (name, tag) = split_tag(name);
         let (registry, repository) = split_registry(name);
+        check_registry(registry)?;
+        let no_host = || "its registry is not a host, or a host with a port".to_owned();
+        let registry = one_spelling(registry).ok_or_else(no_host)?;
+        let registry = if registry == DOCKER_HUB_ONCE { DOCKER_HUB.to_owned() } else { registry };
         let repository = match registry == DOCKER_HUB && !repository.contains('/') {
             true => format!("{DOCKER_HUB_OFFICIAL}/{repository}"),
             false => repository.to_owned(),
         };
-        check_registry(registry)?;
         check_repository(&repository)?;
         tag.map_or(Ok(()), check_tag)?;
         let version = match digest {
             Some(digest) => Version::Digest(digest.parse().map_err(|error: NotADigest| error.to_string())?),
             None => Version::Tag(tag.unwrap_or("latest").to_owned()),
         };
-        Ok(Self { registry: registry.to_owned(), repository, version })
+        Ok(Self { registry, repository, version })
     }
 
     /// Host and port of the registry; `docker.io` for Docker Hub.
@@ -118,10 +125,27 @@ fn split_tag(name: &str) -> (&str, Option<&str>) {
 /// What stands before the first slash is a registry where it could not be a part of a repository, and `localhost`.
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
-        Some((DOCKER_HUB_ONCE, repository)) => (DOCKER_HUB, repository),
         Some((host, repository)) if host.contains(['.', ':']) || host == "localhost" => (host, repository),
         _ => (DOCKER_HUB, name),
     }
+}
+
+/// The one spelling of a registry: small letters, addresses of IP in their plainest form, and no port where it is the
+/// usual one. That of TLS is the usual one, but on this machine, where registries have none. `None` where it is no host.
+pub fn one_spelling(registry: &str) -> Option<String> {
+    let with_scheme = |scheme: &str| Url::parse(&format!("{scheme}://{registry}")).ok();
+    let url = with_scheme("https")?;
+    let url = if is_loopback(url.host_str()?) { with_scheme("http")? } else { url };
+    let plain =
+        url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+    let host = url.host_str().filter(|_| plain)?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+}
+
+/// Whether a host is this machine.
+pub fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// The host of a registry, an IPv6 address with its brackets, and what follows: a colon and a port, or nothing.
@@ -262,6 +286,26 @@ mod tests {
             normal("registry.k8s.io/e2e-test-images/busybox:1.29-2"),
             "registry.k8s.io/e2e-test-images/busybox:1.29-2"
         );
+    }
+
+    #[test]
+    fn registry_has_one_name_however_it_is_spelled() {
+        for spelled in ["Quay.IO/x/y", "quay.io:443/x/y", "QUAY.io:0443/x/y"] {
+            assert_eq!(normal(spelled), "quay.io/x/y:latest", "{spelled}");
+        }
+        for (spelled, name) in [
+            ("Index.Docker.io/busybox", "docker.io/library/busybox:latest"),
+            ("docker.io:443/busybox", "docker.io/library/busybox:latest"),
+            ("quay.io:05000/x", "quay.io:5000/x:latest"),
+            ("quay.io:80/x", "quay.io:80/x:latest"),
+            ("0x7f.1:5000/x", "127.0.0.1:5000/x:latest"),
+            ("127.0.0.1:443/x", "127.0.0.1:443/x:latest"),
+            ("localhost:80/x", "localhost/x:latest"),
+            ("[2001:DB8:0:0::1]:443/x", "[2001:db8::1]/x:latest"),
+        ] {
+            assert_eq!(normal(spelled), name, "{spelled}");
+        }
+        assert!(Reference::parse("1.2.3.256/x").is_err());
     }
 
     #[test]

@@ -5,8 +5,8 @@
 use super::auth::{Credentials, SentCredentials};
 use super::endpoint::Endpoint;
 use super::error::ImageError;
-use super::hosts::{Hosts, host_and_port, is_loopback};
-use super::reference::{DOCKER_HUB, DOCKER_HUB_HOST, Reference, split_port};
+use super::hosts::{Hosts, host_and_port};
+use super::reference::{DOCKER_HUB, DOCKER_HUB_HOST, Reference, is_loopback, one_spelling, split_port};
 use super::session::Session;
 use crate::config::RegistryConfig;
 use reqwest::Url;
@@ -41,13 +41,20 @@ impl Registry {
     /// Takes the configuration.
     ///
     /// # Errors
-    /// [`ImageError::BadConfiguration`] for a mirror that is no address.
+    /// [`ImageError::BadConfiguration`] for a mirror that is no address, and for two sections of one host.
     pub fn open(
         sections: BTreeMap<String, RegistryConfig>,
         foreign_layers: bool,
         patience: Patience,
     ) -> Result<Self, ImageError> {
+        let mut spelled = BTreeMap::new();
         for (host, section) in &sections {
+            let name = one_spelling(host).unwrap_or_else(|| host.clone());
+            if let Some(other) = spelled.insert(name, host) {
+                let reason =
+                    format!("[registry.{other:?}] is for the same host: make one section of the two");
+                return Err(ImageError::BadConfiguration { registry: host.clone(), reason });
+            }
             for mirror in &section.mirrors {
                 mirror_url(host, mirror)?;
             }
@@ -129,6 +136,21 @@ mod tests {
         let session =
             registry.session(&Reference::parse(reference).unwrap(), &SentCredentials::default()).unwrap();
         session.places()
+    }
+
+    #[test]
+    fn other_spelling_of_a_registry_has_the_same_section() {
+        let only = RegistryConfig { mirrors_only: true, ..mirrors(&["https://mirror.test"]) };
+        for key in ["quay.io", "Quay.io", "quay.io:443"] {
+            for image in ["quay.io/a/b", "Quay.IO/a/b", "quay.io:443/a/b", "QUAY.io:0443/a/b"] {
+                let asked = places(&[(key, only.clone())], image);
+                assert_eq!(asked, ["https://mirror.test/v2/a/b"], "{image} by [registry.{key:?}]");
+            }
+        }
+        let twice =
+            [("quay.io", &only), ("QUAY.io", &only)].map(|(host, only)| (host.to_owned(), only.clone()));
+        let refused = Registry::open(twice.into(), false, PATIENCE).err().unwrap().to_string();
+        assert!(refused.contains("[registry.\"QUAY.io\"] is for the same host"), "{refused}");
     }
 
     fn mirrors(mirrors: &[&str]) -> RegistryConfig {

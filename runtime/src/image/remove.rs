@@ -4,7 +4,7 @@
 
 use super::error::ImageError;
 use super::reference::Query;
-use super::{Digest, Images};
+use super::{Digest, Images, blocking};
 
 impl Images {
     /// Removes the image of a name, a digest or an id, with all its names. One that is not there is no error.
@@ -28,7 +28,8 @@ impl Images {
     async fn forget(&self, query: &Query) -> Result<(), ImageError> {
         let _writing = self.0.writing.lock().await;
         let Some(id) = self.find_id(query)? else { return Ok(()) };
-        self.0.documents.remove(&id.hex())?;
+        let images = self.clone();
+        blocking(move || Ok(images.0.documents.remove(&id.hex())?)).await?;
         let mut state = self.state();
         state.records.remove(&id);
         state.users.remove(&id);

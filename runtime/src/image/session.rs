@@ -11,12 +11,13 @@
 //!
 //! Made by `registry`; used by `describe` for manifests and by `download` for blobs. Everything a registry sends is bounded.
 
-use super::answer::{Kind, Refusal, Refusals, accept_foreign, read_bounded, send};
+use super::answer::{Kind, Refusal, Refusals, accept_foreign, is_own, read_bounded, send};
+use super::descriptor::Descriptor;
 use super::digest::Digest;
 use super::endpoint::Endpoint;
 use super::error::ImageError;
 use super::hosts::Hosts;
-use super::manifest::{ACCEPTED, Descriptor, LARGEST_MANIFEST};
+use super::manifest::{ACCEPTED, LARGEST_MANIFEST};
 use super::reference::{Reference, Version};
 use super::registry::Patience;
 use bytes::Bytes;
@@ -106,7 +107,9 @@ impl Session {
         loop {
             let patience = self.hosts.patience();
             let answer = match endpoint.get(&path, ACCEPTED, 0, patience.stall).await {
-                Ok(response) => read_bounded(response, LARGEST_MANIFEST, patience.grace()).await,
+                Ok(response) => {
+                    read_bounded(response, LARGEST_MANIFEST, patience.grace(), Some(endpoint.base())).await
+                }
                 Err(refusal) => Err(refusal),
             };
             match answer {
@@ -167,8 +170,16 @@ impl Session {
                 if from > 0 {
                     request = request.header(RANGE, format!("bytes={from}-"));
                 }
-                accept_foreign(send(request, stall).await?)
+                accept_foreign(send(request, stall, None).await?)
             }
+        }
+    }
+
+    /// Whether errors may quote what `place` has answered from `url`: only where no answer has led elsewhere.
+    pub(super) fn may_quote(&self, place: &Place, url: &Url) -> bool {
+        match place {
+            Place::Registry(index) => is_own(url, Some(self.endpoints[*index].base())),
+            Place::Foreign { .. } => false,
         }
     }
 

@@ -7,12 +7,17 @@
 //!              +------------+--> has had it for `slice`: a registry or a pull with fewer slots may take it
 //! ```
 //!
+//! A conversion that several pulls wait for is scheduled for the one that has the fewest slots: whoever began it, and may
+//! be in no hurry, does not delay the others. Its slot counts for each of them.
+//!
 //! A conversion whose slot is taken is not stopped: it acquires another one before its next piece, and for
 //! each part of what its pieces become. So a registry that sends a byte now and then delays no other
 //! registry, and one that sends a lot, or a little that becomes a lot, gets its share and no more.
 //!
 //! Used by `layer`. It must not know what is done in a slot.
 
+use super::flight::Passengers;
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,12 +45,12 @@ pub struct Rules {
 }
 
 /// For whom a conversion is made: slots are shared out between registries, then between the pulls of one registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Requester {
-    /// The registry in the image's name.
+    /// The registry in the images' names.
     pub registry: String,
-    /// Number of the pull.
-    pub pull: u64,
+    /// The pulls that wait for it.
+    pub pulls: Passengers,
 }
 
 /// One conversion's claim to a slot. Dropped, it releases the slot and leaves the queue.
@@ -190,14 +195,19 @@ impl Table {
         (0..self.waiters.len()).min_by_key(slots)
     }
 
-    /// The slot that `requester` may take from its holder.
+    /// The slot that `requester` may take from its holder: one that is not used; else, of those that were held for
+    /// their slice, the longest of whoever has the most.
     fn slot_to_take(&self, requester: &Requester, rules: &Rules, now: Instant) -> Option<usize> {
         let lasts = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
         let unused = |holder: &Holder| holder.idle_since.is_some_and(|since| lasts(since, rules.idle));
         let overdue = |holder: &Holder| {
             lasts(holder.since, rules.slice) && self.has_fewer(requester, &holder.requester)
         };
-        self.holders.iter().position(unused).or_else(|| self.holders.iter().position(overdue))
+        let slots = |holder: &Holder| (self.of_registry(&holder.requester), self.of_pull(&holder.requester));
+        self.holders.iter().position(unused).or_else(|| {
+            let overdue = self.holders.iter().enumerate().filter(|(_, holder)| overdue(holder));
+            overdue.min_by_key(|(_, holder)| Reverse(slots(holder))).map(|(at, _)| at)
+        })
     }
 
     /// Whether `one` has fewer slots than `other`: counted by registry, within a registry by pull.
@@ -212,8 +222,14 @@ impl Table {
         self.holders.iter().filter(|holder| holder.requester.registry == requester.registry).count()
     }
 
+    /// Slots of the pull that has the fewest of those that wait; very many where none waits any more.
     fn of_pull(&self, requester: &Requester) -> usize {
-        self.holders.iter().filter(|holder| holder.requester == *requester).count()
+        let slots = |pull: u64| {
+            let of_registry = |holder: &&Holder| holder.requester.registry == requester.registry;
+            let holders = self.holders.iter().filter(of_registry);
+            holders.filter(|holder| holder.requester.pulls.include(pull)).count()
+        };
+        requester.pulls.pulls().into_iter().map(slots).min().unwrap_or(usize::MAX)
     }
 }
 
@@ -228,6 +244,12 @@ mod tests {
         slots: Slots,
         claims: Vec<(&'static str, Claim)>,
         begin: Instant,
+    }
+
+    fn requester(registry: &str, pull: u64) -> Requester {
+        let pulls = Passengers::default();
+        pulls.add(pull);
+        Requester { registry: registry.to_owned(), pulls }
     }
 
     impl Node {
@@ -246,8 +268,7 @@ mod tests {
         /// A conversion for `registry` requests a slot at the second `seconds`; returns whether it has one at once.
         fn request(&mut self, name: &'static str, registry: &str, pull: u64, seconds: u64) -> bool {
             if self.claims.iter().all(|(known, _)| *known != name) {
-                let requester = Requester { registry: registry.to_owned(), pull };
-                self.claims.push((name, self.slots.claim(requester)));
+                self.claims.push((name, self.slots.claim(requester(registry, pull))));
             }
             self.slots.table().request(self.claim(name), &RULES, self.at(seconds))
         }
@@ -335,6 +356,19 @@ mod tests {
     }
 
     #[test]
+    fn conversion_is_scheduled_for_the_pull_that_has_the_fewest_slots_of_those_that_wait() {
+        let mut node = Node::new();
+        for name in ["a", "b", "c", "shared"] {
+            node.request(name, "hub.test", 1, 0);
+        }
+        assert_eq!(node.holders(1000), ["a", "b", "c"]);
+        node.claim("shared").requester.pulls.add(2);
+        assert_eq!(node.holders(1000), ["b", "c", "shared"]);
+        assert!(node.request("d", "hub.test", 3, 1010));
+        assert_eq!(node.holders(1010), ["c", "shared", "d"], "of the pull that has the most");
+    }
+
+    #[test]
     fn free_slot_goes_to_the_registry_with_the_fewest() {
         let mut node = Node::new();
         for (name, registry) in [
@@ -354,7 +388,7 @@ mod tests {
     async fn dropped_claim_wakes_a_waiter() {
         let rules = Rules { slots: 1, slice: Duration::from_secs(100), idle: Duration::from_secs(100) };
         let slots = Slots::new(rules);
-        let claim = |pull| slots.claim(Requester { registry: "r.test".to_owned(), pull });
+        let claim = |pull| slots.claim(requester("r.test", pull));
         let (first, second, third) = (claim(1), claim(2), claim(3));
         first.acquire().await;
         first.acquire().await;

@@ -1,9 +1,12 @@
 //! Layers that no registry has, only addresses in the manifest.
 
+use super::slots::{SOON, eventually, pull};
 use super::{Node, anonymous};
+use crate::config::RegistryConfig;
 use crate::image::test_registry::{Reply, Request, Shelf, TestImage, TestRegistry, descriptor};
 use crate::image::{Digest, ImageError, SentCredentials};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 const FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
 
@@ -65,6 +68,30 @@ async fn layer_that_the_registry_has_is_not_looked_for_elsewhere() {
 }
 
 #[tokio::test]
+async fn addresses_that_another_image_names_for_the_same_layer_delay_nobody() {
+    let image = TestImage::of_texts(&["foreign"]);
+    let blob = image.blobs().remove(0);
+    let slow =
+        host(move |_| Reply { drips: Some(Duration::from_millis(100)), ..Reply::new(200, blob.clone()) })
+            .await;
+    let (theirs, blob) = elsewhere(&[format!("http://{}/layer", slow.address)]);
+    let theirs = theirs.into_iter().map(|(path, body)| (path.replace("app/", "evil/"), body));
+    let mut shelf = image.shelf("app", "1");
+    shelf.extend(theirs);
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node { stall: SOON, ..willing(&slow) };
+    let images = node.images();
+    let attack = pull(&images, registry.name("evil:1"));
+    assert!(eventually(|| !slow.asked("/layer").is_empty()).await, "nobody asked for {}", Digest::of(&blob));
+    let (name, nobody) = (registry.name("app:1"), anonymous());
+    let begun = Instant::now();
+    let pulled = tokio::time::timeout(SOON, images.pull(&name, &nobody));
+    assert_eq!(pulled.await.expect("it waits for the address of the other image").unwrap(), image.id());
+    assert!(!attack.is_finished(), "after {:?}", begun.elapsed());
+    attack.abort();
+}
+
+#[tokio::test]
 async fn unless_it_is_allowed_the_refusal_names_the_key() {
     let other = host(|_| Reply::new(500, "")).await;
     let (shelf, blob) = elsewhere(&[format!("http://{}/layer", other.address)]);
@@ -98,7 +125,7 @@ async fn what_comes_from_elsewhere_is_checked_and_its_words_are_not_told() {
     for (path, told) in [
         ("/metadata?key=s3cret", "/metadata: status 403"),
         ("/long", "sent more than"),
-        ("/short", "broke off"),
+        ("/short", "/short: broke off;"),
     ] {
         let (shelf, _) = elsewhere(&[format!("http://{}{path}", internal.address)]);
         let registry = TestRegistry::of(shelf).await;
@@ -108,6 +135,14 @@ async fn what_comes_from_elsewhere_is_checked_and_its_words_are_not_told() {
         assert!(!error.contains("internal") && !error.contains("s3cret"), "{error}");
         assert_eq!(node.kept(), [0, 0, 0, 0]);
     }
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (shelf, _) = elsewhere(&[format!("http://{closed}/layer")]);
+    let registry = TestRegistry::of(shelf).await;
+    let mut node = willing(&internal);
+    node.registries.insert(closed.to_string(), RegistryConfig::default());
+    let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err().to_string();
+    assert!(error.contains("/layer: cannot be reached") && !error.contains("refused"), "{error}");
+
     let (_, blob) = elsewhere(&[]);
     let altered = host(move |_| {
         let mut blob = blob.clone();

@@ -1,13 +1,15 @@
 //! Images and registries that want more than they may have: memory, disk, processor time, or what only this node reaches.
 
 use super::{Node, anonymous};
+use crate::config::RegistryConfig;
 use crate::image::content::Space;
-use crate::image::records::{LARGEST_LIST, MOST_NAMES};
+use crate::image::records::{LARGEST_LIST, MOST_NAMES, Record};
 use crate::image::test_registry::{Reply, TestImage, TestRegistry, from_shelf};
 use crate::image::{Digest, ImageError, ImageUser, Images, ListedImage, SentCredentials};
 use k8s_cri::v1::{Image, Int64Value, ListImagesResponse};
 use prost::Message;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 #[tokio::test]
@@ -144,7 +146,35 @@ async fn list_of_all_images_fits_into_one_answer() {
 }
 
 #[tokio::test]
-async fn names_of_one_image_are_bounded() {
+async fn layers_that_all_images_name_are_bounded() {
+    let image = TestImage::of_texts(&["a"]);
+    let mut shelf = image.shelf("app", "1");
+    TestImage::of_texts(&["b"]).shelve(&mut shelf, "app", "2");
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node::new();
+    let images = node.images();
+    images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
+    {
+        let mut state = images.state();
+        let record = state.records.all().next().unwrap().clone();
+        let layers = vec![record.layers[0].clone(); 256];
+        let many = (0..8000u32).map(|number| Record {
+            id: Digest::of(&number.to_le_bytes()),
+            repo_tags: [format!("r.test/{number}:1")].into(),
+            layers: layers.clone(),
+            ..record.clone()
+        });
+        let many: Vec<_> = many.collect();
+        state.users.extend(many.iter().map(|record| (record.id, ImageUser::Unset)));
+        state.records.replace(many);
+    }
+    let error = images.pull(&registry.name("app:2"), &anonymous()).await.unwrap_err();
+    assert!(matches!(error, ImageError::TooManyImages { .. }), "{error}");
+    assert_eq!(images.list(None).unwrap().len(), 8001);
+}
+
+#[tokio::test]
+async fn names_of_one_image_are_bounded_and_those_that_one_registry_heaps_up_make_room() {
     let image = TestImage::of_texts(&["a"]);
     let mut shelf = image.shelf("app", "1");
     image.shelve(&mut shelf, "app", "2");
@@ -152,7 +182,8 @@ async fn names_of_one_image_are_bounded() {
     let node = Node::new();
     let images = node.images();
     images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
-    let known = registry.name("app:1");
+    let (known, by_digest) =
+        (registry.name("app:1"), registry.name(&format!("app@{}", Digest::of(&image.manifest()))));
     multiply(
         &images,
         0,
@@ -165,13 +196,61 @@ async fn names_of_one_image_are_bounded() {
         listed.repo_tags.len() + listed.repo_digests.len()
     };
     assert_eq!(names(&images), MOST_NAMES);
-    let error = images.pull(&registry.name("app:2"), &anonymous()).await.unwrap_err();
-    assert!(matches!(error, ImageError::TooManyNames { limit: MOST_NAMES, .. }), "{error}");
-    assert!(error.to_string().contains("has 256 names"), "{error}");
-    assert_eq!(names(&images), MOST_NAMES);
-    assert!(images.status(&registry.name("app:2")).unwrap().is_none());
-    images.pull(&known, &anonymous()).await.expect("a name that it has");
+    images.pull(&registry.name("app:2"), &anonymous()).await.unwrap();
+    images.pull(&known, &anonymous()).await.unwrap();
+    for images in [images, node.images()] {
+        assert_eq!(names(&images), MOST_NAMES);
+        for kept in [&known, &registry.name("app:2"), &by_digest] {
+            assert!(images.status(kept).unwrap().is_some(), "{kept}");
+        }
+    }
     assert_eq!(node.settled().await, [2, 1, 0, 1]);
+}
+
+#[tokio::test]
+async fn images_that_fill_the_list_make_room_for_those_of_other_registries() {
+    let image = TestImage::of_texts(&["a"]);
+    let mut shelf = image.shelf("app", "1");
+    let other = TestImage::of_texts(&["b"]);
+    other.shelve(&mut shelf, "app", "2");
+    let registry = TestRegistry::of(shelf).await;
+    let node = Node::new();
+    let images = node.images();
+    images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
+    let name = |number: u32, tag: u32| format!("evil.test/{number}/{}:{tag}", "x".repeat(250));
+    let id = |number: u32| Digest::of(&number.to_le_bytes());
+    let record = images.state().records.all().next().unwrap().clone();
+    let shared = record.repo_tags.first().unwrap().clone();
+    for number in 0..130 {
+        let mut repo_tags: BTreeSet<_> = (0..255).map(|tag| name(number, tag)).collect();
+        if number == 3 {
+            repo_tags.insert("good.test/app:3".to_owned());
+        }
+        let (id, pulled_at) = (id(number), number.into());
+        let evil = Record { id, repo_tags, repo_digests: BTreeSet::new(), pulled_at, ..record.clone() };
+        images.0.documents.put(&id.hex(), &evil).unwrap();
+        let mut state = images.state();
+        state.users.insert(id, ImageUser::Unset);
+        state.records.replace(vec![evil]);
+    }
+    let refused = images.pull(&registry.name("app:2"), &anonymous()).await.unwrap_err();
+    assert!(matches!(refused, ImageError::TooManyImages { .. }), "{refused}");
+
+    // two containers: one was made by the id of an image, the other by a name
+    images.make_room(|| vec![id(0).to_string(), name(1, 7)]).await.unwrap();
+    images.pull(&registry.name("app:2"), &anonymous()).await.unwrap();
+    images.make_room(|| panic!("there is room")).await.unwrap();
+    let names = |number| {
+        let status = images.status(&id(number).to_string()).unwrap();
+        status.map(|image| image.repo_tags)
+    };
+    assert_eq!(names(0), Some(vec![]));
+    assert_eq!(names(1), Some(vec![name(1, 7)]));
+    assert_eq!(names(2), None);
+    assert_eq!(names(3), Some(vec!["good.test/app:3".to_owned()]));
+    assert_eq!(names(129).map(|names| names.len()), Some(255));
+    assert_eq!(images.status(&shared).unwrap().unwrap().id, image.id());
+    assert!(images.0.documents.get(&id(2).hex()).unwrap().is_none(), "it is on disk");
 }
 
 #[tokio::test]
@@ -222,6 +301,53 @@ async fn words_of_what_a_registry_redirects_to_are_not_told() {
         assert!(told.contains(&expected) && !told.contains("internal"), "{told}");
     }
     assert_eq!(inner.asked("").len(), 2);
+}
+
+#[tokio::test]
+async fn why_another_place_cannot_be_reached_is_not_told() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let registry = TestRegistry::start(move |request| match request.line.contains("/moved/") {
+        true => Reply::new(307, "").header("Location", format!("http://{closed}/secret")),
+        false => {
+            Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"http://{closed}/token\""))
+        }
+    })
+    .await;
+    let registries = [(closed.to_string(), RegistryConfig::default())].into();
+    let node = Node { registries, ..Node::new() };
+    let images = node.images();
+    for name in ["moved/app:1", "app:1"] {
+        let error = images.pull(&registry.name(name), &anonymous()).await.unwrap_err();
+        assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");
+        let told = error.to_string();
+        assert!(told.contains(&format!("leads to http://{closed}, which cannot be reached")), "{told}");
+        assert!(!told.to_lowercase().contains("refused"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn length_of_what_a_registry_redirects_to_is_not_told() {
+    let inner = TestRegistry::start(|_| Reply::new(200, "internal words")).await;
+    let (there, image) = (inner.address, TestImage::of_texts(&["a"]));
+    let guess = json!({"mediaType": "", "digest": Digest::of(b"guess"), "size": 1000});
+    for of_layer in [false, true] {
+        let mut document: serde_json::Value = serde_json::from_slice(&image.manifest()).unwrap();
+        match of_layer {
+            true => document["layers"][0] = guess.clone(),
+            false => document["config"] = guess.clone(),
+        }
+        let mut shelf = image.shelf("app", "1");
+        shelf.insert("app/manifests/1".to_owned(), document.to_string().into_bytes());
+        let guessed = Digest::of(b"guess").to_string();
+        let registry = TestRegistry::start(move |request| match request.line.contains(&guessed) {
+            true => Reply::new(307, "").header("Location", format!("http://{there}/secret")),
+            false => from_shelf(&shelf, request),
+        })
+        .await;
+        let node = Node::knowing([&inner]);
+        let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err().to_string();
+        assert!(error.contains("broke off") && !error.contains("14 of"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -1,10 +1,14 @@
 //! Layers on their way: broken off, corrupt, wanted by several pulls at once, or by one that is gone.
 
+use super::slots::pull;
 use super::{Node, anonymous};
 use crate::image::test_registry::{Reply, Shelf, TestImage, TestRegistry, from_shelf};
 use crate::image::{Digest, ImageError};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn layer_of<'a>(shelf: &'a Shelf, image: &TestImage) -> (String, &'a Vec<u8>) {
     let digest = Digest::of(&image.blobs()[0]);
@@ -31,6 +35,34 @@ async fn crumbling(image: &TestImage, piece: usize, knows_ranges: bool) -> TestR
     .await
 }
 
+/// Removes a file as the kernel removes one of many gigabytes.
+fn remove_slowly(path: &Path) -> std::io::Result<()> {
+    std::thread::sleep(Duration::from_secs(1));
+    fs::remove_file(path)
+}
+
+#[tokio::test]
+async fn file_of_a_failed_layer_is_removed_while_the_daemon_serves_others() {
+    let image = TestImage::of_texts(&["a"]);
+    let registry = TestRegistry::of(image.shelf("app", "1")).await;
+    let node = Node { converter: "fails", ..Node::new() };
+    let mut images = node.images();
+    let content = &mut Arc::get_mut(&mut images.0).unwrap().content;
+    Arc::get_mut(content).unwrap().pretend_to_remove(remove_slowly);
+    let begun = Instant::now();
+    let pull = pull(&images, registry.name("app:1"));
+    // this test has one thread, on which the pull runs too
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    while !pull.is_finished() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+    }
+    assert!(matches!(pull.await.unwrap(), Err(ImageError::BadLayer { .. })));
+    assert!(begun.elapsed() > Duration::from_secs(1), "nothing was removed");
+    assert!(longest < Duration::from_millis(700), "nobody was served for {longest:?}");
+}
+
 pub fn incompressible(length: usize) -> String {
     let mut state = 1u64;
     let mut next = || {
@@ -48,7 +80,7 @@ async fn broken_layer_is_taken_up_where_it_broke() {
         let node = Node::new();
         let images = node.images();
         images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
-        assert_eq!(images.list(None).unwrap()[0].layers.len(), 1);
+        assert_eq!(images.layers(&image.id()).len(), 1);
         let requests = registry.asked(&layer_of(&image.shelf("app", "1"), &image).0);
         assert_eq!(requests[1].headers["range"], "bytes=100000-");
     }

@@ -2,7 +2,8 @@
 
 use super::layers::incompressible;
 use super::{Node, anonymous};
-use crate::image::slots::{Requester, Rules};
+use crate::image::flight::Passengers;
+use crate::image::slots::{Claim, Requester, Rules};
 use crate::image::test_registry::{
     Reply, Request, Shelf, TestImage, TestRegistry, descriptor, from_shelf, gzip,
 };
@@ -11,10 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 /// Longer than any pull here that is not held up.
-const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(10);
 
 /// A pull in the background, given up with the test.
-fn pull(images: &Images, name: String) -> JoinHandle<Result<Digest, ImageError>> {
+pub fn pull(images: &Images, name: String) -> JoinHandle<Result<Digest, ImageError>> {
     let images = images.clone();
     tokio::spawn(async move { images.pull(&name, &anonymous()).await })
 }
@@ -133,8 +134,7 @@ async fn bomb_that_was_sent_already_still_needs_a_slot() {
     let begun = eventually(|| node.files("incoming") == 1).await;
     assert!(begun, "the bomb never came");
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let other = Requester { registry: "other.test".to_owned(), pull: 1 << 32 };
-    let other = images.0.converter.slots.claim(other);
+    let other = claim_of_another_registry(&images);
     tokio::time::timeout(SOON, other.acquire()).await.expect("the bomb waits for a byte");
     // the converter begins to read a second after its start
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -145,8 +145,14 @@ async fn bomb_that_was_sent_already_still_needs_a_slot() {
     assert_eq!(node.settled().await[2], 0);
 }
 
+fn claim_of_another_registry(images: &Images) -> Claim {
+    let pulls = Passengers::default();
+    pulls.add(1 << 32);
+    images.0.converter.slots.claim(Requester { registry: "other.test".to_owned(), pulls })
+}
+
 /// Whether `holds` within [`SOON`].
-async fn eventually(holds: impl Fn() -> bool) -> bool {
+pub async fn eventually(holds: impl Fn() -> bool) -> bool {
     let begin = Instant::now();
     while !holds() && begin.elapsed() < SOON {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -202,6 +208,42 @@ async fn image_of_the_same_registry_that_claims_a_layer_does_not_break_it() {
     assert!(!attack.is_finished());
     attack.abort();
     assert_eq!(images.list(None).unwrap().len(), 1);
+}
+
+/// The node has one slot. The attacker's pull begins the victim's layer, loses the slot to a third pull, and has a layer of
+/// its own take it back, which then hangs.
+#[tokio::test]
+async fn layer_that_a_victim_waits_for_is_not_behind_others_of_the_pull_that_began_it() {
+    let (good, evil) = (TestImage::of_texts(&["base"]), TestImage::of_texts(&["base", "hangs"]));
+    let mut shelf = good.shelf("app", "1");
+    evil.shelve(&mut shelf, "evil", "1");
+    let (base, hanging) = (good.blobs().remove(0), evil.blobs().remove(1));
+    let hangs = Digest::of(&hanging).to_string();
+    let registry = TestRegistry::start(move |request| {
+        let honest = from_shelf(&shelf, request);
+        if is_blob(request, &hanging) {
+            return Reply { breaks_after: Some((20, true)), ..honest };
+        }
+        let drips = is_blob(request, &base).then_some(Duration::from_millis(20));
+        Reply { drips, ..honest }
+    })
+    .await;
+    let patient = SOON * 6;
+    let slots = Rules { slots: 1, slice: Duration::from_millis(200), idle: patient };
+    let node = Node { stall: patient, slots, ..Node::new() };
+    let images = node.images();
+    let attack = pull(&images, registry.name("evil:1"));
+    assert!(eventually(|| node.files("incoming") == 1).await, "the base never came");
+    let third = claim_of_another_registry(&images);
+    tokio::time::timeout(SOON, third.acquire()).await.expect("the slice is over");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(third);
+    assert!(eventually(|| !registry.asked(&hangs).is_empty()).await, "the layer that hangs has no slot");
+    let (name, nobody) = (registry.name("app:1"), anonymous());
+    let pulled = tokio::time::timeout(SOON, images.pull(&name, &nobody));
+    assert_eq!(pulled.await.expect("it waits for the other pull's layer").unwrap(), good.id());
+    assert!(!attack.is_finished());
+    attack.abort();
 }
 
 #[tokio::test]
