@@ -9,7 +9,8 @@ source "$here/cache.sh"
 source "$here/versions.env"
 
 (($# == 1)) || die "usage: manifest.sh AGENT_BINARY"
-agent=$1
+# the build below runs elsewhere
+agent=$(realpath "$1")
 
 sha256_of() { sha256sum <"$1" | cut -d' ' -f1; }
 
@@ -22,7 +23,7 @@ build() {
     --arg kernel_config "$(sha256_of "$kernel/config")" --arg vmlinux "$(sha256_of "$vmlinux")" \
     --arg erofs_version "$EROFS_UTILS_VERSION" --arg erofs_source "$EROFS_UTILS_SHA256" \
     --arg erofs_compiler "$(cat "$erofs_utils/compiler")" --arg mkfs "$(sha256_of "$erofs_utils/mkfs.erofs")" \
-    --arg agent "$(sha256_of "$agent")" --arg root "$(sha256_of "$root")" '{
+    --arg agent "$agent_sha256" --arg root "$(sha256_of "$root")" '{
       kernel: {package: $kernel_package, version: $kernel_version, source_sha256: $kernel_source, release: $kernel_release,
         config_sha256: $kernel_config, compiler: $kernel_compiler, vmlinux_sha256: $vmlinux},
       erofs_utils: {version: $erofs_version, source_sha256: $erofs_source, compiler: $erofs_compiler, mkfs_sha256: $mkfs},
@@ -34,5 +35,6 @@ vmlinux=$("$here/kernel/build.sh")
 kernel=$(dirname "$vmlinux")
 erofs_utils=$("$here/erofs-utils/build.sh")
 root=$("$here/rootfs/build.sh" "$agent")
+agent_sha256=$(sha256_of "$agent")
 dir=$(cached manifest "$(key_of "$agent" "${vmlinux%/*}" "${root%/*}" "$erofs_utils" "$(recipe_of build)")" build)
 printf '%s\n' "$dir/manifest.json"
