@@ -16,7 +16,7 @@ demo: artefacts
 shell: artefacts
 	$(PROGRAMS)/isopod-node shell --registry
 
-# All tests: those beside the code, then the groups of end-to-end cases (tests/cases), each in a node of its own, two nodes at
+# All tests: those beside the code, then the groups of end-to-end cases (tests/cases), each in a node of its own, three nodes at
 # a time: NODES=4 for more. Pods are clones of a template, so groups in which the way a pod begins matters run
 # once more with pods that boot.
 GROUPS = $(filter-out documentation soak,$(basename $(notdir $(wildcard tests/cases/*.rs))))
@@ -27,7 +27,7 @@ test: artefacts
 	cargo test --release --workspace --no-run
 	cargo test --release --workspace --lib --bins $(addprefix --test ,$(BESIDE) documentation)
 	cargo test --release --workspace --doc
-	$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(or $(NODES),2) $(GROUPS:%=group-%) $(COLD:%=cold-%)
+	$(MAKE) --no-print-directory --keep-going --output-sync=target --jobs=$(or $(NODES),3) $(GROUPS:%=group-%) $(COLD:%=cold-%)
 
 group-%:
 	cargo test --release --workspace --test $*
