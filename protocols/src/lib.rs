@@ -6,9 +6,11 @@
 //! | [`stdio`] | runtime and agent: the bytes of one stream of one process | a vsock connection each, port [`vsock::STDIO_PORT`] |
 //! | [`vmm`] | runtime and VMM: boot, attach, detach, statistics, stop | JSON and file descriptors over a unix seqpacket socket |
 //! | [`vsock`] | all: port numbers, and the one-line handshake on the VMM's vsock socket | |
-//! | [`cri_additions`] | kubelet and runtime: what the CRI gained since the `k8s-cri` crate | gRPC on the CRI's socket |
+//! | `cri`, with the feature of that name | kubelet and runtime: the CRI | gRPC on the CRI's socket |
 //! | [`guest`] | runtime and agent: paths in the guest that both name, and limits that both hold | |
 
+#[cfg(feature = "cri")]
+pub mod cri;
 pub mod guest;
 pub mod stdio;
 pub mod vmm;
@@ -18,10 +20,4 @@ pub mod vsock;
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod agent {
     tonic::include_proto!("isopod.agent.v1");
-}
-
-/// What the CRI gained since the version that `k8s-cri` has, generated from `proto/cri_additions.proto`, which documents it.
-#[allow(missing_docs, clippy::all, clippy::pedantic)]
-pub mod cri_additions {
-    tonic::include_proto!("isopod.cri_additions.v1");
 }

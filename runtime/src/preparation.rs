@@ -20,7 +20,7 @@ use isopod_protocols::agent::{
     Address, CreateContainerRequest, Extent, Interface, PidNamespace, Route, SetUpSandboxRequest,
     StartContainerRequest, User,
 };
-use k8s_cri::v1::{ContainerConfig, LinuxContainerConfig, PodSandboxConfig};
+use isopod_protocols::cri::{ContainerConfig, LinuxContainerConfig, PodSandboxConfig};
 use std::error::Error;
 use std::fs::File;
 use std::io;

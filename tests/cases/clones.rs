@@ -2,11 +2,11 @@
 //! refused, or cannot be made. `template` has the cases about the VMM alone.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{self as v1, PodSandboxState};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, Pod, container_config, pod_config, wait_for};
 use isopod_tests::node::{self, Isopod, Settings};
 use isopod_tests::{daemon, held, templates};
-use k8s_cri::v1::{self, PodSandboxState};
 use nix::sys::signal::{Signal, kill};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

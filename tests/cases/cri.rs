@@ -1,11 +1,11 @@
 //! Cases about the CRI: what kubelet and crictl ask, and what they are answered.
 
 use anyhow::{Result, ensure};
+use isopod_protocols::cri::{self as v1, ContainerState, PodSandboxState};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, container_config, image_name, wait_for};
 use isopod_tests::held;
 use isopod_tests::node::{Isopod, Settings};
-use k8s_cri::v1::{self, ContainerState, PodSandboxState};
 use std::fs;
 use std::process::{Command, ExitCode};
 use tonic::Code;
@@ -187,17 +187,13 @@ fn lists_follow_their_filters() -> Result<()> {
 fn lists_can_be_streamed() -> Result<()> {
     let cri = cri()?;
     let (pod, container) = cri.run_sleeper("streamed")?;
-    let pods: Vec<v1::ListPodSandboxResponse> =
-        cri.stream("/runtime.v1.RuntimeService/StreamPodSandboxes", v1::ListPodSandboxRequest::default())?;
-    ensure!(pods.iter().flat_map(|chunk| &chunk.items).any(|item| item.id == pod.id), "{pods:?}");
+    let pods = cri.collect(cri.service().stream_pod_sandboxes(v1::StreamPodSandboxesRequest::default()))?;
+    ensure!(pods.iter().flat_map(|chunk| &chunk.pod_sandboxes).any(|item| item.id == pod.id), "{pods:?}");
     let only = v1::ContainerFilter { id: container.clone(), ..Default::default() };
-    let containers: Vec<v1::ListContainersResponse> = cri.stream(
-        "/runtime.v1.RuntimeService/StreamContainers",
-        v1::ListContainersRequest { filter: Some(only) },
-    )?;
+    let containers =
+        cri.collect(cri.service().stream_containers(v1::StreamContainersRequest { filter: Some(only) }))?;
     ensure!(containers.len() == 1 && containers[0].containers[0].id == container, "{containers:?}");
-    let images: Vec<v1::ListImagesResponse> =
-        cri.stream("/runtime.v1.ImageService/StreamImages", v1::ListImagesRequest::default())?;
+    let images = cri.collect(cri.images().stream_images(v1::StreamImagesRequest::default()))?;
     ensure!(images.iter().any(|chunk| !chunk.images.is_empty()), "{images:?}");
     cri.clean()
 }

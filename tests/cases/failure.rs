@@ -1,11 +1,11 @@
 //! Cases about failure: every operation failing, and the daemon dying, at every step; guests that cannot start.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{ContainerState, PodSandboxState};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, container_config, wait_for};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{daemon, held, templates};
-use k8s_cri::v1::{ContainerState, PodSandboxState};
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::ExitCode;
@@ -306,7 +306,7 @@ fn concurrent_stops_and_removes_of_one_pod_succeed() -> Result<()> {
     let cri = cri()?;
     let before = held::by_pods()?;
     let (pod, _) = cri.run_sleeper("crowd")?;
-    let request = || k8s_cri::v1::RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+    let request = || isopod_protocols::cri::RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
     let outcomes = cri.block_on(async {
         let calls = (0..8).map(|_| {
             let mut service = cri.service();

@@ -2,12 +2,14 @@
 //! directory. Most images are made here, as no usual builder writes such layers.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{
+    self as v1, ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext,
+};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, Pod, container_config, pod_config};
 use isopod_tests::image::{Image, character_device, directory, fifo, file, hard_link, layer, symlink};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::registry::Registry;
-use k8s_cri::v1::{self, ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext};
 use serde_json::json;
 use std::process::ExitCode;
 

@@ -1,10 +1,10 @@
 //! Cases about what the guest's kernel offers to containers: docs/guest-kernel.md has the list.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri as v1;
 use isopod_tests::cri::{Cri, Pod, container_config};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{cases, node_programs};
-use k8s_cri::v1;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

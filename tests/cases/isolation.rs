@@ -2,15 +2,15 @@
 //! kernel, the users of its images. Whether a VM's guest leaves the VM is the matter of `security` and `vm`.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{
+    self as v1, Capability, ContainerConfig, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext,
+};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, Pod, container_config};
 use isopod_tests::image::{Image, file, layer};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::registry::Registry;
-use k8s_cri::v1::{
-    self, Capability, ContainerConfig, LinuxContainerConfig, LinuxContainerResources,
-    LinuxContainerSecurityContext,
-};
 use serde_json::json;
 use std::process::ExitCode;
 use tonic::Code;

@@ -2,11 +2,11 @@
 //! that leave.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{self as v1, ContainerState, PodSandboxState};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, container_config, pod_config, wait_for};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{daemon, held, templates};
-use k8s_cri::v1::{self, ContainerState, PodSandboxState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;

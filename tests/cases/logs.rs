@@ -2,10 +2,10 @@
 //! has put a link in place of; and about who may read what the daemon keeps.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{self as v1, KeyValue};
 use isopod_tests::cri::{Cri, container_config, pod_config, wait_for};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{cases, daemon, held};
-use k8s_cri::v1::{self, KeyValue};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};

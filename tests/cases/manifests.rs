@@ -2,12 +2,12 @@
 //! Faults of registries are in `registry.rs`, what layers hold in `storage.rs`.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{self as v1, AuthConfig, PullImageRequest};
 use isopod_tests::cri::{Cri, container_config, image_spec};
 use isopod_tests::image::{file, layer};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::registry::{Registry, Reply, Request};
 use isopod_tests::{artefacts, cases, daemon, held};
-use k8s_cri::v1::{self, AuthConfig, PullImageRequest};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;

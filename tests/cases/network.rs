@@ -12,11 +12,11 @@ use anyhow::{Context, Result, ensure};
 use backends::{
     host_ports_and_masquerading_are_in_nftables, pods_of_an_iptables_network_have_their_host_ports,
 };
+use isopod_protocols::cri as v1;
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, Pod, container_config, pod_config, wait_for};
 use isopod_tests::held;
 use isopod_tests::node::{Isopod, Settings};
-use k8s_cri::v1;
 use routes::{
     pods_of_a_ptp_network_reach_each_other_with_the_namespaces_routes,
     routes_and_rules_of_every_form_are_the_guests_too,

@@ -2,14 +2,14 @@
 //! recorded seccomp profiles, rates of use.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::security_profile::ProfileType;
+use isopod_protocols::cri::{
+    self as v1, ContainerConfig, HugepageLimit, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext, SecurityProfile,
+};
 use isopod_tests::cri::{Cri, Pod, container_config, pod_config, wait_for};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{cases, daemon};
-use k8s_cri::v1::security_profile::ProfileType;
-use k8s_cri::v1::{
-    self, ContainerConfig, HugepageLimit, LinuxContainerConfig, LinuxContainerResources,
-    LinuxContainerSecurityContext, SecurityProfile,
-};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
             filter_leaves_no_privilege_and_its_faults_are_named,
             profile_that_leaves_fields_out_is_read_as_by_containerd,
             empty_home_is_filled_in_and_a_set_one_stays,
+            value_of_a_variable_reaches_the_process_byte_by_byte,
             terminal_belongs_to_its_user,
             statistics_of_a_pod_list_containers_with_rates,
             shared_memory_and_sessions_are_there_for_servers,
@@ -401,6 +402,22 @@ fn empty_home_is_filled_in_and_a_set_one_stays() -> Result<()> {
     ] {
         let seen = seen(name, &homes)?;
         ensure!(seen == expected, "{name}: {seen:?}");
+    }
+    cri.clean()
+}
+
+fn value_of_a_variable_reaches_the_process_byte_by_byte() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("bytes")?;
+    let entry = b"SECRET=\xff\xfe=\x01".as_slice();
+    let secret = v1::KeyValue { key: "SECRET".into(), value: entry[7..].to_vec() };
+    let config =
+        ContainerConfig { envs: vec![secret], ..container_config("c", "busybox", &["sleep", "1000"]) };
+    let container = cri.run_container(&pod, config)?;
+    // Of the container's first process, and of an exec.
+    for file in ["/proc/1/environ", "/proc/self/environ"] {
+        let seen = cri.exec(&container, &["cat", file])?.stdout;
+        ensure!(seen.split(|byte| *byte == 0).any(|seen| seen == entry), "{file}: {seen:x?}");
     }
     cri.clean()
 }

@@ -2,11 +2,13 @@
 //! and leaves nothing.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{
+    self as v1, ContainerConfig, ContainerState, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, container_config, pod_config};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::{daemon, held};
-use k8s_cri::v1::{self, ContainerConfig, ContainerState, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use std::fs;
 use std::process::{Command, ExitCode, Output};
 use tonic::{Code, Status};

@@ -1,12 +1,12 @@
 //! Cases about pulls that go wrong: registries that are down, slow, broken, false or locked, and disks that are full.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{AuthConfig, PullImageRequest};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, REGISTRY, image_name, image_spec, wait_for};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::registry::{self, Pace, Registry, Reply};
 use isopod_tests::{daemon, held};
-use k8s_cri::v1::{AuthConfig, PullImageRequest};
 use std::fs::{self, File};
 use std::net::TcpStream;
 use std::process::{Child, Command, ExitCode};

@@ -1,14 +1,11 @@
 //! Cases about VMs that follow their pods' limits while they run. The node has two CPUs, as no VM gets more than its node has.
 
 use anyhow::{Result, ensure};
-use isopod_protocols::cri_additions::{
-    LinuxContainerResources, UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse,
-};
+use isopod_protocols::cri as v1;
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, Pod, container_config, wait_for};
 use isopod_tests::daemon;
 use isopod_tests::node::{Isopod, Settings};
-use k8s_cri::v1;
 use std::ops::Range;
 use std::process::ExitCode;
 use tonic::{Code, Status};
@@ -39,16 +36,13 @@ fn cri() -> Result<Cri> {
 }
 
 /// UpdatePodSandboxResources: limits of the whole pod.
-fn resize(cri: &Cri, pod: &Pod, resources: LinuxContainerResources) -> Result<(), Status> {
-    let request = UpdatePodSandboxResourcesRequest {
+fn resize(cri: &Cri, pod: &Pod, resources: v1::LinuxContainerResources) -> Result<(), Status> {
+    let request = v1::UpdatePodSandboxResourcesRequest {
         pod_sandbox_id: pod.id.clone(),
         overhead: None,
         resources: Some(resources),
     };
-    let path = "/runtime.v1.RuntimeService/UpdatePodSandboxResources";
-    let answers: Vec<UpdatePodSandboxResourcesResponse> = cri.stream(path, request)?;
-    assert_eq!(answers.len(), 1, "{answers:?}");
-    Ok(())
+    cri.wait(cri.service().update_pod_sandbox_resources(request)).map(drop)
 }
 
 /// UpdateContainerResources.
@@ -79,7 +73,8 @@ fn memory_follows_the_pods_limits_up_and_down() -> Result<()> {
     };
     let grown = reaches(begun_with + 500..768)?;
 
-    let mib = |mib: i64| LinuxContainerResources { memory_limit_in_bytes: mib * MIB, ..Default::default() };
+    let mib =
+        |mib: i64| v1::LinuxContainerResources { memory_limit_in_bytes: mib * MIB, ..Default::default() };
     resize(&cri, &pod, mib(1024))?;
     let largest = reaches(grown + 500..1280)?;
     // The guest gives back what it can, when it can.
@@ -104,7 +99,7 @@ fn processors_follow_the_pods_limits_up_and_down() -> Result<()> {
     // Both work.
     cri.shell(&container, "for cpu in 0 1; do taskset -c $cpu true || exit 1; done")?;
 
-    let cpu = |cpu_quota| LinuxContainerResources { cpu_quota, cpu_period: PERIOD, ..Default::default() };
+    let cpu = |cpu_quota| v1::LinuxContainerResources { cpu_quota, cpu_period: PERIOD, ..Default::default() };
     for (quota, expected) in [(100_000, 1), (200_000, 2), (50_000, 1)] {
         resize(&cri, &pod, cpu(quota))?;
         ensure!(processors(&cri, &container)? == expected, "with a quota of {quota}");
@@ -138,7 +133,8 @@ fn more_processors_than_the_handler_allows_are_refused() -> Result<()> {
     daemon::configured("[vm]\nmax_vcpus = 1\n", |_| {
         let cri = cri()?;
         let (pod, container) = cri.run_sleeper("small")?;
-        let two = LinuxContainerResources { cpu_quota: 200_000, cpu_period: PERIOD, ..Default::default() };
+        let two =
+            v1::LinuxContainerResources { cpu_quota: 200_000, cpu_period: PERIOD, ..Default::default() };
         let refused = resize(&cri, &pod, two).expect_err("its VM may have one");
         ensure!(refused.code() == Code::InvalidArgument, "{refused:?}");
         ensure!(refused.message().contains("raise vm.max_vcpus"), "{refused:?}");

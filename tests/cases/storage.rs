@@ -1,12 +1,12 @@
 //! Cases about images: what of them is kept, what containers see of them, what is freed. Faults of registries and disks are in `registry.rs`.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{self as v1, ImageSpec};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, REGISTRY, container_config, image_name, image_spec};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::registry::{self, Registry};
 use isopod_tests::{daemon, held};
-use k8s_cri::v1::{self, ImageSpec};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -3,10 +3,10 @@
 //! Each checks what the program did, none its version or speed. `tests/images/README.md` says what cannot work in a pod.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri::{self as v1, ContainerConfig, LinuxContainerResources};
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, Pod, container_config, pod_config, wait_for};
 use isopod_tests::node::{Isopod, Settings};
-use k8s_cri::v1::{self, ContainerConfig, LinuxContainerResources};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 

@@ -4,10 +4,10 @@
 
 use anyhow::{Context, Result};
 use hyper_util::rt::TokioIo;
-use k8s_cri::v1::image_service_client::ImageServiceClient;
-use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use k8s_cri::v1::{
-    self, ContainerConfig, ContainerMetadata, ImageSpec, PodSandboxConfig, PodSandboxMetadata,
+use isopod_protocols::cri::image_service_client::ImageServiceClient;
+use isopod_protocols::cri::runtime_service_client::RuntimeServiceClient;
+use isopod_protocols::cri::{
+    self as v1, ContainerConfig, ContainerMetadata, ImageSpec, PodSandboxConfig, PodSandboxMetadata,
 };
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,9 +15,8 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
-use tonic::Status;
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Status, Streaming};
 
 /// Where the daemon listens in a node.
 pub const SOCKET: &str = "/run/isopod/isopod.sock";
@@ -33,7 +32,6 @@ pub struct Cri {
     runtime: Runtime,
     runtime_service: RuntimeServiceClient<Channel>,
     image_service: ImageServiceClient<Channel>,
-    channel: Channel,
 }
 
 /// A pod that was run, with what it was run with.
@@ -108,9 +106,9 @@ impl Cri {
         let channel = Endpoint::from_static("http://cri").connect_with_connector_lazy(connect);
         let runtime_service =
             RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let image_service = ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let image_service = ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         drop(_context);
-        Ok(Self { runtime, runtime_service, image_service, channel })
+        Ok(Self { runtime, runtime_service, image_service })
     }
 
     /// The raw runtime service, for calls that have no short form here.
@@ -123,22 +121,16 @@ impl Cri {
         self.image_service.clone()
     }
 
-    /// Calls a streaming RPC that the generated clients do not know; answers all of its messages.
-    pub fn stream<Q, A>(&self, path: &'static str, request: Q) -> Result<Vec<A>, Status>
-    where
-        Q: prost::Message + 'static,
-        A: prost::Message + Default + 'static,
-    {
+    /// Waits for a call that answers a stream, and for the end of that.
+    pub fn collect<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<Streaming<T>>, Status>>,
+    ) -> Result<Vec<T>, Status> {
         self.runtime.block_on(async {
-            let mut client = tonic::client::Grpc::new(self.channel.clone());
-            client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-            let codec = tonic_prost::ProstCodec::<Q, A>::default();
-            let path = PathAndQuery::from_static(path);
-            let mut answers =
-                client.server_streaming(tonic::Request::new(request), path, codec).await?.into_inner();
+            let mut messages = call.await?.into_inner();
             let mut all = Vec::new();
-            while let Some(answer) = answers.message().await? {
-                all.push(answer);
+            while let Some(message) = messages.message().await? {
+                all.push(message);
             }
             Ok(all)
         })

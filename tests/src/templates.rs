@@ -5,7 +5,7 @@ use crate::cri::{Cri, Pod, wait_for, wait_within};
 use crate::node;
 use crate::{daemon, held};
 use anyhow::{Context, Result, bail};
-use k8s_cri::v1::StatusRequest;
+use isopod_protocols::cri::StatusRequest;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;

@@ -13,8 +13,10 @@ use crate::sandbox::{Machine, Sandbox};
 use crate::undo::Undo;
 use crate::wall_clock::now_ns;
 use isopod_protocols::agent::{CreateContainerRequest, Extent, PidNamespace, RemoveContainerRequest, User};
+use isopod_protocols::cri::{
+    ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, SupplementalGroupsPolicy,
+};
 use isopod_protocols::guest::MAX_CONTAINERS;
-use k8s_cri::v1::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, SupplementalGroupsPolicy};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -143,7 +143,7 @@ mod tests {
     use super::super::record::{ImageNames, User};
     use super::*;
     use crate::sandbox::fake;
-    use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
+    use isopod_protocols::cri::{ContainerConfig, LinuxContainerResources};
     use std::fs;
 
     /// Those of a node without pods.

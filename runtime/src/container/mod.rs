@@ -64,7 +64,7 @@ use crate::sandbox::{Machine, Sandbox, SandboxEvents, Sandboxes};
 use crate::store::{Collection, Durability};
 use exec::Unended;
 use exec_room::Room;
-use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
+use isopod_protocols::cri::{ContainerConfig, LinuxContainerResources};
 use log_file::LogFile;
 use log_writer::PodSeats;
 use output::Carried;

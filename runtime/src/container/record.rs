@@ -2,7 +2,7 @@
 
 use super::resources;
 use isopod_protocols::agent::{ProcessExit, ResolvedUser};
-use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
+use isopod_protocols::cri::{ContainerConfig, LinuxContainerResources};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;

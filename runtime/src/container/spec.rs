@@ -9,10 +9,10 @@ use super::environment;
 use super::resources::linux_resources;
 use super::{guest_devices, security, volumes};
 use crate::image::ImageConfiguration;
-use isopod_protocols::guest;
-use k8s_cri::v1::{
+use isopod_protocols::cri::{
     ContainerConfig, LinuxContainerSecurityContext, Mount as CriMount, MountPropagation, PodSandboxConfig,
 };
+use isopod_protocols::guest;
 use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceType, Mount, Process, Root, Spec, get_default_readonly_paths,
 };
@@ -153,8 +153,9 @@ pub fn environment(parts: Parts<'_>) -> Vec<Vec<u8>> {
     if !parts.sandbox.hostname.is_empty() {
         defaults.push(format!("HOSTNAME={}", parts.sandbox.hostname).into_bytes());
     }
-    let pod = parts.container.envs.iter().map(|e| format!("{}={}", e.key, e.value));
-    environment::merge(defaults, parts.image.env.iter().cloned().chain(pod).map(String::into_bytes))
+    let image = parts.image.env.iter().cloned().map(String::into_bytes);
+    let pod = parts.container.envs.iter().map(|e| [e.key.as_bytes(), b"=", &e.value].concat());
+    environment::merge(defaults, image.chain(pod))
 }
 
 fn linux(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Linux, SpecError> {

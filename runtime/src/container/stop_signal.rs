@@ -1,7 +1,6 @@
 //! Signals that stop containers: as images name them, as the CRI numbers them, as Linux does.
 
 use super::Container;
-use isopod_protocols::cri_additions;
 
 /// Linux's numbers of the CRI's enumeration Signal, up to SIGXFSZ. Those after it, the real-time signals, are one more than Linux's.
 const NUMBERS: [i32; 35] = [
@@ -66,9 +65,9 @@ pub fn of(container: &Container) -> i32 {
     record.stop_signal.or_else(of_image).unwrap_or(libc::SIGTERM)
 }
 
-/// It as a part of a status.
-pub fn status(container: &Container) -> cri_additions::ContainerStatus {
-    cri_additions::ContainerStatus { stop_signal: to_cri(of(container)) }
+/// The same by the CRI's number, for a status.
+pub fn in_cri(container: &Container) -> i32 {
+    to_cri(of(container))
 }
 
 /// A signal by number, or by name with or without `SIG`: what images have as their stop signal.

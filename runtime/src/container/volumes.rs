@@ -5,8 +5,8 @@
 
 use super::spec::{SpecError, mount};
 use crate::image::ImageConfiguration;
+use isopod_protocols::cri::Mount as CriMount;
 use isopod_protocols::guest::{self, MAX_VOLUMES};
-use k8s_cri::v1::Mount as CriMount;
 use oci_spec::runtime::Mount;
 use std::path::{Component, Path, PathBuf};
 

@@ -5,7 +5,7 @@
 //! megabytes of environment, and kubelet copies annotations into every container.
 
 use super::ContainerError;
-use k8s_cri::v1::ContainerConfig;
+use isopod_protocols::cri::ContainerConfig;
 use prost::Message;
 
 /// Bytes that an entry of an environment or another list takes beside its text, in memory and on disk.
@@ -78,7 +78,7 @@ pub fn refuse_more<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_cri::v1::KeyValue;
+    use isopod_protocols::cri::KeyValue;
 
     fn with_environment(entries: usize) -> Weight {
         let one = KeyValue { key: "A".into(), value: "b".into() };

@@ -1,13 +1,14 @@
-//! ContainerStats and ListContainerStats: what runs, as the guests measure it.
+//! ContainerStats, ListContainerStats and StreamContainerStats: what runs, as the guests measure it.
 
 use super::Node;
 use super::list_containers::selected;
+use super::stream::{Messages, messages};
 use crate::container::Container;
 use isopod_protocols::agent;
-use k8s_cri::v1::{
+use isopod_protocols::cri::{
     ContainerAttributes, ContainerStats, ContainerStatsFilter, ContainerStatsRequest, ContainerStatsResponse,
     CpuUsage, FilesystemIdentifier, FilesystemUsage, ListContainerStatsRequest, ListContainerStatsResponse,
-    MemoryUsage, SwapUsage, UInt64Value,
+    MemoryUsage, StreamContainerStatsRequest, StreamContainerStatsResponse, SwapUsage, UInt64Value,
 };
 use std::sync::Arc;
 use tonic::Status;
@@ -27,6 +28,15 @@ pub async fn list(
     let filter = request.filter.unwrap_or_default();
     let wanted = node.containers.list().into_iter().filter(|c| passes(c, &filter)).collect();
     Ok(ListContainerStatsResponse { stats: usage(node, wanted).await })
+}
+
+/// The same as a stream.
+pub async fn stream(
+    node: &Node,
+    request: StreamContainerStatsRequest,
+) -> Result<Messages<StreamContainerStatsResponse>, Status> {
+    let listed = list(node, ListContainerStatsRequest { filter: request.filter }).await?;
+    Ok(messages(listed.stats, |container_stats| StreamContainerStatsResponse { container_stats }))
 }
 
 fn passes(container: &Container, filter: &ContainerStatsFilter) -> bool {
@@ -59,6 +69,7 @@ fn stats_of(container: &Container, told: &agent::ContainerStats, mountpoint: &st
             timestamp,
             usage_core_nano_seconds: value(told.cpu_usage_ns),
             usage_nano_cores: container.cpu_rate.read(timestamp, told.cpu_usage_ns).and_then(value),
+            psi: None,
         }),
         memory: Some(MemoryUsage {
             timestamp,
@@ -68,6 +79,7 @@ fn stats_of(container: &Container, told: &agent::ContainerStats, mountpoint: &st
             rss_bytes: value(told.memory_rss_bytes),
             page_faults: value(told.page_faults),
             major_page_faults: value(told.major_page_faults),
+            psi: None,
         }),
         writable_layer: Some(FilesystemUsage {
             timestamp,
@@ -80,5 +92,6 @@ fn stats_of(container: &Container, told: &agent::ContainerStats, mountpoint: &st
             swap_usage_bytes: value(told.swap_usage_bytes),
             swap_available_bytes: None,
         }),
+        io: None,
     }
 }

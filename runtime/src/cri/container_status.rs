@@ -3,23 +3,20 @@
 use super::Node;
 use super::list_containers::{image_spec, state};
 use crate::container::{Container, Record, State, stop_signal};
-use isopod_protocols::cri_additions;
-use k8s_cri::v1::{
+use isopod_protocols::cri::{
     ContainerResources, ContainerStatus, ContainerStatusRequest, ContainerStatusResponse, ContainerUser,
     LinuxContainerUser,
 };
 use std::collections::HashMap;
 use tonic::Status;
 
-pub async fn serve(
-    node: &Node,
-    (request, ()): (ContainerStatusRequest, ()),
-) -> Result<(ContainerStatusResponse, cri_additions::ContainerStatusResponse), Status> {
+pub async fn serve(node: &Node, request: ContainerStatusRequest) -> Result<ContainerStatusResponse, Status> {
     let container = node.containers.get(&request.container_id)?;
     let record = container.snapshot();
     let info = if request.verbose { info(&container, &record) } else { HashMap::new() };
-    let added = cri_additions::ContainerStatusResponse { status: Some(stop_signal::status(&container)) };
-    Ok((ContainerStatusResponse { status: Some(status(&container.id, record)), info }, added))
+    let stop_signal = stop_signal::in_cri(&container);
+    let status = ContainerStatus { stop_signal, ..status(&container.id, record) };
+    Ok(ContainerStatusResponse { status: Some(status), info })
 }
 
 fn status(id: &str, record: Record) -> ContainerStatus {
@@ -84,11 +81,11 @@ mod tests {
             message: String::new(),
         };
         let record: Record = serde_json::from_value(serde_json::json!({
-            "sandbox_id": "p", "config": k8s_cri::v1::ContainerConfig::default(),
+            "sandbox_id": "p", "config": isopod_protocols::cri::ContainerConfig::default(),
             "image": {"asked": "busybox", "reference": "r@sha256:1", "id": "sha256:1", "stop_signal": null},
             "created_at_ns": 1, "log_path": "/l/0.log", "layers": [],
             "user": {"uid": 5, "gid": 6, "supplemental_groups": [7]},
-            "resources": k8s_cri::v1::LinuxContainerResources::default(), "state": State::Exited(exit),
+            "resources": isopod_protocols::cri::LinuxContainerResources::default(), "state": State::Exited(exit),
         }))
         .unwrap();
         let status = status("c", record);

@@ -1,7 +1,7 @@
 //! ExecSync: a limit of 0 is none.
 
 use super::Node;
-use k8s_cri::v1::{ExecSyncRequest, ExecSyncResponse};
+use isopod_protocols::cri::{ExecSyncRequest, ExecSyncResponse};
 use std::time::Duration;
 use tonic::Status;
 

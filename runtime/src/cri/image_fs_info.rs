@@ -3,7 +3,7 @@
 
 use super::Node;
 use crate::wall_clock::now_ns;
-use k8s_cri::v1::{
+use isopod_protocols::cri::{
     FilesystemIdentifier, FilesystemUsage, ImageFsInfoRequest, ImageFsInfoResponse, UInt64Value,
 };
 use tonic::Status;

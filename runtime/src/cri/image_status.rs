@@ -3,7 +3,7 @@
 use super::Node;
 use super::list_images::item;
 use crate::image::Layer;
-use k8s_cri::v1::{ImageStatusRequest, ImageStatusResponse};
+use isopod_protocols::cri::{ImageStatusRequest, ImageStatusResponse};
 use serde_json::json;
 use std::collections::HashMap;
 use tonic::Status;

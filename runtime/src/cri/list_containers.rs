@@ -1,9 +1,11 @@
-//! ListContainers: from memory; kubelet asks every second.
+//! ListContainers and StreamContainers: from memory; kubelet asks every second.
 
 use super::Node;
+use super::stream::{Messages, messages};
 use crate::container::{Container as Known, State};
-use k8s_cri::v1::{
+use isopod_protocols::cri::{
     Container, ContainerFilter, ContainerState, ImageSpec, ListContainersRequest, ListContainersResponse,
+    StreamContainersRequest, StreamContainersResponse,
 };
 use std::collections::HashMap;
 use tonic::Status;
@@ -13,6 +15,15 @@ pub async fn serve(node: &Node, request: ListContainersRequest) -> Result<ListCo
     let all = node.containers.list();
     let containers = all.iter().map(|c| container(c)).filter(|c| passes(c, &filter)).collect();
     Ok(ListContainersResponse { containers })
+}
+
+/// The same as a stream.
+pub async fn stream(
+    node: &Node,
+    request: StreamContainersRequest,
+) -> Result<Messages<StreamContainersResponse>, Status> {
+    let listed = serve(node, ListContainersRequest { filter: request.filter }).await?;
+    Ok(messages(listed.containers, |containers| StreamContainersResponse { containers }))
 }
 
 /// The CRI's word for a state.
@@ -60,7 +71,7 @@ fn passes(container: &Container, filter: &ContainerFilter) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_cri::v1::ContainerStateValue;
+    use isopod_protocols::cri::ContainerStateValue;
 
     #[test]
     fn all_parts_of_a_filter_must_fit() {

@@ -1,8 +1,11 @@
-//! ListImages: one entry for each image id, from memory.
+//! ListImages and StreamImages: one entry for each image id, from memory.
 
 use super::Node;
+use super::stream::{Messages, messages};
 use crate::image::{ImageUser, ListedImage};
-use k8s_cri::v1::{Image, Int64Value, ListImagesRequest, ListImagesResponse};
+use isopod_protocols::cri::{
+    Image, Int64Value, ListImagesRequest, ListImagesResponse, StreamImagesRequest, StreamImagesResponse,
+};
 use tonic::Status;
 
 pub async fn serve(node: &Node, request: ListImagesRequest) -> Result<ListImagesResponse, Status> {
@@ -10,6 +13,15 @@ pub async fn serve(node: &Node, request: ListImagesRequest) -> Result<ListImages
     let wanted = (!wanted.is_empty()).then_some(wanted.as_str());
     let images = node.images.list(wanted)?;
     Ok(ListImagesResponse { images: images.iter().map(item).collect() })
+}
+
+/// The same as a stream.
+pub async fn stream(
+    node: &Node,
+    request: StreamImagesRequest,
+) -> Result<Messages<StreamImagesResponse>, Status> {
+    let listed = serve(node, ListImagesRequest { filter: request.filter }).await?;
+    Ok(messages(listed.images, |images| StreamImagesResponse { images }))
 }
 
 /// An image in the CRI's words: of uid and username exactly one is set, or neither where root is meant.

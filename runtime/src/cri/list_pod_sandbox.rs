@@ -1,10 +1,12 @@
-//! ListPodSandbox: from memory, as kubelet asks every second.
+//! ListPodSandbox and StreamPodSandboxes: from memory, as kubelet asks every second.
 
 use super::Node;
 use super::selection::has_labels;
+use super::stream::{Messages, messages};
 use crate::sandbox::{Sandbox, State};
-use k8s_cri::v1::{
+use isopod_protocols::cri::{
     ListPodSandboxRequest, ListPodSandboxResponse, PodSandbox, PodSandboxFilter, PodSandboxState,
+    StreamPodSandboxesRequest, StreamPodSandboxesResponse,
 };
 use tonic::Status;
 
@@ -13,6 +15,15 @@ pub async fn serve(node: &Node, request: ListPodSandboxRequest) -> Result<ListPo
     let sandboxes = node.sandboxes.list();
     let items = sandboxes.iter().filter(|sandbox| matches(sandbox, &filter)).map(|s| item(s)).collect();
     Ok(ListPodSandboxResponse { items })
+}
+
+/// The same as a stream.
+pub async fn stream(
+    node: &Node,
+    request: StreamPodSandboxesRequest,
+) -> Result<Messages<StreamPodSandboxesResponse>, Status> {
+    let listed = serve(node, ListPodSandboxRequest { filter: request.filter }).await?;
+    Ok(messages(listed.items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
 }
 
 /// A sandbox's state in the CRI's words.

@@ -8,7 +8,6 @@ mod status;
 
 pub mod server;
 
-mod additions;
 mod container_stats;
 mod container_status;
 mod create_container;
@@ -33,7 +32,7 @@ mod selection;
 mod start_container;
 mod stop_container;
 mod stop_pod_sandbox;
-mod twice;
+mod stream;
 mod update_container_resources;
 mod update_pod_sandbox_resources;
 mod update_runtime_config;
@@ -45,10 +44,10 @@ use crate::hypervisor::template::Templates;
 use crate::image::Images;
 use crate::sandbox::Sandboxes;
 use async_trait::async_trait;
-use isopod_protocols::cri_additions;
-use k8s_cri::v1::runtime_service_server::RuntimeService;
-use k8s_cri::v1::{self, ContainerEventResponse};
+use isopod_protocols::cri::runtime_service_server::RuntimeService;
+use isopod_protocols::cri::{self as v1, ContainerEventResponse};
 use std::sync::Arc;
+use stream::Messages;
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
@@ -90,6 +89,11 @@ fn absent<T>(rpc: &str, reason: &str) -> Answer<T> {
 #[async_trait]
 impl RuntimeService for RuntimeDoor {
     type GetContainerEventsStream = Empty<Result<ContainerEventResponse, Status>>;
+    type StreamContainerStatsStream = Messages<v1::StreamContainerStatsResponse>;
+    type StreamContainersStream = Messages<v1::StreamContainersResponse>;
+    type StreamPodSandboxMetricsStream = Empty<Result<v1::StreamPodSandboxMetricsResponse, Status>>;
+    type StreamPodSandboxStatsStream = Messages<v1::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxesStream = Messages<v1::StreamPodSandboxesResponse>;
 
     async fn version(&self, request: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
         version::serve(&self.node, request.into_inner()).await.map(Response::new)
@@ -130,12 +134,18 @@ impl RuntimeService for RuntimeDoor {
         list_pod_sandbox::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        list_pod_sandbox::stream(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
     async fn create_container(
         &self,
         request: Request<v1::CreateContainerRequest>,
     ) -> Answer<v1::CreateContainerResponse> {
-        let request = (request.into_inner(), cri_additions::CreateContainerRequest::default());
-        create_container::serve(&self.node, request).await.map(|(answer, ())| Response::new(answer))
+        create_container::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn start_container(
@@ -166,12 +176,18 @@ impl RuntimeService for RuntimeDoor {
         list_containers::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
+    async fn stream_containers(
+        &self,
+        request: Request<v1::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        list_containers::stream(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
     async fn container_status(
         &self,
         request: Request<v1::ContainerStatusRequest>,
     ) -> Answer<v1::ContainerStatusResponse> {
-        let answered = container_status::serve(&self.node, (request.into_inner(), ())).await;
-        answered.map(|(answer, _)| Response::new(answer))
+        container_status::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn update_container_resources(
@@ -218,6 +234,13 @@ impl RuntimeService for RuntimeDoor {
         container_stats::list(&self.node, request.into_inner()).await.map(Response::new)
     }
 
+    async fn stream_container_stats(
+        &self,
+        request: Request<v1::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        container_stats::stream(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
     async fn pod_sandbox_stats(
         &self,
         request: Request<v1::PodSandboxStatsRequest>,
@@ -230,6 +253,13 @@ impl RuntimeService for RuntimeDoor {
         request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
         pod_sandbox_stats::serve_list(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        pod_sandbox_stats::stream(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn update_runtime_config(
@@ -253,6 +283,17 @@ impl RuntimeService for RuntimeDoor {
         )
     }
 
+    async fn checkpoint_pod(
+        &self,
+        _: Request<v1::CheckpointPodRequest>,
+    ) -> Answer<v1::CheckpointPodResponse> {
+        absent("CheckpointPod", "checkpoints of pods are not served yet: keep the pod running")
+    }
+
+    async fn restore_pod(&self, _: Request<v1::RestorePodRequest>) -> Answer<v1::RestorePodResponse> {
+        absent("RestorePod", "checkpoints of pods are not served yet: use RunPodSandbox and CreateContainer")
+    }
+
     async fn list_metric_descriptors(
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
@@ -273,11 +314,28 @@ impl RuntimeService for RuntimeDoor {
         )
     }
 
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        absent(
+            "StreamPodSandboxMetrics",
+            "metrics in this form are not served: use StreamPodSandboxStats and StreamContainerStats",
+        )
+    }
+
     async fn runtime_config(
         &self,
         request: Request<v1::RuntimeConfigRequest>,
     ) -> Answer<v1::RuntimeConfigResponse> {
         runtime_config::serve(&self.node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        update_pod_sandbox_resources::serve(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn get_container_events(

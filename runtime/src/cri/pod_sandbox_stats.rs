@@ -1,4 +1,4 @@
-//! PodSandboxStats and ListPodSandboxStats: what pods cost the node. CPU and memory are those of the pod's
+//! PodSandboxStats, ListPodSandboxStats and StreamPodSandboxStats: what pods cost the node. CPU and memory are those of the pod's
 //! cgroup on the host, so they hold VMM, guest kernel and all; the network's are those of the guest's card;
 //! those of containers come from the guest. All are asked at the same time and have two seconds: without an
 //! answer of the guest the list of containers is empty, without one of the VMM there is no network.
@@ -6,14 +6,16 @@
 use super::Node;
 use super::container_stats;
 use super::selection::has_labels;
+use super::stream::{Messages, messages};
 use crate::cgroup::Usage;
 use crate::sandbox::{PodUsage, Sandbox, SandboxError, State};
-use isopod_protocols::vmm::Stats;
-use k8s_cri::v1::{
+use isopod_protocols::cri::{
     CpuUsage, LinuxPodSandboxStats, ListPodSandboxStatsRequest, ListPodSandboxStatsResponse, MemoryUsage,
     NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxStats, PodSandboxStatsRequest,
-    PodSandboxStatsResponse, ProcessUsage, UInt64Value,
+    PodSandboxStatsResponse, ProcessUsage, StreamPodSandboxStatsRequest, StreamPodSandboxStatsResponse,
+    UInt64Value,
 };
+use isopod_protocols::vmm::Stats;
 use std::sync::Arc;
 use tonic::Status;
 
@@ -39,6 +41,15 @@ pub async fn serve_list(
     Ok(ListPodSandboxStatsResponse { stats: all.into_iter().flatten().collect() })
 }
 
+/// The same as a stream.
+pub async fn stream(
+    node: &Node,
+    request: StreamPodSandboxStatsRequest,
+) -> Result<Messages<StreamPodSandboxStatsResponse>, Status> {
+    let listed = serve_list(node, ListPodSandboxStatsRequest { filter: request.filter }).await?;
+    Ok(messages(listed.stats, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+}
+
 async fn stats(node: &Node, sandbox: &Sandbox) -> Result<PodSandboxStats, SandboxError> {
     let containers = container_stats::usage(node, node.containers.of_sandbox(&sandbox.id));
     let (usage, containers) = tokio::join!(sandbox.usage(), containers);
@@ -55,11 +66,13 @@ async fn stats(node: &Node, sandbox: &Sandbox) -> Result<PodSandboxStats, Sandbo
                 timestamp,
                 usage_core_nano_seconds: value(usage.cpu_ns),
                 usage_nano_cores: sandbox.cpu_rate.read(timestamp, usage.cpu_ns).and_then(value),
+                psi: None,
             }),
             memory: usage.memory_bytes.map(|bytes| memory(timestamp, bytes, &usage)),
             network: vm.map(|card| network(timestamp, &card)),
             process: usage.pids.map(|pids| ProcessUsage { timestamp, process_count: value(pids) }),
             containers,
+            io: None,
         }),
         windows: None,
     })
@@ -75,6 +88,7 @@ fn memory(timestamp: i64, bytes: u64, usage: &Usage) -> MemoryUsage {
         rss_bytes: value(usage.anonymous_bytes),
         page_faults: value(usage.page_faults),
         major_page_faults: value(usage.major_page_faults),
+        psi: None,
     }
 }
 

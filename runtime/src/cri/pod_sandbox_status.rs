@@ -3,7 +3,7 @@
 use super::Node;
 use super::list_pod_sandbox::state;
 use crate::sandbox::{Record, Sandbox};
-use k8s_cri::v1::{
+use isopod_protocols::cri::{
     LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxNetworkStatus, PodSandboxStatus,
     PodSandboxStatusRequest, PodSandboxStatusResponse,
 };

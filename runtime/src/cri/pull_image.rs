@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::image::SentCredentials;
-use k8s_cri::v1::{AuthConfig, PullImageRequest, PullImageResponse};
+use isopod_protocols::cri::{AuthConfig, PullImageRequest, PullImageResponse};
 use tonic::Status;
 
 pub async fn serve(node: &Node, request: PullImageRequest) -> Result<PullImageResponse, Status> {

@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::container::ContainerError;
-use k8s_cri::v1::{RemoveContainerRequest, RemoveContainerResponse};
+use isopod_protocols::cri::{RemoveContainerRequest, RemoveContainerResponse};
 use tonic::Status;
 
 pub async fn serve(node: &Node, request: RemoveContainerRequest) -> Result<RemoveContainerResponse, Status> {

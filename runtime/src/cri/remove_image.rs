@@ -1,7 +1,7 @@
 //! RemoveImage: removes an image with all its names. One that is not here is removed already.
 
 use super::Node;
-use k8s_cri::v1::{RemoveImageRequest, RemoveImageResponse};
+use isopod_protocols::cri::{RemoveImageRequest, RemoveImageResponse};
 use tonic::Status;
 
 pub async fn serve(node: &Node, request: RemoveImageRequest) -> Result<RemoveImageResponse, Status> {

@@ -3,7 +3,7 @@
 
 use super::{Node, stop_pod_sandbox};
 use crate::sandbox::SandboxError;
-use k8s_cri::v1::{RemovePodSandboxRequest, RemovePodSandboxResponse};
+use isopod_protocols::cri::{RemovePodSandboxRequest, RemovePodSandboxResponse};
 use tonic::Status;
 
 pub async fn serve(

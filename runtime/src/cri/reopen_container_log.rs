@@ -1,7 +1,7 @@
 //! ReopenContainerLog: after kubelet has renamed the file.
 
 use super::Node;
-use k8s_cri::v1::{ReopenContainerLogRequest, ReopenContainerLogResponse};
+use isopod_protocols::cri::{ReopenContainerLogRequest, ReopenContainerLogResponse};
 use tonic::Status;
 
 pub async fn serve(

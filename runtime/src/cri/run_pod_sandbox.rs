@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::sandbox::{Refusal, SandboxError};
-use k8s_cri::v1::{RunPodSandboxRequest, RunPodSandboxResponse};
+use isopod_protocols::cri::{RunPodSandboxRequest, RunPodSandboxResponse};
 use tonic::Status;
 
 pub async fn serve(node: &Node, request: RunPodSandboxRequest) -> Result<RunPodSandboxResponse, Status> {

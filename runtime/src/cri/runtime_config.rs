@@ -1,7 +1,9 @@
 //! RuntimeConfig: tells kubelet which cgroup driver to use.
 
 use super::Node;
-use k8s_cri::v1::{CgroupDriver, LinuxRuntimeConfiguration, RuntimeConfigRequest, RuntimeConfigResponse};
+use isopod_protocols::cri::{
+    CgroupDriver, LinuxRuntimeConfiguration, RuntimeConfigRequest, RuntimeConfigResponse,
+};
 use std::path::Path;
 use tonic::Status;
 

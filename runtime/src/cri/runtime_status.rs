@@ -1,7 +1,7 @@
 //! Status: whether the node can take pods. kubelet asks every five seconds, so nothing is started for it.
 
 use super::Node;
-use k8s_cri::v1::{
+use isopod_protocols::cri::{
     RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusRequest,
     StatusResponse,
 };
@@ -20,7 +20,11 @@ pub async fn serve(node: &Node, request: StatusRequest) -> Result<StatusResponse
         status: Some(RuntimeStatus { conditions: vec![runtime, network] }),
         info,
         runtime_handlers: node.config.handler_names().into_iter().map(handler).collect(),
-        features: Some(RuntimeFeatures { supplemental_groups_policy: true }),
+        features: Some(RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: false,
+        }),
     })
 }
 

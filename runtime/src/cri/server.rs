@@ -1,9 +1,8 @@
 //! The gRPC server on a unix socket.
 
-use super::additions::WithAdditions;
 use super::{ImageDoor, Node, RuntimeDoor};
-use k8s_cri::v1::image_service_server::ImageServiceServer;
-use k8s_cri::v1::runtime_service_server::RuntimeServiceServer;
+use isopod_protocols::cri::image_service_server::ImageServiceServer;
+use isopod_protocols::cri::runtime_service_server::RuntimeServiceServer;
 use std::fs::{self, Permissions};
 use std::future::Future;
 use std::io;
@@ -24,7 +23,7 @@ const LET_GO: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Longest message, both ways, bytes: what kubelet's client allows.
-pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 
 /// Why the door could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -96,12 +95,12 @@ pub async fn serve(
     let image = ImageServiceServer::new(ImageDoor::new(Arc::clone(&node)))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let runtime = RuntimeServiceServer::new(RuntimeDoor::new(Arc::clone(&node)))
+    let runtime = RuntimeServiceServer::new(RuntimeDoor::new(node))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     Server::builder()
-        .add_service(WithAdditions::new(runtime, Arc::clone(&node)))
-        .add_service(WithAdditions::new(image, node))
+        .add_service(runtime)
+        .add_service(image)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .map_err(|source| ServerError::Serve { path, source })

@@ -1,7 +1,7 @@
 //! StartContainer.
 
 use super::Node;
-use k8s_cri::v1::{StartContainerRequest, StartContainerResponse};
+use isopod_protocols::cri::{StartContainerRequest, StartContainerResponse};
 use tonic::Status;
 
 pub async fn serve(node: &Node, request: StartContainerRequest) -> Result<StartContainerResponse, Status> {

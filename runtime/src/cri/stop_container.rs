@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::container::ContainerError;
-use k8s_cri::v1::{StopContainerRequest, StopContainerResponse};
+use isopod_protocols::cri::{StopContainerRequest, StopContainerResponse};
 use std::time::Duration;
 use tonic::Status;
 

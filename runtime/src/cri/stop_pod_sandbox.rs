@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::sandbox::{Sandbox, SandboxError};
-use k8s_cri::v1::{StopPodSandboxRequest, StopPodSandboxResponse};
+use isopod_protocols::cri::{StopPodSandboxRequest, StopPodSandboxResponse};
 use std::sync::Arc;
 use tonic::Status;
 

@@ -1,7 +1,7 @@
 //! UpdateContainerResources.
 
 use super::Node;
-use k8s_cri::v1::{UpdateContainerResourcesRequest, UpdateContainerResourcesResponse};
+use isopod_protocols::cri::{UpdateContainerResourcesRequest, UpdateContainerResourcesResponse};
 use tonic::Status;
 
 pub async fn serve(

@@ -2,7 +2,7 @@
 //! the network, so there is nothing to do with it, as in CRI-O.
 
 use super::Node;
-use k8s_cri::v1::{UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse};
+use isopod_protocols::cri::{UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse};
 use tonic::Status;
 
 pub async fn serve(

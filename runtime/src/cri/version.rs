@@ -1,7 +1,7 @@
 //! Version: four words, none of them empty, or kubelet does not start.
 
 use super::Node;
-use k8s_cri::v1::{VersionRequest, VersionResponse};
+use isopod_protocols::cri::{VersionRequest, VersionResponse};
 use tonic::Status;
 
 /// Version of the kubelet's runtime API, as kubelet expects it.

@@ -1,10 +1,10 @@
 //! VMs that get more memory for their containers, and what may happen meanwhile.
 
 use crate::fakes::{FakeNode, container, image, pod};
+use isopod_protocols::cri::{LinuxContainerConfig, LinuxContainerResources};
 use isopod_runtime::container::{Containers, Wish};
 use isopod_runtime::hypervisor::Vm;
 use isopod_runtime::sandbox::State;
-use k8s_cri::v1::{LinuxContainerConfig, LinuxContainerResources};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;

@@ -13,4 +13,5 @@ mod hostile_agent;
 mod hostile_frames;
 mod lifecycle;
 mod restart;
+mod rpcs;
 mod stats;

@@ -1,13 +1,13 @@
 //! Figures of pods, some of whose VMMs do not answer: a guest can keep its VMM busy with a disk.
 
 use crate::fakes::{FakeNode, pod};
+use isopod_protocols::cri::runtime_service_server::RuntimeService;
+use isopod_protocols::cri::{ListPodSandboxStatsRequest, PodSandboxStatsRequest};
 use isopod_runtime::container::Containers;
 use isopod_runtime::cri::{Node, RuntimeDoor};
 use isopod_runtime::hypervisor::template::Templates;
 use isopod_runtime::image::Images;
 use isopod_runtime::preparation::Agents;
-use k8s_cri::v1::runtime_service_server::RuntimeService;
-use k8s_cri::v1::{ListPodSandboxStatsRequest, PodSandboxStatsRequest};
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,8 +18,8 @@ use tonic::Request;
 /// Two seconds for those that do not answer, all together, and some for this machine.
 const SOON: Duration = Duration::from_secs(4);
 
-/// The CRI of a node, and the node's directory, which is removed when it is dropped.
-async fn door(node: FakeNode) -> (RuntimeDoor, Arc<TempDir>) {
+/// What the CRI serves on a node, and the node's directory, which is removed when it is dropped.
+pub async fn served(node: FakeNode) -> (Arc<Node>, Arc<TempDir>) {
     let (cgroups, config) = (node.directory.path().join("cgroup"), node.config);
     let state = &config.daemon.state_dir;
     let agents = Agents { scratch: node.scratch, scratch_mib: config.vm.scratch_mib };
@@ -28,8 +28,8 @@ async fn door(node: FakeNode) -> (RuntimeDoor, Arc<TempDir>) {
     let images = config.daemon.root_dir.join("images");
     let images = Images::open(&images, &config.image, &config.registry, None).unwrap();
     let containers = Containers::open(state, Arc::clone(&node.sandboxes), node.events).unwrap();
-    let node_of_door = Node { sandboxes: node.sandboxes, containers, images, templates, config };
-    (RuntimeDoor::new(Arc::new(node_of_door)), node.directory)
+    let served = Node { sandboxes: node.sandboxes, containers, images, templates, config };
+    (Arc::new(served), node.directory)
 }
 
 #[tokio::test]
@@ -46,7 +46,8 @@ async fn vmms_that_do_not_answer_hold_no_others_up_and_leave_out_their_network_o
     let vms: Vec<_> = ids.iter().map(|id| hypervisor.vm(id).unwrap()).collect();
     let _silent = vms[0].answering.lock().await;
     let _mute = vms[1].answering.lock().await;
-    let (door, _directory) = door(node).await;
+    let (node, _directory) = served(node).await;
+    let door = RuntimeDoor::new(node);
 
     let begun = Instant::now();
     let list = door.list_pod_sandbox_stats(Request::new(ListPodSandboxStatsRequest::default()));

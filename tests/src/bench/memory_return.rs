@@ -9,7 +9,7 @@ use super::statistics::Samples;
 use super::{Counts, containerd, pods};
 use crate::cri::{Cri, container_config};
 use anyhow::{Context, Result, ensure};
-use k8s_cri::v1::LinuxContainerResources;
+use isopod_protocols::cri::LinuxContainerResources;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

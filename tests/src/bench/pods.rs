@@ -10,7 +10,7 @@ use super::statistics::Samples;
 use super::{Counts, containerd, timed};
 use crate::cri::{Pod, container_config, pod_config};
 use anyhow::{Result, ensure};
-use k8s_cri::v1::PodSandboxConfig;
+use isopod_protocols::cri::PodSandboxConfig;
 use std::fs;
 
 /// The metrics and their units.

@@ -1,7 +1,9 @@
 //! Cases of `spec`.
 
 use super::*;
-use k8s_cri::v1::{ContainerMetadata, Device, KeyValue, LinuxContainerConfig, LinuxContainerResources};
+use isopod_protocols::cri::{
+    ContainerMetadata, Device, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+};
 use serde_json::json;
 
 fn image(config: serde_json::Value) -> ImageConfiguration {
@@ -70,6 +72,16 @@ fn pod_variables_win_over_the_images() {
     let expected = ["PATH=/bin", "HOSTNAME=h", "A=pod", "B=2"];
     assert_eq!(environment(parts), expected.map(|entry| entry.as_bytes().to_vec()));
     assert_eq!(build(parts).unwrap().process().as_ref().unwrap().env(), &None, "it goes beside the spec");
+}
+
+/// A Secret may hold any bytes but zero.
+#[test]
+fn value_that_is_not_text_stays_as_it_is() {
+    let secret = KeyValue { key: "SECRET".into(), value: b"\xff\xfe=\x01".to_vec() };
+    let c = ContainerConfig { envs: vec![secret], ..container() };
+    let image = image(json!({}));
+    let parts = Parts { id: "c1", container: &c, sandbox: &PodSandboxConfig::default(), image: &image };
+    assert_eq!(environment(parts).last().unwrap(), b"SECRET=\xff\xfe=\x01");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::image::content::Space;
 use crate::image::records::{LARGEST_LIST, MOST_NAMES, Record};
 use crate::image::test_registry::{Reply, TestImage, TestRegistry, from_shelf};
 use crate::image::{Digest, ImageError, ImageUser, Images, ListedImage, SentCredentials};
-use k8s_cri::v1::{Image, Int64Value, ListImagesResponse};
+use isopod_protocols::cri::{Image, Int64Value, ListImagesResponse};
 use prost::Message;
 use serde_json::json;
 use std::collections::BTreeSet;
