@@ -120,12 +120,12 @@ pub fn run() -> ! {
         Ok(()) => console::write(Level::Critical, format_args!("agent has no more calls to serve")),
         Err(error) => console::write(Level::Critical, format_args!("agent cannot go on: {error:#}")),
     }
-    sys::power_off()
+    sys::kernel::power_off()
 }
 
 fn live() -> anyhow::Result<()> {
     set_up_guest()?;
-    console::debug!("guest is set up {} us after boot", sys::since_boot().as_micros());
+    console::debug!("guest is set up {} us after boot", sys::kernel::since_boot().as_micros());
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(InitError::EventLoop)?;
     runtime.block_on(server::serve(Arc::new(Sandbox::default())))?;
@@ -136,7 +136,7 @@ fn live() -> anyhow::Result<()> {
 fn end_vm_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         console::write(Level::Critical, format_args!("agent panicked: {panic}"));
-        sys::power_off()
+        sys::kernel::power_off()
     }));
 }
 

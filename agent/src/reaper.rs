@@ -8,8 +8,8 @@
 //!
 //! Nothing else in the agent may wait for a process, and [`std::process::Child::wait`] is never called.
 
-use crate::process::sys;
 use crate::sandbox::Sandbox;
+use crate::sys;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -61,7 +61,7 @@ impl Child {
 
     /// Sends a signal. A process that has ended is no error.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
-        match sys::pidfd_send_signal(self.as_fd(), signal) {
+        match sys::process::pidfd_send_signal(self.as_fd(), signal) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             result => result,
         }
@@ -102,7 +102,7 @@ impl Reaper {
     /// Collects all that have ended.
     fn collect(&self) {
         let mut book = self.book();
-        while let Some((pid, status)) = sys::collect_any_child() {
+        while let Some((pid, status)) = sys::process::collect_any_child() {
             book.record(pid, Ended { code: exit_code(status), at_ns: now_ns() });
         }
     }
@@ -116,7 +116,7 @@ struct Book {
 
 impl Book {
     fn add(&mut self, pid: i32) -> io::Result<Child> {
-        let pidfd = Arc::new(sys::pidfd_open(pid)?);
+        let pidfd = Arc::new(sys::process::pidfd_open(pid)?);
         let (sender, ended) = watch::channel(None);
         self.waited_for.insert(pid, sender);
         Ok(Child { pid, pidfd, ended })

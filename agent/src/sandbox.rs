@@ -14,7 +14,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::network::netlink::{self, NetworkError};
 use crate::stats::Walks;
 use crate::storage::{Storage, StorageError};
-use crate::sys::{self, MAX_ENTROPY};
+use crate::sys::{self, entropy::MAX_ENTROPY};
 use crate::sysctl::SysctlError;
 use isopod_protocols::agent::{
     HelloRequest, HelloResponse, PrepareResponse, SetUpSandboxRequest, SetUpSandboxResponse,
@@ -108,13 +108,13 @@ pub fn hello(request: &HelloRequest) -> Result<HelloResponse, AgentError> {
     if !(MIN_ENTROPY..=MAX_ENTROPY).contains(&entropy.len()) {
         return Err(SandboxError::Entropy(entropy.len()).into());
     }
-    sys::add_entropy(entropy).map_err(|e| SandboxError::Kernel("add entropy", e))?;
+    sys::entropy::add(entropy).map_err(|e| SandboxError::Kernel("add entropy", e))?;
     let boot_id = fs::read_to_string(BOOT_ID).map_err(at(BOOT_ID))?;
     Ok(HelloResponse {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
         boot_id: boot_id.trim().to_owned(),
-        uptime_ns: u64::try_from(sys::since_boot().as_nanos()).unwrap_or(u64::MAX),
+        uptime_ns: u64::try_from(sys::kernel::since_boot().as_nanos()).unwrap_or(u64::MAX),
     })
 }
 

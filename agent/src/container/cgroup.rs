@@ -10,7 +10,7 @@ use super::limits::{Limit, LimitsError, limits};
 use crate::cgroup;
 use crate::directory;
 use crate::id::Id;
-use crate::process::sys;
+use crate::sys;
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{AtFlags, CWD, FileType};
 use std::ffi::CString;
@@ -93,7 +93,7 @@ impl Cgroup {
     pub fn restrict_devices(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         if let Some(program) = devices::program(resources.devices().as_deref().unwrap_or_default())? {
             let attached = fs::File::open(&self.path)
-                .and_then(|directory| sys::attach_device_program(directory.as_fd(), &program));
+                .and_then(|directory| sys::bpf::attach_device_program(directory.as_fd(), &program));
             attached.map_err(failed(&self.path, "given device rules"))?;
         }
         Ok(())

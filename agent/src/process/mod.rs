@@ -8,7 +8,6 @@
 //! first process of a container, and [`exec`] for the others.
 
 mod exec;
-pub mod sys;
 pub mod tree;
 
 pub use exec::{remove_exec, start_exec};

@@ -6,7 +6,7 @@
 //! the agent closes it.
 
 use super::{Connection, answer, turn::Turn};
-use crate::process::sys;
+use crate::sys;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
 use std::io;
@@ -40,7 +40,7 @@ pub struct Input {
 impl Input {
     /// An input that writes to `pipe`, which must not block. With `once` it ends with its first connection.
     pub fn new(pipe: OwnedFd, kind: Kind, once: bool) -> io::Result<Input> {
-        let pipe = Mutex::new(Some(Arc::new(sys::watch_readiness(pipe)?)));
+        let pipe = Mutex::new(Some(Arc::new(sys::descriptor::watch_readiness(pipe)?)));
         Ok(Input { pipe, kind, once, turn: Turn::default() })
     }
 

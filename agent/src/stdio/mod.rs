@@ -18,7 +18,7 @@ pub use listen::serve;
 #[cfg(test)]
 pub use listen::serve_connection;
 
-use crate::process::sys;
+use crate::sys;
 use input::{Input, Kind};
 use isopod_protocols::agent::{Stream, StreamOpened};
 use isopod_protocols::stdio::encode_opened;
@@ -76,7 +76,7 @@ impl Streams {
 
     /// The streams of a process of user `owner` on a terminal, of which `controller` is the controlling end.
     pub fn terminal(controller: OwnedFd, stdin: Stdin, owner: u32) -> io::Result<Streams> {
-        sys::give_terminal(controller.as_fd(), owner)?;
+        sys::terminal::give_terminal(controller.as_fd(), owner)?;
         let controller = unblocking(controller)?;
         let input = if stdin.open {
             Some(Input::new(controller.try_clone()?, Kind::Terminal, stdin.once)?)
@@ -95,7 +95,7 @@ impl Streams {
     /// Sets the terminal's size, in characters. Without terminal nothing happens.
     pub fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
         match &self.terminal {
-            Some(controller) => sys::set_terminal_size(controller.as_fd(), columns, rows),
+            Some(controller) => sys::terminal::set_terminal_size(controller.as_fd(), columns, rows),
             None => Ok(()),
         }
     }

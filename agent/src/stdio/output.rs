@@ -2,7 +2,7 @@
 
 use super::ring::{Ring, RingError};
 use super::{Connection, answer, turn::Turn};
-use crate::process::sys;
+use crate::sys;
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,7 +39,7 @@ impl Output {
     /// Begins to read `pipe`, which must not block.
     pub fn new(pipe: OwnedFd) -> io::Result<Output> {
         let shared = Arc::new(Shared::default());
-        let pipe = sys::watch_readiness(pipe)?;
+        let pipe = sys::descriptor::watch_readiness(pipe)?;
         let pump = tokio::spawn(pump(shared.clone(), pipe)).abort_handle();
         Ok(Output { shared, pump })
     }

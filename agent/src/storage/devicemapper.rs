@@ -95,7 +95,7 @@ fn open(name: &str) -> Result<File, DeviceError> {
 /// Sends a request and answers the kernel's header.
 fn call(control: &File, command: Command, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut buffer = request.to_vec();
-    sys::device_mapper(control, command as u32, &mut buffer)?;
+    sys::device_mapper::send(control, command as u32, &mut buffer)?;
     Ok(buffer)
 }
 

@@ -10,7 +10,7 @@
 
 use super::message::Failure;
 use crate::cgroup;
-use crate::process::sys::{self, Forked};
+use crate::sys::{self, process::Forked};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -51,7 +51,7 @@ impl Birthplace {
         let mut group = PathBuf::from(".");
         let mut tries = 1;
         loop {
-            match self.below(&group).and_then(|directory| sys::fork(Some(directory.as_fd()))) {
+            match self.below(&group).and_then(|directory| sys::process::fork(Some(directory.as_fd()))) {
                 Err(error) if takes_no_process(&error) && tries < TRIES => {
                     group = self.group_of(first_process)?;
                     tries += 1;
@@ -77,7 +77,7 @@ impl Birthplace {
         let mut text = Vec::new();
         let read = self.first_cgroup.rewind().and_then(|()| self.first_cgroup.read_to_end(&mut text));
         // It exists after the look, so its number was not another process's during it.
-        sys::pidfd_send_signal(first_process, 0).map_err(|_| ended())?;
+        sys::process::pidfd_send_signal(first_process, 0).map_err(|_| ended())?;
         read.map_err(|error| {
             Failure::guest("cgroup of the container's first process cannot be read", error)
         })?;
@@ -143,7 +143,7 @@ mod tests {
     fn group_of_a_first_process_that_is_elsewhere_is_refused() {
         let own = tempfile::tempdir().unwrap();
         let pid = std::process::id() as i32;
-        let pidfd = sys::pidfd_open(pid).unwrap();
+        let pidfd = sys::process::pidfd_open(pid).unwrap();
         let mut birthplace = Birthplace::open(own.path(), pid).unwrap();
         let refused = birthplace.group_of(pidfd.as_fd()).unwrap_err();
         assert!(refused.message.contains("takes no process"), "{refused}");
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn number_of_an_ended_first_process_is_not_asked() {
         let mut gone = std::process::Command::new("true").spawn().unwrap();
-        let pidfd = sys::pidfd_open(gone.id() as i32).unwrap();
+        let pidfd = sys::process::pidfd_open(gone.id() as i32).unwrap();
         gone.wait().unwrap();
         // The number is another process's now.
         let mut birthplace = Birthplace::open(Path::new("/"), std::process::id() as i32).unwrap();

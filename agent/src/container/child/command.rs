@@ -4,7 +4,7 @@ use super::environment;
 use super::filter::Filter;
 use super::message::{Failure, Fault};
 use super::null;
-use crate::process::sys::{self, Prepared};
+use crate::sys::{self, exec::Prepared};
 use nix::errno::Errno;
 use std::ffi::CString;
 use std::fs::File;
@@ -23,7 +23,7 @@ const NOT_EXECUTABLE: i32 = 126;
 /// Becomes the command under the filter, or reports why not and ends.
 pub fn run(status: OwnedFd, args: &[String], env: Vec<Vec<u8>>, filter: Option<&Filter>) -> ! {
     // Rust programs ignore their signal, and exec would hand that on: `yes | head` would never end.
-    sys::stop_ignoring_broken_pipes();
+    sys::exec::stop_ignoring_broken_pipes();
     if let Err(error) = null::replace() {
         give_up(status, &Failure::guest("standard input cannot be opened", error), NOT_EXECUTABLE);
     }

@@ -7,7 +7,7 @@
 use super::filter::Filter;
 use super::message::{ContainerRequest, Failure, Fault, with_causes};
 use super::{Descriptors, Made, command, environment};
-use crate::process::sys;
+use crate::sys;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::oci_spec::runtime::Spec;
@@ -64,7 +64,7 @@ pub fn create(request: &ContainerRequest, fds: Vec<OwnedFd>) -> Result<Made, Fai
 
 /// Receives the terminal's controlling end, which the library sends beside the name of the terminal device.
 pub fn receive_terminal(socket: &UnixStream) -> std::io::Result<OwnedFd> {
-    let (_, fds) = sys::receive_with_fds(socket, &mut [0; 64])?;
+    let (_, fds) = sys::descriptor::receive_with_fds(socket, &mut [0; 64])?;
     fds.into_iter().next().ok_or_else(|| std::io::Error::other("no descriptor came along"))
 }
 

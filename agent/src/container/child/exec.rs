@@ -11,7 +11,7 @@ use super::create::receive_terminal;
 use super::filter::Filter;
 use super::message::{ExecRequest, Failure};
 use super::{Descriptors, Made, command, environment};
-use crate::process::sys::{self, Forked};
+use crate::sys::{self, process::Forked};
 use libcontainer::config::PersonalityDomain;
 use libcontainer::syscall::Syscall;
 use libcontainer::syscall::syscall::create_syscall;
@@ -145,7 +145,7 @@ fn become_member(
         prctl::set_no_new_privs().map_err(|error| Failure::guest("no_new_privs cannot be set", error))?;
     }
     // Before the working directory is entered, which may be a link of the container's to `/proc/self/fd/N` (CVE-2024-21626).
-    sys::close_all_but_standard_and(status)
+    sys::exec::close_all_but_standard_and(status)
         .map_err(|error| Failure::guest("descriptors cannot be closed", error))?;
     // The agent may enter directories that the user may not, as with the first process; but root on a network file
     // system may be less than the user.

@@ -12,7 +12,7 @@
 //! Source: OCI runtime specification, "Seccomp"; runc's libcontainer/seccomp (conversion, and ENOSYS for newer calls).
 
 use super::message::Failure;
-use crate::process::sys;
+use crate::sys;
 use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use oci_spec::runtime::{
@@ -133,7 +133,7 @@ impl Filter {
 
     /// Puts the calling process, which has one thread, under the filter. Allocates nothing.
     pub fn load(&self) -> io::Result<()> {
-        sys::load_seccomp_program(self.flags, &self.program)
+        sys::exec::load_seccomp_program(self.flags, &self.program)
     }
 }
 

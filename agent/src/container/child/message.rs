@@ -10,7 +10,7 @@
 //! Whether the new process came to execute its command is said on a pipe of its own, the *status pipe*: it closes by
 //! exec, and holds a [`Failure`] otherwise.
 
-use crate::process::sys::{self, MAX_FDS};
+use crate::sys::descriptor::{self, MAX_FDS};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
@@ -132,7 +132,7 @@ pub fn send(socket: &UnixStream, message: &impl Serialize, fds: &[BorrowedFd<'_>
     let body = serde_json::to_vec(message)?;
     let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_le_bytes();
     // Four bytes fit any socket buffer, so they leave in one piece, with the descriptors.
-    sys::send_with_fds(socket, &length, fds)?;
+    descriptor::send_with_fds(socket, &length, fds)?;
     let mut socket = socket;
     socket.write_all(&body)
 }
@@ -140,7 +140,7 @@ pub fn send(socket: &UnixStream, message: &impl Serialize, fds: &[BorrowedFd<'_>
 /// Receives a message and the descriptors that came along.
 pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut length = [0; 4];
-    let (count, fds) = sys::receive_with_fds(socket, &mut length)?;
+    let (count, fds) = descriptor::receive_with_fds(socket, &mut length)?;
     let mut socket = socket;
     socket.read_exact(&mut length[count..])?;
     let length = u32::from_le_bytes(length) as usize;

@@ -7,7 +7,7 @@
 use super::Made;
 use super::filter::Filter;
 use super::message::{Failure, Fault};
-use crate::process::sys::{self, Forked};
+use crate::sys::{self, process::Forked};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
@@ -42,7 +42,7 @@ pub fn make() -> Result<Made, Failure> {
     let (mut ready, tell) = pipe().map_err(|error| Failure::guest("pipe cannot be made", error))?;
     unshare(CloneFlags::CLONE_NEWPID)
         .map_err(|error| Failure::guest("pid namespace cannot be made", error))?;
-    match sys::fork(None).map_err(|error| Failure::guest("process cannot be forked", error))? {
+    match sys::process::fork(None).map_err(|error| Failure::guest("process cannot be forked", error))? {
         Forked::Parent(pid) => {
             drop(tell);
             match ready.read(&mut [0]) {
@@ -118,11 +118,11 @@ fn hold(mut tell: impl Write) -> ! {
     let mut ended = SigSet::empty();
     ended.add(Signal::SIGCHLD);
     // Blocked, so that an end between the two calls below is not missed: it stays pending.
-    if ended.thread_block().is_err() || tell.write_all(&[0]).is_err() || sys::close_all().is_err() {
+    if ended.thread_block().is_err() || tell.write_all(&[0]).is_err() || sys::exec::close_all().is_err() {
         std::process::exit(1);
     }
     loop {
-        while sys::wait_any_child().is_some() {}
+        while sys::process::wait_any_child().is_some() {}
         let _ = ended.wait();
     }
 }
