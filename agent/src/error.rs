@@ -1,8 +1,8 @@
 //! The one place where the agent's errors become gRPC codes.
 
+use crate::cgroup::CgroupError;
+use crate::child::message::Fault;
 use crate::container::ContainerError;
-use crate::container::cgroup::CgroupError;
-use crate::container::child::message::Fault;
 use crate::container::launch::LaunchError;
 use crate::container::state::StateError;
 use crate::id::IdError;

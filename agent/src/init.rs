@@ -4,9 +4,10 @@
 //! after: identity comes with `SetUpSandbox`. Steps before the host is told cost every cold start, so nothing waits and
 //! nothing is probed.
 
+use crate::cgroup::layout;
 use crate::console::{self, Level};
 use crate::sandbox::Sandbox;
-use crate::{cgroup, server, sys};
+use crate::{server, sys};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
 use std::ffi::CStr;
@@ -63,7 +64,7 @@ const MOUNTS: [Mount; 8] = [
         options: c"mode=0620,ptmxmode=0666,gid=5",
     },
     Mount { file_system: "mqueue", target: "/dev/mqueue", flags: NO_EXEC, options: c"" },
-    Mount { file_system: "cgroup2", target: cgroup::ROOT, flags: NO_EXEC, options: c"nsdelegate" },
+    Mount { file_system: "cgroup2", target: layout::ROOT, flags: NO_EXEC, options: c"nsdelegate" },
     Mount {
         file_system: "tmpfs",
         target: "/run",
@@ -157,7 +158,7 @@ pub fn set_up_guest() -> Result<(), InitError> {
         }
     }
     raise_limits();
-    cgroup::prepare().map_err(|(path, source)| InitError::Path { path, source })
+    layout::prepare().map_err(|(path, source)| InitError::Path { path, source })
 }
 
 fn make_mount(mount: &Mount) -> Result<(), InitError> {

@@ -2,10 +2,11 @@
 //!
 //! Started by the kernel as PID 1 it is the agent: [`init`] makes the guest fit to live in, [`server`] answers the runtime.
 //! Started by the agent itself with `container-child` it is the one-shot, single-threaded child that makes a container
-//! ([`container::child`]), because the container library changes the process that calls it. Which of the two is decided
+//! ([`child`]), because the container library changes the process that calls it. Which of the two is decided
 //! here, before any runtime or thread exists.
 
 mod cgroup;
+mod child;
 mod clock;
 mod console;
 mod container;
@@ -16,6 +17,7 @@ mod identity;
 #[cfg(test)]
 mod in_guest;
 mod init;
+mod lock;
 mod network;
 mod process;
 mod processors;
@@ -27,6 +29,7 @@ mod stdio;
 mod storage;
 mod sys;
 mod sysctl;
+mod task;
 
 use std::process::ExitCode;
 
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
-        Some(container::child::COMMAND) => container::child::run(),
+        Some(child::COMMAND) => child::run(),
         _ => {
             eprintln!("isopod-agent is the init of an Isopod guest and does nothing when started by hand");
             ExitCode::from(2)

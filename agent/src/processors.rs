@@ -4,6 +4,7 @@
 //! the VM boots with. The others come up, and go again, by sysfs. The first one always stays.
 
 use crate::error::AgentError;
+use crate::task::blocking;
 use isopod_protocols::agent::{UseProcessorsRequest, UseProcessorsResponse};
 use std::fs;
 use std::io;
@@ -35,8 +36,7 @@ pub enum ProcessorsError {
 
 /// Answers `UseProcessors`. A processor takes some milliseconds to come up, so this is not done on the agent's only thread.
 pub async fn use_processors(request: UseProcessorsRequest) -> Result<UseProcessorsResponse, AgentError> {
-    let work = move || apply(Path::new(DIRECTORY), request.count);
-    tokio::task::spawn_blocking(work).await.expect("nothing in it panics")?;
+    blocking(move || apply(Path::new(DIRECTORY), request.count)).await?;
     Ok(UseProcessorsResponse {})
 }
 

@@ -3,11 +3,13 @@
 //! A process that matters is in the [`Reaper`]'s book before it can be collected:
 //!
 //! - A direct child is spawned and written down under the lock under which children are collected.
-//! - A process made by a one-shot child ([`crate::container::child`]) stays that child's own until the agent has written
+//! - A process made by a one-shot child ([`crate::child`]) stays that child's own until the agent has written
 //!   it down: only then does the one-shot child end, and the kernel hands its children over.
 //!
 //! Nothing else in the agent may wait for a process, and [`std::process::Child::wait`] is never called.
 
+use crate::clock;
+use crate::lock::locked;
 use crate::sandbox::Sandbox;
 use crate::sys;
 use std::collections::HashMap;
@@ -15,8 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -82,8 +83,7 @@ pub struct Reaper {
 
 impl Reaper {
     fn book(&self) -> MutexGuard<'_, Book> {
-        // No code panics while it holds the book, and a half-written one cannot be observed.
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.book)
     }
 
     /// Starts a child and writes it down.
@@ -103,7 +103,7 @@ impl Reaper {
     fn collect(&self) {
         let mut book = self.book();
         while let Some((pid, status)) = sys::process::collect_any_child() {
-            book.record(pid, Ended { code: exit_code(status), at_ns: now_ns() });
+            book.record(pid, Ended { code: exit_code(status), at_ns: clock::now_ns() });
         }
     }
 }
@@ -139,12 +139,6 @@ fn exit_code(status: ExitStatus) -> i32 {
         // Stopped and continued children are not asked for.
         (None, None) => 255,
     }
-}
-
-/// Wall clock, nanoseconds since the epoch.
-pub fn now_ns() -> i64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Begins to collect children that have ended.

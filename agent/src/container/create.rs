@@ -2,20 +2,22 @@
 //!
 //! Whatever fails, [`super::remove()`] takes back all that was made: it tolerates what is not there.
 
-use super::child::environment;
-use super::child::filter::{self, Filter};
-use super::child::message::{ContainerRequest, Request};
 use super::launch::{Launched, launch};
 use super::namespaces::Namespaces;
 use super::spec::{Completed, Facts, SpecError, complete};
-use super::{Container, ContainerError, STATES, Step, blocking, huge_pages, remove, targets, to_the_end};
+use super::{Container, ContainerError, STATES, Step, remove, targets};
+use crate::cgroup::{huge_pages, layout};
+use crate::child::environment;
+use crate::child::filter::{self, Filter};
+use crate::child::message::{ContainerRequest, Request};
+use crate::console;
 use crate::error::AgentError;
 use crate::id::Id;
 use crate::process::Process;
 use crate::sandbox::Sandbox;
 use crate::stdio::{Stdin, Streams};
 use crate::storage::user;
-use crate::{cgroup, console};
+use crate::task::{blocking, to_the_end};
 use isopod_protocols::agent::*;
 use oci_spec::runtime::Spec;
 use std::fs;
@@ -63,7 +65,7 @@ async fn make(
         root: root.clone(),
         user: user.clone(),
         pid_namespace: joined.as_ref().map(descriptor_path),
-        cgroup: cgroup::container_in_spec(container.id()),
+        cgroup: layout::container_in_spec(container.id()),
         terminal: request.terminal,
     };
     let Completed { spec, environment, seccomp, resources } =
@@ -79,7 +81,7 @@ async fn make(
         .map_err(ContainerError::from)?;
     if let Err(error) = huge_pages::offer(&resources) {
         // The container has fewer of them then, as on a node that has set none aside.
-        crate::console::error!("huge pages cannot be offered to container {}: {error}", container.id());
+        console::error!("huge pages cannot be offered to container {}: {error}", container.id());
     }
     write_bundle(container, &spec, &environment, filter.as_ref())?;
 

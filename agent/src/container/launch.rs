@@ -1,8 +1,8 @@
-//! Starts the one-shot child ([`super::child`]) and takes over what it makes. Everything here blocks: call it off the
+//! Starts the one-shot child ([`crate::child`]) and takes over what it makes. Everything here blocks: call it off the
 //! event loop.
 
-use super::child::COMMAND;
-use super::child::message::{self, Failure, Report, Request};
+use crate::child::COMMAND;
+use crate::child::message::{self, Failure, Report, Request};
 use crate::console;
 use crate::process::tree;
 use crate::reaper::{Child, Reaper};

@@ -6,24 +6,15 @@
 //! | `create`, `start`, `update`, `remove` | one call each |
 //! | [`spec`] | the runtime's OCI spec, completed and checked; pure |
 //! | [`targets`] | places of mounts and working directory in the root |
-//! | [`limits`] | OCI resources as values of cgroup files; pure |
-//! | [`devices`] | OCI device rules as a BPF program; pure |
-//! | [`cgroup`] | a container's cgroup |
 //! | [`pid_namespace`] | the pid namespace that containers of the pod may share |
 //! | [`namespaces`] | the namespaces of a container, which its execs enter |
 //! | [`launch`] | starts the one-shot child and takes over what it makes |
-//! | [`child`] | the one-shot child: the only place that calls the container library |
 //!
 //! Create, start, update and remove of one container never overlap: each holds [`Container::step`]. Calls run to their end
 //! even when the caller has gone away, so nothing is left half done.
 
-pub mod cgroup;
-pub mod child;
 mod create;
-mod devices;
-mod huge_pages;
 pub mod launch;
-mod limits;
 pub mod namespaces;
 mod pid_namespace;
 mod remove;
@@ -38,12 +29,13 @@ pub use remove::remove;
 pub use start::start;
 pub use update::update;
 
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::error::AgentError;
 use crate::id::Id;
+use crate::lock::locked;
 use crate::process::{Process, ProcessError};
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
-use cgroup::{Cgroup, CgroupError};
 use futures_util::Stream;
 use isopod_protocols::agent::{ContainerState, Event, event};
 use isopod_protocols::guest::MAX_CONTAINERS;
@@ -53,11 +45,10 @@ use pid_namespace::PodPidNamespace;
 use spec::SpecError;
 use state::{Board, StateError};
 use std::collections::HashMap;
-use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use targets::TargetError;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedRwLockReadGuard, RwLock, broadcast};
@@ -193,7 +184,7 @@ impl Container {
     }
 
     fn execs(&self) -> MutexGuard<'_, HashMap<Id, Option<Arc<Process>>>> {
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.execs)
     }
 
     /// Takes an exec's id, until [`Container::forget_exec`].
@@ -256,7 +247,7 @@ pub struct Containers {
 
 impl Containers {
     fn table(&self) -> MutexGuard<'_, HashMap<Id, Arc<Container>>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.table)
     }
 
     /// Ids of the containers that run now.
@@ -361,22 +352,6 @@ async fn next(changes: &mut broadcast::Receiver<ContainerState>) -> Result<Conta
         )),
         RecvError::Closed => Status::unavailable("the agent is ending"),
     })
-}
-
-/// Runs a call to its end, whether or not the caller stays to hear of it.
-pub async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(work).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
-/// Does what blocks off the event loop.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }
 
 #[cfg(test)]

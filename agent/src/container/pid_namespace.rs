@@ -1,16 +1,16 @@
 //! The pid namespace that containers of the pod may share, made when the first of them asks for it.
 
-use super::blocking;
-use super::child::message::Request;
 use super::launch::{LaunchError, launch};
+use crate::child::message::Request;
 use crate::reaper::Child;
 use crate::sandbox::Sandbox;
+use crate::task::blocking;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
-/// The namespace, held by a process that does nothing but collect orphans ([`super::child`]). It lives as long as the VM.
+/// The namespace, held by a process that does nothing but collect orphans ([`crate::child`]). It lives as long as the VM.
 #[derive(Debug, Default)]
 pub struct PodPidNamespace {
     holder: Mutex<Option<Child>>,

@@ -3,11 +3,12 @@
 //! Every step tolerates that there is nothing to do, so this is also how a failed creation is undone, and a removal that
 //! failed is taken up again by the next call.
 
-use super::{Container, ContainerError, blocking, to_the_end};
+use super::{Container, ContainerError};
 use crate::error::AgentError;
 use crate::id::Id;
 use crate::process::Process;
 use crate::sandbox::Sandbox;
+use crate::task::{blocking, to_the_end};
 use isopod_protocols::agent::*;
 use std::fs;
 use std::io;

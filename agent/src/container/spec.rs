@@ -3,7 +3,7 @@
 //! The runtime knows what was asked of the container; only the agent knows where its root is mounted, who its user is in
 //! that image, which pid namespace it lives in and which cgroup holds it. What cannot be had here is refused by name.
 
-use super::child::filter::FilterError;
+use crate::child::filter::FilterError;
 use isopod_protocols::agent::ResolvedUser;
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Spec,

@@ -1,11 +1,12 @@
 //! Starts a container: lets its process, which has waited since its creation, execute the user's command.
 
 use super::launch::await_exec;
-use super::{Container, ContainerError, Step, blocking, to_the_end};
+use super::{Container, ContainerError, Step};
+use crate::clock;
 use crate::error::AgentError;
 use crate::id::Id;
-use crate::reaper::now_ns;
 use crate::sandbox::Sandbox;
+use crate::task::{blocking, to_the_end};
 use isopod_protocols::agent::*;
 use std::fs::File;
 use std::io::{self, Write};
@@ -33,7 +34,7 @@ pub async fn start(
         let board = &sandbox.containers.board;
         board.begin_start(&id).map_err(ContainerError::from)?;
         match let_go(&container, &mut step).await {
-            Ok(()) => board.started(&id, now_ns()),
+            Ok(()) => board.started(&id, clock::now_ns()),
             Err(error) => {
                 board.start_failed(&id);
                 // Whoever looks next shall see it exited. If it hangs instead, the error tells.

@@ -14,10 +14,11 @@
 //! after its snapshot, in order and once.
 
 use crate::id::Id;
+use crate::lock::locked;
 use isopod_protocols::agent::{self, ProcessExit, State};
 use isopod_protocols::guest::MAX_CONTAINERS;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use tokio::sync::broadcast;
 
 /// Changes that a watcher may lag behind before it is cut off; it opens the stream again and gets a new snapshot.
@@ -102,8 +103,7 @@ impl Default for Board {
 
 impl Board {
     fn states(&self) -> MutexGuard<'_, HashMap<Id, Lifecycle>> {
-        // Every transition is one assignment, so a panic elsewhere cannot leave half of one.
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.states)
     }
 
     /// A container's process exists and waits.

@@ -206,7 +206,7 @@ mod tests {
 
         fn refusal(&self, mounts: Value, cwd: &str) -> String {
             let error = self.prepare(mounts, cwd).unwrap_err();
-            crate::container::child::message::with_causes(&error)
+            crate::child::message::with_causes(&error)
         }
     }
 

@@ -1,9 +1,10 @@
 //! Sets new limits on a container, all or none.
 
-use super::{ContainerError, to_the_end};
+use super::ContainerError;
 use crate::error::AgentError;
 use crate::id::Id;
 use crate::sandbox::Sandbox;
+use crate::task::to_the_end;
 use isopod_protocols::agent::*;
 use oci_spec::runtime::LinuxResources;
 use std::sync::Arc;

@@ -2,16 +2,17 @@
 //! container's; killing the exec at its limit ends its process and that one's descendants ([`super::tree`]).
 
 use super::{Process, ProcessError, tree};
+use crate::child::message::{ExecRequest, Request};
 use crate::console;
-use crate::container::child::message::{ExecRequest, Request};
+use crate::container::Container;
 use crate::container::launch::{LaunchError, Launched, await_exec, launch};
 use crate::container::spec::{check_arguments, check_environment};
-use crate::container::{Container, blocking, to_the_end};
 use crate::error::AgentError;
 use crate::id::Id;
 use crate::reaper::Child;
 use crate::sandbox::Sandbox;
 use crate::stdio::{Stdin, Streams};
+use crate::task::{blocking, to_the_end};
 use isopod_protocols::agent::*;
 use std::io::pipe;
 use std::os::fd::{AsFd, OwnedFd};

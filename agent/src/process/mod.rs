@@ -12,8 +12,7 @@ pub mod tree;
 
 pub use exec::{remove_exec, start_exec};
 
-use crate::container::blocking;
-use crate::container::cgroup::{Cgroup, CgroupError};
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::container::launch::LaunchError;
 use crate::container::spec::SpecError;
 use crate::container::state::StateError;
@@ -22,6 +21,7 @@ use crate::id::Id;
 use crate::reaper::Child;
 use crate::sandbox::Sandbox;
 use crate::stdio::Streams;
+use crate::task::blocking;
 use isopod_protocols::agent::*;
 use std::os::fd::AsFd;
 use std::sync::Arc;

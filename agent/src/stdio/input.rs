@@ -6,12 +6,13 @@
 //! the agent closes it.
 
 use super::{Connection, answer, turn::Turn};
+use crate::lock::locked;
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
 
@@ -46,12 +47,12 @@ impl Input {
 
     /// Nobody will read any more: connections end, and later ones end at once.
     pub fn close(&self) {
-        self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take();
+        locked(&self.pipe).take();
         self.turn.retire();
     }
 
     fn pipe(&self) -> Option<Arc<AsyncFd<OwnedFd>>> {
-        self.pipe.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.pipe).clone()
     }
 
     /// Serves the stream on a connection, until the connection ends or another one takes its place.
@@ -74,7 +75,7 @@ impl Input {
             End::Broken => self.once,
         };
         if end_of_file && self.kind == Kind::Pipe {
-            self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take();
+            locked(&self.pipe).take();
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use super::ring::{Ring, RingError};
 use super::{Connection, answer, turn::Turn};
+use crate::lock::locked;
 use crate::sys;
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
@@ -90,8 +91,7 @@ impl Shared {
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
-        // No code panics while it holds the ring.
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.ring)
     }
 
     /// Sends bytes from number `position` on as they come, then the end of the stream. Comes back when the connection is

@@ -17,6 +17,7 @@ pub mod view;
 pub mod volume;
 
 use crate::id::Id;
+use crate::lock::locked;
 use extent::{ExtentError, ExtentRange};
 use isopod_protocols::agent::Extent;
 use layer::Layers;
@@ -26,7 +27,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use volume::VolumeError;
 
 /// Most layers of one root: overlayfs takes no more.
@@ -220,9 +221,4 @@ impl Storage {
         }
         Ok(())
     }
-}
-
-/// A panic ends the VM, so no lock is ever poisoned where that could be seen.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

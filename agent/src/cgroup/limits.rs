@@ -1,4 +1,4 @@
-//! What an OCI `linux.resources` asks for, as values of cgroup v2 files. Pure; [`super::cgroup`] writes them.
+//! What an OCI `linux.resources` asks for, as values of cgroup v2 files. Pure; [`super::group`] writes them.
 //!
 //! What version 2 or the guest cannot do is refused, never dropped, with one exception: huge pages of sizes that the guest
 //! does not have cannot be used, so their limits hold without being set (containerd ignores all of them by default).

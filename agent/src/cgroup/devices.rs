@@ -1,5 +1,5 @@
 //! Which device nodes a container may make and open: OCI device rules as a BPF program, which is how cgroup v2 has them. Pure;
-//! [`super::cgroup`] attaches it.
+//! [`super::group`] attaches it.
 //!
 //! What no rule allows is refused, except the devices that every container has, and so without any rule. Nodes of any kind may be
 //! made, as in other runtimes, because only opening them gives access. This matters in a guest, too: the pod's disk holds the roots

@@ -1,13 +1,13 @@
 //! One container's cgroup: made and limited before its process exists, killed and removed after it.
 //!
-//! Its processes, execs among them, live in a group below it, `own` ([`crate::cgroup`]). Programs look for
+//! Its processes, execs among them, live in a group below it, `own` ([`super::layout`]). Programs look for
 //! their limits in the group that `/proc/self/cgroup` names, so each limit is written to both; what is
 //! counted, killed and removed is the upper one with all below. Groups below `own` are the container's own
 //! business (systemd, Docker in Docker).
 
 use super::devices::{self, DevicesError};
+use super::layout;
 use super::limits::{Limit, LimitsError, limits};
-use crate::cgroup;
 use crate::directory;
 use crate::id::Id;
 use crate::sys;
@@ -74,18 +74,18 @@ pub struct Cgroup {
 impl Cgroup {
     /// The group of a container; it need not exist.
     pub fn of_container(id: &Id) -> Cgroup {
-        Cgroup { path: cgroup::container(id) }
+        Cgroup { path: layout::container(id) }
     }
 
     /// The directory of the group in which its processes are born.
     pub fn own(&self) -> PathBuf {
-        self.path.join(cgroup::OWN)
+        self.path.join(layout::OWN)
     }
 
     /// Makes both groups. One that exists is left from nobody: ids are not used twice at a time.
     pub fn make(&self) -> Result<(), CgroupError> {
         make_group(&self.path)?;
-        cgroup::hand_down(&self.path).map_err(failed(&self.path, "prepared for groups below"))?;
+        layout::hand_down(&self.path).map_err(failed(&self.path, "prepared for groups below"))?;
         make_group(&self.own())
     }
 

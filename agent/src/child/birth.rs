@@ -9,7 +9,7 @@
 //! are and where its first process is: no process may be born outside the container's own group.
 
 use super::message::Failure;
-use crate::cgroup;
+use crate::cgroup::layout;
 use crate::sys::{self, process::Forked};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use std::ffi::OsStr;
@@ -102,7 +102,7 @@ fn takes_no_process(error: &io::Error) -> bool {
 /// The group of a `/proc/PID/cgroup` as a path below `own`; none where it does not lie there.
 fn inside(own: &Path, text: &[u8]) -> Option<PathBuf> {
     let path = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"))?;
-    let group = Path::new(cgroup::ROOT).join(OsStr::from_bytes(path));
+    let group = Path::new(layout::ROOT).join(OsStr::from_bytes(path));
     if group.components().any(|part| matches!(part, Component::ParentDir)) {
         return None;
     }
