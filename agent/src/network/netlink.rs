@@ -1,9 +1,10 @@
 //! Applies a [`Link`] to the guest's card by rtnetlink, and takes it back.
 
 use super::address::LinkAddress;
+use super::field::Mac;
+use super::link::Link;
 use super::route::LinkRoute;
 use super::rule::LinkRule;
-use super::{Link, Mac};
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,

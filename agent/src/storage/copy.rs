@@ -57,14 +57,14 @@ pub enum CopyError {
 }
 
 /// A copy on its way.
-struct Copy {
+struct CopyRun {
     deadline: Instant,
     /// Where files that have more names were copied to, and how many names are to come.
     linked: HashMap<(u64, u64), (PathBuf, u64)>,
 }
 
 /// A directory of which a part has been copied.
-struct Level {
+struct OpenDirectory {
     entries: fs::ReadDir,
     source: PathBuf,
     target: PathBuf,
@@ -72,7 +72,7 @@ struct Level {
 
 /// Copies a directory's content and attributes to `target`, an empty directory.
 pub fn directory(source: &Path, target: &Path, deadline: Instant) -> Result<(), CopyError> {
-    let mut copy = Copy { deadline, linked: HashMap::new() };
+    let mut copy = CopyRun { deadline, linked: HashMap::new() };
     let mut levels = vec![enter(source.to_owned(), target.to_owned())?];
     while let Some(level) = levels.last_mut() {
         let entry = level.entries.next().transpose().map_err(refused(&level.source))?;
@@ -98,11 +98,11 @@ pub fn directory(source: &Path, target: &Path, deadline: Instant) -> Result<(), 
     Ok(())
 }
 
-fn enter(source: PathBuf, target: PathBuf) -> Result<Level, CopyError> {
-    Ok(Level { entries: fs::read_dir(&source).map_err(refused(&source))?, source, target })
+fn enter(source: PathBuf, target: PathBuf) -> Result<OpenDirectory, CopyError> {
+    Ok(OpenDirectory { entries: fs::read_dir(&source).map_err(refused(&source))?, source, target })
 }
 
-impl Copy {
+impl CopyRun {
     fn on_time(&self, path: &Path) -> Result<(), CopyError> {
         if Instant::now() < self.deadline {
             return Ok(());

@@ -10,8 +10,8 @@
 //!
 //! A user stays counted until the layer is gone, so a release that failed can be repeated.
 
-use super::StorageError;
 use super::devicemapper::{self, Access};
+use super::error::StorageError;
 use super::extent::ExtentRange;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! Where the upper directories of containers live: an ext4 file system on the pod's writable extent, or memory.
 
-use super::StorageError;
 use super::devicemapper::{self, Access};
+use super::error::StorageError;
 use super::extent::ExtentRange;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::ffi::CStr;
