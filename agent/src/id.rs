@@ -30,6 +30,11 @@ impl Id {
         Ok(Id(value.to_owned()))
     }
 
+    /// Checks an id that may be left out.
+    pub fn parse_optional(field: &'static str, value: &str) -> Result<Option<Id>, IdError> {
+        if value.is_empty() { Ok(None) } else { Id::parse(field, value).map(Some) }
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -11,7 +11,6 @@ mod clock;
 mod console;
 mod container;
 mod directory;
-mod error;
 mod id;
 mod identity;
 #[cfg(test)]

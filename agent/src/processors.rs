@@ -3,7 +3,6 @@
 //! The kernel knows the places of all processors that the VM may ever have (the VMM's ACPI tables) and brings up those that
 //! the VM boots with. The others come up, and go again, by sysfs. The first one always stays.
 
-use crate::error::AgentError;
 use crate::task::blocking;
 use isopod_protocols::agent::{UseProcessorsRequest, UseProcessorsResponse};
 use std::fs;
@@ -35,7 +34,7 @@ pub enum ProcessorsError {
 }
 
 /// Answers `UseProcessors`. A processor takes some milliseconds to come up, so this is not done on the agent's only thread.
-pub async fn use_processors(request: UseProcessorsRequest) -> Result<UseProcessorsResponse, AgentError> {
+pub async fn use_processors(request: UseProcessorsRequest) -> Result<UseProcessorsResponse, ProcessorsError> {
     blocking(move || apply(Path::new(DIRECTORY), request.count)).await?;
     Ok(UseProcessorsResponse {})
 }

@@ -3,14 +3,13 @@
 //! A process that matters is in the [`Reaper`]'s book before it can be collected:
 //!
 //! - A direct child is spawned and written down under the lock under which children are collected.
-//! - A process made by a one-shot child ([`crate::child`]) stays that child's own until the agent has written
+//! - A process made by a one-shot child stays that child's own until the agent has written
 //!   it down: only then does the one-shot child end, and the kernel hands its children over.
 //!
 //! Nothing else in the agent may wait for a process, and [`std::process::Child::wait`] is never called.
 
 use crate::clock;
 use crate::lock::locked;
-use crate::sandbox::Sandbox;
 use crate::sys;
 use std::collections::HashMap;
 use std::io;
@@ -75,10 +74,10 @@ impl AsFd for Child {
     }
 }
 
-/// The book of processes that somebody waits for.
-#[derive(Debug, Default)]
+/// The book of processes that somebody waits for. A clone is another handle of the same book.
+#[derive(Debug, Clone, Default)]
 pub struct Reaper {
-    book: Mutex<Book>,
+    book: Arc<Mutex<Book>>,
 }
 
 impl Reaper {
@@ -142,12 +141,12 @@ fn exit_code(status: ExitStatus) -> i32 {
 }
 
 /// Begins to collect children that have ended.
-pub fn start(sandbox: Arc<Sandbox>) -> io::Result<()> {
+pub fn start(reaper: Reaper) -> io::Result<()> {
     let mut ended = signal(SignalKind::child())?;
     tokio::spawn(async move {
         loop {
             // One signal may stand for many ends, and some may have come before the first.
-            sandbox.containers.reaper.collect();
+            reaper.collect();
             if ended.recv().await.is_none() {
                 return;
             }

@@ -8,10 +8,9 @@
 use crate::cgroup::layout;
 use crate::clock;
 use crate::directory;
-use crate::error::AgentError;
-use crate::id::Id;
+use crate::id::{Id, IdError};
 use crate::lock::locked;
-use crate::sandbox::Sandbox;
+use crate::storage::Storage;
 use crate::task::blocking;
 use isopod_protocols::agent::{ContainerStats, StatsRequest, StatsResponse};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Stat};
@@ -35,6 +34,9 @@ const WALK_EVERY: Duration = Duration::from_secs(10);
 /// Why figures could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StatsError {
+    /// The request names no container.
+    #[error(transparent)]
+    Id(#[from] IdError),
     /// The container is not there or does not run.
     #[error("container {0} does not run, so it has no usage")]
     NotRunning(Id),
@@ -56,17 +58,21 @@ pub enum StatsError {
     },
 }
 
-/// Answers `Stats`.
-pub async fn collect(sandbox: &Arc<Sandbox>, request: StatsRequest) -> Result<StatsResponse, AgentError> {
-    let running = sandbox.containers.running();
+/// Answers `Stats`, of the containers that the request names or of all in `running`. The walks of upper directories block,
+/// so they run beside the event loop.
+pub async fn collect(
+    walks: &Arc<Walks>,
+    storage: &Arc<Storage>,
+    running: Vec<Id>,
+    request: StatsRequest,
+) -> Result<StatsResponse, StatsError> {
     let all = request.container_ids.is_empty();
     let wanted = if all { running.clone() } else { parse_ids(&request.container_ids)? };
     if let Some(absent) = wanted.iter().find(|id| !running.contains(id)) {
-        return Err(StatsError::NotRunning(absent.clone()).into());
+        return Err(StatsError::NotRunning(absent.clone()));
     }
-    let storage = sandbox.storage()?.clone();
-    let walks = sandbox.walks.clone();
-    let read = move || {
+    let (walks, storage) = (walks.clone(), storage.clone());
+    blocking(move || {
         walks.forget_all_but(&running);
         let mut containers = Vec::with_capacity(wanted.len());
         for id in &wanted {
@@ -85,12 +91,12 @@ pub async fn collect(sandbox: &Arc<Sandbox>, request: StatsRequest) -> Result<St
             guest_memory_total_bytes: total,
             guest_memory_available_bytes: available,
         })
-    };
-    Ok(blocking(read).await?)
+    })
+    .await
 }
 
-fn parse_ids(ids: &[String]) -> Result<Vec<Id>, AgentError> {
-    ids.iter().map(|id| Id::parse("container_ids", id).map_err(AgentError::from)).collect()
+fn parse_ids(ids: &[String]) -> Result<Vec<Id>, IdError> {
+    ids.iter().map(|id| Id::parse("container_ids", id)).collect()
 }
 
 fn ended(error: &io::Error) -> bool {

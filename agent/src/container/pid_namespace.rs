@@ -2,12 +2,10 @@
 
 use super::launch::{LaunchError, launch};
 use crate::child::message::Request;
-use crate::reaper::Child;
-use crate::sandbox::Sandbox;
+use crate::reaper::{Child, Reaper};
 use crate::task::blocking;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use tokio::sync::Mutex;
 
 /// The namespace, held by a process that does nothing but collect orphans ([`crate::child`]). It lives as long as the VM.
@@ -18,14 +16,14 @@ pub struct PodPidNamespace {
 
 impl PodPidNamespace {
     /// The namespace as a descriptor. One whose holder was killed has ended with all that lived in it: a new one is made.
-    pub async fn join(&self, sandbox: &Arc<Sandbox>) -> Result<OwnedFd, LaunchError> {
+    pub async fn join(&self, reaper: &Reaper) -> Result<OwnedFd, LaunchError> {
         let mut holder = self.holder.lock().await;
         if let Some(namespace) = holder.as_ref().and_then(of) {
             return Ok(namespace);
         }
         let launched = {
-            let sandbox = sandbox.clone();
-            blocking(move || launch(&sandbox.containers.reaper, &Request::PidNamespace, &[])).await?
+            let reaper = reaper.clone();
+            blocking(move || launch(&reaper, &Request::PidNamespace, &[])).await?
         };
         let namespace = of(&launched.child).ok_or(LaunchError::Child {
             action: "kept: the holder of the pod's pid namespace has ended",

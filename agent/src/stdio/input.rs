@@ -5,7 +5,8 @@
 //! asked to follow its first connection (`stdin_once`). So a host that has sent end of file keeps the connection until
 //! the agent closes it.
 
-use super::{Connection, answer, turn::Turn};
+use super::connection::{Connection, send_opened};
+use super::turn::Turn;
 use crate::lock::locked;
 use crate::sys;
 use nix::errno::Errno;
@@ -21,7 +22,7 @@ const CHUNK: usize = 16 * 1024;
 
 /// What an input is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum InputKind {
     /// A pipe: its end is the end of file.
     Pipe,
     /// A terminal: it has no end of file, so closing changes nothing.
@@ -33,14 +34,14 @@ pub enum Kind {
 pub struct Input {
     /// Absent when the process has read, or will read, end of file.
     pipe: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
-    kind: Kind,
+    kind: InputKind,
     once: bool,
     turn: Turn,
 }
 
 impl Input {
     /// An input that writes to `pipe`, which must not block. With `once` it ends with its first connection.
-    pub fn new(pipe: OwnedFd, kind: Kind, once: bool) -> io::Result<Input> {
+    pub fn new(pipe: OwnedFd, kind: InputKind, once: bool) -> io::Result<Input> {
         let pipe = Mutex::new(Some(Arc::new(sys::descriptor::watch_readiness(pipe)?)));
         Ok(Input { pipe, kind, once, turn: Turn::default() })
     }
@@ -58,7 +59,7 @@ impl Input {
     /// Serves the stream on a connection, until the connection ends or another one takes its place.
     pub async fn serve<C: Connection>(&self, mut connection: C) {
         let mut turn = self.turn.take();
-        if answer::<_, &str>(&mut connection, Ok(0)).await.is_err() {
+        if send_opened::<_, &str>(&mut connection, Ok(0)).await.is_err() {
             return;
         }
         // Held only while this connection serves, so that a close from elsewhere ends the pipe.
@@ -74,7 +75,7 @@ impl Input {
             End::HalfClosed => true,
             End::Broken => self.once,
         };
-        if end_of_file && self.kind == Kind::Pipe {
+        if end_of_file && self.kind == InputKind::Pipe {
             locked(&self.pipe).take();
         }
     }

@@ -1,7 +1,8 @@
 //! One output stream: read from the process, kept until the host has it, sent on one connection at a time.
 
+use super::connection::{Connection, send_opened};
 use super::ring::{Ring, RingError};
-use super::{Connection, answer, turn::Turn};
+use super::turn::Turn;
 use crate::lock::locked;
 use crate::sys;
 use nix::errno::Errno;
@@ -64,7 +65,7 @@ impl Output {
     pub async fn serve<C: Connection>(&self, mut connection: C, resume_at: Option<u64>) {
         let mut turn = self.shared.turn.take();
         let start = self.shared.ring().resume(resume_at);
-        let opened = answer(&mut connection, start.as_ref().copied()).await;
+        let opened = send_opened(&mut connection, start.as_ref().copied()).await;
         let (Ok(()), Ok(position)) = (opened, start) else { return };
         let (reader, writer) = tokio::io::split(connection);
         // Both directions at once: a host that waits for us to take its acknowledgements does not read, and the other way

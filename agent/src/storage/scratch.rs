@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 
 /// Where it is mounted.
-pub const DIRECTORY: &str = isopod_protocols::guest::SCRATCH;
+const DIRECTORY: &str = isopod_protocols::guest::SCRATCH;
 
 /// Name of its device.
 const DEVICE: &str = "scratch";

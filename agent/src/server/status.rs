@@ -1,14 +1,12 @@
 //! The one place where the agent's errors become gRPC codes.
+//!
+//! Used by `calls` through `Into<Status>`. It names the errors of all modules; none of them knows of it.
 
 use crate::cgroup::CgroupError;
 use crate::child::message::Fault;
-use crate::container::ContainerError;
-use crate::container::launch::LaunchError;
-use crate::container::state::StateError;
-use crate::id::IdError;
+use crate::container::{ContainerError, LaunchError, ProcessError, StateError};
 use crate::identity::IdentityError;
 use crate::network::netlink::NetworkError;
-use crate::process::ProcessError;
 use crate::processors::ProcessorsError;
 use crate::sandbox::SandboxError;
 use crate::stats::StatsError;
@@ -23,34 +21,23 @@ use tonic::{Code, Status};
 /// Longest error text that leaves the guest, in bytes: gRPC carries it in a header.
 const MAX_MESSAGE: usize = 2048;
 
-/// Any failure of a call. The message says it all; the code says who can do something about it.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-#[allow(missing_docs)]
-pub enum AgentError {
-    Id(#[from] IdError),
-    Sandbox(#[from] SandboxError),
-    Storage(#[from] StorageError),
-    User(#[from] UserError),
-    Stats(#[from] StatsError),
-    Container(#[from] ContainerError),
-    Process(#[from] ProcessError),
-    Processors(#[from] ProcessorsError),
+/// For each error of a module that the server calls: who can do something about it.
+macro_rules! statuses {
+    ($($error:ident => $code:ident),* $(,)?) => {$(
+        impl From<$error> for Status {
+            fn from(error: $error) -> Status {
+                Status::new($code(&error), message(&error))
+            }
+        }
+    )*};
 }
 
-impl AgentError {
-    fn code(&self) -> Code {
-        match self {
-            AgentError::Id(_) => Code::InvalidArgument,
-            AgentError::Sandbox(error) => sandbox_code(error),
-            AgentError::Storage(error) => storage_code(error),
-            AgentError::User(error) => user_code(error),
-            AgentError::Stats(error) => stats_code(error),
-            AgentError::Container(error) => container_code(error),
-            AgentError::Process(error) => process_code(error),
-            AgentError::Processors(error) => processors_code(error),
-        }
-    }
+statuses! {
+    SandboxError => sandbox_code,
+    ContainerError => container_code,
+    ProcessError => process_code,
+    ProcessorsError => processors_code,
+    StatsError => stats_code,
 }
 
 fn sandbox_code(error: &SandboxError) -> Code {
@@ -129,13 +116,18 @@ fn stats_code(error: &StatsError) -> Code {
     match error {
         StatsError::Unreadable { .. } | StatsError::Malformed { .. } => Code::Internal,
         StatsError::NotRunning(_) => Code::NotFound,
+        StatsError::Id(_) => Code::InvalidArgument,
     }
 }
 
 fn container_code(error: &ContainerError) -> Code {
     match error {
         ContainerError::State(error) => state_code(error),
-        ContainerError::Spec(_) | ContainerError::Target { .. } => Code::InvalidArgument,
+        ContainerError::Storage(error) => storage_code(error),
+        ContainerError::User(error) => user_code(error),
+        ContainerError::Id(_) | ContainerError::Spec(_) | ContainerError::Target { .. } => {
+            Code::InvalidArgument
+        }
         ContainerError::Cgroup(error) => cgroup_code(error),
         ContainerError::Launch { source, .. } => launch_code(source),
         ContainerError::PidTarget { .. } => Code::FailedPrecondition,
@@ -154,7 +146,9 @@ fn process_code(error: &ProcessError) -> Code {
     match error {
         ProcessError::Unknown { .. } => Code::NotFound,
         ProcessError::Exists { .. } => Code::AlreadyExists,
-        ProcessError::Request { .. } | ProcessError::Command(_) => Code::InvalidArgument,
+        ProcessError::Id(_) | ProcessError::Request { .. } | ProcessError::Command(_) => {
+            Code::InvalidArgument
+        }
         ProcessError::State(error) => state_code(error),
         ProcessError::Launch { source, .. } => launch_code(source),
         ProcessError::Cgroup(error) => cgroup_code(error),
@@ -191,12 +185,6 @@ fn launch_code(error: &LaunchError) -> Code {
     }
 }
 
-impl From<AgentError> for Status {
-    fn from(error: AgentError) -> Status {
-        Status::new(error.code(), message(&error))
-    }
-}
-
 /// The message of an error followed by those of its causes, outermost first, of bounded length.
 fn message(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
@@ -217,21 +205,22 @@ mod tests {
     #[test]
     fn status_names_the_path_and_the_cause() {
         let source = std::io::Error::from_raw_os_error(libc::EBUSY);
-        let status = Status::from(AgentError::from(StorageError::Unmount { path: "/run/x".into(), source }));
+        let status =
+            Status::from(ContainerError::from(StorageError::Unmount { path: "/run/x".into(), source }));
         assert_eq!(status.code(), Code::Internal);
         assert!(status.message().contains("/run/x") && status.message().contains("busy"), "{status}");
     }
 
     #[test]
     fn wrong_id_is_the_callers_fault() {
-        let status = Status::from(AgentError::from(Id::parse("container_id", "../etc").unwrap_err()));
+        let status = Status::from(ContainerError::from(Id::parse("container_id", "../etc").unwrap_err()));
         assert_eq!(status.code(), Code::InvalidArgument);
         assert!(status.message().starts_with("container_id"));
     }
 
     #[test]
     fn long_message_is_cut_at_a_character() {
-        let status = Status::from(AgentError::from(UserError::UnknownUser("ä".repeat(5000))));
+        let status = Status::from(ContainerError::from(UserError::UnknownUser("ä".repeat(5000))));
         assert!(status.message().len() <= MAX_MESSAGE);
     }
 }

@@ -1,9 +1,11 @@
-//! Accepts connections on the stdio port and finds the stream that each asks for.
+//! Accepts connections on the stdio port, finds the process that each asks for, and hands it to that process's streams
+//! (`stdio`).
 
-use super::{Connection, refuse};
 use crate::console;
+use crate::container::Containers;
 use crate::id::Id;
-use crate::sandbox::Sandbox;
+use crate::process::Process;
+use crate::stdio::connection::{Connection, refuse};
 use isopod_protocols::agent::StreamOpen;
 use isopod_protocols::stdio::{decode_open, opening_length};
 use isopod_protocols::vsock::HOST_CID;
@@ -28,19 +30,19 @@ const APPEARANCE_DEADLINE: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves streams for ever.
-pub async fn serve(sandbox: Arc<Sandbox>, listener: VsockListener) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub async fn serve(containers: Arc<Containers>, listener: VsockListener) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         match listener.accept().await {
             // Processes in the guest have no business here.
             Ok((_, peer)) if peer.cid() != HOST_CID => {}
             Ok((connection, _)) => {
                 // The host is told by the end of the connection that there are too many.
-                let Ok(place) = places.clone().try_acquire_owned() else { continue };
-                let sandbox = sandbox.clone();
+                let Ok(permit) = permits.clone().try_acquire_owned() else { continue };
+                let containers = containers.clone();
                 tokio::spawn(async move {
-                    serve_connection(&sandbox, connection).await;
-                    drop(place);
+                    serve_connection(&containers, connection).await;
+                    drop(permit);
                 });
             }
             Err(error) => {
@@ -52,16 +54,16 @@ pub async fn serve(sandbox: Arc<Sandbox>, listener: VsockListener) {
 }
 
 /// Serves one connection to its end.
-pub async fn serve_connection<C: Connection>(sandbox: &Sandbox, mut connection: C) {
+pub async fn serve_connection<C: Connection>(containers: &Containers, mut connection: C) {
     let open = match timeout(OPENING_DEADLINE, read_opening(&mut connection)).await {
         Ok(Ok(open)) => open,
-        Ok(Err(refusal)) => return refuse(&mut connection, refusal).await,
+        Ok(Err(reason)) => return refuse(&mut connection, reason).await,
         Err(_) => return,
     };
     let stream = open.stream();
-    let process = match find(sandbox, &open).await {
+    let process = match find(containers, &open).await {
         Ok(process) => process,
-        Err(refusal) => return refuse(&mut connection, refusal).await,
+        Err(reason) => return refuse(&mut connection, reason).await,
     };
     process.streams().serve(stream, open.resume_at, connection).await;
 }
@@ -75,13 +77,10 @@ async fn read_opening(connection: &mut impl Connection) -> Result<StreamOpen, St
     decode_open(&body).map_err(|error| error.to_string())
 }
 
-async fn find(sandbox: &Sandbox, open: &StreamOpen) -> Result<Arc<crate::process::Process>, String> {
+async fn find(containers: &Containers, open: &StreamOpen) -> Result<Arc<Process>, String> {
     let container = Id::parse("container_id", &open.container_id).map_err(|error| error.to_string())?;
-    let process = match open.process_id.as_str() {
-        "" => None,
-        id => Some(Id::parse("process_id", id).map_err(|error| error.to_string())?),
-    };
-    let appears = sandbox.containers.appearance(&container, process.as_ref());
+    let process = Id::parse_optional("process_id", &open.process_id).map_err(|error| error.to_string())?;
+    let appears = containers.appearance(&container, process.as_ref());
     match timeout(APPEARANCE_DEADLINE, appears).await {
         Ok(process) => Ok(process),
         Err(_) => Err(format!("no process {:?} in container {container}", open.process_id)),
