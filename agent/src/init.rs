@@ -43,7 +43,7 @@ pub enum InitError {
 }
 
 /// One file system of the guest's tree.
-struct Mount {
+struct KernelMount {
     file_system: &'static str,
     target: &'static str,
     flags: MountFlags,
@@ -53,25 +53,25 @@ struct Mount {
 const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 /// In this order, as later ones lie inside earlier ones.
-const MOUNTS: [Mount; 8] = [
-    Mount { file_system: "proc", target: "/proc", flags: NO_EXEC, options: c"" },
-    Mount { file_system: "sysfs", target: "/sys", flags: NO_EXEC, options: c"" },
-    Mount { file_system: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, options: c"mode=0755" },
-    Mount {
+const MOUNTS: [KernelMount; 8] = [
+    KernelMount { file_system: "proc", target: "/proc", flags: NO_EXEC, options: c"" },
+    KernelMount { file_system: "sysfs", target: "/sys", flags: NO_EXEC, options: c"" },
+    KernelMount { file_system: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, options: c"mode=0755" },
+    KernelMount {
         file_system: "devpts",
         target: "/dev/pts",
         flags: MountFlags::NOSUID.union(MountFlags::NOEXEC),
         options: c"mode=0620,ptmxmode=0666,gid=5",
     },
-    Mount { file_system: "mqueue", target: "/dev/mqueue", flags: NO_EXEC, options: c"" },
-    Mount { file_system: "cgroup2", target: layout::ROOT, flags: NO_EXEC, options: c"nsdelegate" },
-    Mount {
+    KernelMount { file_system: "mqueue", target: "/dev/mqueue", flags: NO_EXEC, options: c"" },
+    KernelMount { file_system: "cgroup2", target: layout::ROOT, flags: NO_EXEC, options: c"nsdelegate" },
+    KernelMount {
         file_system: "tmpfs",
         target: "/run",
         flags: MountFlags::NOSUID.union(MountFlags::NODEV),
         options: c"mode=0755",
     },
-    Mount {
+    KernelMount {
         file_system: "tmpfs",
         target: "/tmp",
         flags: MountFlags::NOSUID.union(MountFlags::NODEV),
@@ -161,7 +161,7 @@ pub fn set_up_guest() -> Result<(), InitError> {
     layout::prepare().map_err(|(path, source)| InitError::Path { path, source })
 }
 
-fn make_mount(mount: &Mount) -> Result<(), InitError> {
+fn make_mount(mount: &KernelMount) -> Result<(), InitError> {
     let failed = |source| InitError::Mount { file_system: mount.file_system, target: mount.target, source };
     match fs::create_dir(mount.target) {
         Ok(()) => {}

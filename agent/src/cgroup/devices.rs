@@ -40,7 +40,7 @@ pub enum DevicesError {
 
 /// One rule; absent parts match everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rule {
+struct DeviceRule {
     allow: bool,
     kind: Option<u32>,
     major: Option<i32>,
@@ -53,8 +53,8 @@ pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<u64>>, DevicesE
     if rules.len() > MAX_RULES {
         return Err(DevicesError::Count(rules.len()));
     }
-    let mut parsed: Vec<Rule> = rules.iter().map(parse).collect::<Result<_, _>>()?;
-    let everything = Rule { allow: true, kind: None, major: None, minor: None, access: ANY };
+    let mut parsed: Vec<DeviceRule> = rules.iter().map(parse).collect::<Result<_, _>>()?;
+    let everything = DeviceRule { allow: true, kind: None, major: None, minor: None, access: ANY };
     if parsed.last() == Some(&everything) {
         return Ok(None);
     }
@@ -64,17 +64,18 @@ pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<u64>>, DevicesE
 
 /// null, zero, full, random, urandom; tty, ptmx; terminals; and the making of any node. Not 5:1, which is the
 /// guest's console: a container's `/dev/console` is its terminal.
-fn every_containers_devices() -> impl Iterator<Item = Rule> {
+fn every_containers_devices() -> impl Iterator<Item = DeviceRule> {
     let numbers = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)];
-    let character = |major, minor| Rule { allow: true, kind: Some(CHARACTER), major, minor, access: ANY };
-    let make = Rule { allow: true, kind: None, major: None, minor: None, access: MAKE };
+    let character =
+        |major, minor| DeviceRule { allow: true, kind: Some(CHARACTER), major, minor, access: ANY };
+    let make = DeviceRule { allow: true, kind: None, major: None, minor: None, access: MAKE };
     numbers
         .into_iter()
         .map(move |(major, minor)| character(Some(major), Some(minor)))
         .chain([character(Some(136), None), make])
 }
 
-fn parse(rule: &LinuxDeviceCgroup) -> Result<Rule, DevicesError> {
+fn parse(rule: &LinuxDeviceCgroup) -> Result<DeviceRule, DevicesError> {
     let kind = match rule.typ().unwrap_or(LinuxDeviceType::A) {
         LinuxDeviceType::A => None,
         LinuxDeviceType::B => Some(BLOCK),
@@ -90,7 +91,13 @@ fn parse(rule: &LinuxDeviceCgroup) -> Result<Rule, DevicesError> {
             _ => Err(DevicesError::Access(letters.to_owned())),
         })?,
     };
-    Ok(Rule { allow: rule.allow(), kind, major: number(rule.major())?, minor: number(rule.minor())?, access })
+    Ok(DeviceRule {
+        allow: rule.allow(),
+        kind,
+        major: number(rule.major())?,
+        minor: number(rule.minor())?,
+        access,
+    })
 }
 
 /// A device number; -1 and absence mean any.
@@ -132,7 +139,7 @@ fn instruction(operation: u8, target: u8, source: u8, offset: i16, constant: i32
         | (u64::from(constant.cast_unsigned()) << 32)
 }
 
-fn assemble(rules: &[Rule]) -> Vec<u64> {
+fn assemble(rules: &[DeviceRule]) -> Vec<u64> {
     // struct bpf_cgroup_dev_ctx { access << 16 | kind, major, minor }, 32 bits each.
     let mut program = vec![
         instruction(LOAD_WORD, KIND, CONTEXT, 0, 0),
@@ -164,7 +171,7 @@ fn assemble(rules: &[Rule]) -> Vec<u64> {
 }
 
 /// The instructions that leave a rule which does not match, each waiting to be told how far it must jump.
-fn conditions(rule: &Rule) -> Vec<Box<dyn Fn(i16) -> u64>> {
+fn conditions(rule: &DeviceRule) -> Vec<Box<dyn Fn(i16) -> u64>> {
     let mut body: Vec<Box<dyn Fn(i16) -> u64>> = Vec::new();
     for (register, wanted) in
         [(KIND, rule.kind.map(|kind| kind as i32)), (MAJOR, rule.major), (MINOR, rule.minor)]
@@ -274,8 +281,8 @@ mod tests {
     }
 
     /// The rules read as their documentation says, without a program.
-    fn decide(rules: &[Rule], kind: u32, access: u32, major: u32, minor: u32) -> bool {
-        let matches = |rule: &&Rule| {
+    fn decide(rules: &[DeviceRule], kind: u32, access: u32, major: u32, minor: u32) -> bool {
+        let matches = |rule: &&DeviceRule| {
             rule.kind.is_none_or(|wanted| wanted == kind)
                 && rule.major.is_none_or(|wanted| wanted as u32 == major)
                 && rule.minor.is_none_or(|wanted| wanted as u32 == minor)
@@ -284,10 +291,10 @@ mod tests {
         rules.iter().rev().find(matches).is_some_and(|rule| rule.allow)
     }
 
-    fn rule() -> impl Strategy<Value = Rule> {
+    fn rule() -> impl Strategy<Value = DeviceRule> {
         let part = || proptest::option::of(0i32..3);
         (any::<bool>(), proptest::option::of(1u32..3), part(), part(), 1u32..8)
-            .prop_map(|(allow, kind, major, minor, access)| Rule { allow, kind, major, minor, access })
+            .prop_map(|(allow, kind, major, minor, access)| DeviceRule { allow, kind, major, minor, access })
     }
 
     proptest! {

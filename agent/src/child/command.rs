@@ -29,7 +29,7 @@ pub fn run(status: OwnedFd, args: &[String], env: Vec<Vec<u8>>, filter: Option<&
     }
     let (failure, code) = match try_run(args, env, filter) {
         Ok(never) => match never {},
-        Err(refusal) => refusal,
+        Err(failed) => failed,
     };
     give_up(status, &failure, code)
 }
@@ -56,28 +56,28 @@ fn try_run(
         .and_then(|files| Ok(Prepared::new(files, c_strings(args)?, c_strings(env)?)))
         .map_err(|failure| (failure, NOT_EXECUTABLE))?;
     let (why, code) = match execute(&prepared, filter).map_err(|failure| (failure, NOT_EXECUTABLE))? {
-        Refusal::Missing if name.contains('/') => ("no such file in the container".to_owned(), NOT_FOUND),
-        Refusal::Missing => {
+        NotExecuted::Missing if name.contains('/') => ("no such file in the container".to_owned(), NOT_FOUND),
+        NotExecuted::Missing => {
             let path = String::from_utf8_lossy(&path);
             (format!("not found in the container's PATH ({path})"), NOT_FOUND)
         }
-        Refusal::LoaderMissing => {
+        NotExecuted::LoaderMissing => {
             ("the interpreter or loader that it names is not in the container".to_owned(), NOT_FOUND)
         }
-        Refusal::Other(Errno::EACCES | Errno::EISDIR) => {
+        NotExecuted::Other(Errno::EACCES | Errno::EISDIR) => {
             ("permission denied: it must be an executable file".to_owned(), NOT_EXECUTABLE)
         }
-        Refusal::Other(Errno::ENOEXEC) => {
+        NotExecuted::Other(Errno::ENOEXEC) => {
             ("not a program of this machine, nor a script with #!".to_owned(), NOT_EXECUTABLE)
         }
-        Refusal::Other(errno) => (errno.desc().to_owned(), NOT_EXECUTABLE),
+        NotExecuted::Other(errno) => (errno.desc().to_owned(), NOT_EXECUTABLE),
     };
     let message = format!("command {name:?} cannot be executed: {why}");
     Err((Failure { fault: Fault::Command, message }, code))
 }
 
 /// Why no file could be executed.
-enum Refusal {
+enum NotExecuted {
     Missing,
     LoaderMissing,
     Other(Errno),
@@ -88,15 +88,15 @@ enum Refusal {
 ///
 /// Which files are there is found out before the filter is loaded: a profile need not allow to tell that there is none, and
 /// only files that exist are executed under it.
-fn execute(prepared: &Prepared, filter: Option<&Filter>) -> Result<Refusal, Failure> {
-    let mut told = Refusal::Missing;
+fn execute(prepared: &Prepared, filter: Option<&Filter>) -> Result<NotExecuted, Failure> {
+    let mut told = NotExecuted::Missing;
     let mut there: Vec<&CString> = Vec::with_capacity(prepared.files().len());
     for file in prepared.files() {
         match nix::sys::stat::stat(file.as_c_str()) {
             Ok(_) => there.push(file),
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-            Err(Errno::EACCES) => told = Refusal::Other(Errno::EACCES),
-            Err(other) => return Ok(Refusal::Other(other)),
+            Err(Errno::EACCES) => told = NotExecuted::Other(Errno::EACCES),
+            Err(other) => return Ok(NotExecuted::Other(other)),
         }
     }
     if there.is_empty() {
@@ -108,9 +108,9 @@ fn execute(prepared: &Prepared, filter: Option<&Filter>) -> Result<Refusal, Fail
     for file in there {
         match prepared.execute(file) {
             // It is there.
-            Errno::ENOENT | Errno::ENOTDIR => return Ok(Refusal::LoaderMissing),
-            Errno::EACCES => told = Refusal::Other(Errno::EACCES),
-            other => return Ok(Refusal::Other(other)),
+            Errno::ENOENT | Errno::ENOTDIR => return Ok(NotExecuted::LoaderMissing),
+            Errno::EACCES => told = NotExecuted::Other(Errno::EACCES),
+            other => return Ok(NotExecuted::Other(other)),
         }
     }
     Ok(told)

@@ -5,8 +5,8 @@
 //! [`UserCommand`].
 
 use super::filter::Filter;
-use super::message::{ContainerRequest, Failure, Fault, with_causes};
-use super::{Descriptors, Made, command, environment};
+use super::message::{ContainerRequest, Descriptors, Failure, Fault, Made, with_causes};
+use super::{command, environment};
 use crate::sys;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -25,7 +25,7 @@ const CONSOLE: &str = "console.sock";
 pub fn create(request: &ContainerRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
     let mut fds = Descriptors::new(fds);
     // Leaked on purpose: it must stay open in the container's process until exec, and the executor must be cloneable.
-    let status: &'static OwnedFd = Box::leak(Box::new(fds.next()?));
+    let status: &'static OwnedFd = Box::leak(Box::new(fds.take()?));
     // Read now, as the bundle is out of reach once the process has entered its root.
     let environment = environment::read(&request.bundle)?;
     let filter = Filter::read(&request.bundle)?.map(Arc::new);
@@ -42,7 +42,7 @@ pub fn create(request: &ContainerRequest, fds: Vec<OwnedFd>) -> Result<Made, Fai
         builder = builder.with_console_socket(Some(request.bundle.join(CONSOLE)));
         Some(listener)
     } else {
-        builder = builder.with_stdin(fds.next()?).with_stdout(fds.next()?).with_stderr(fds.next()?);
+        builder = builder.with_stdin(fds.take()?).with_stdout(fds.take()?).with_stderr(fds.take()?);
         None
     };
     let container = builder

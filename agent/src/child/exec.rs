@@ -9,8 +9,8 @@
 use super::birth::Birthplace;
 use super::create::receive_terminal;
 use super::filter::Filter;
-use super::message::{ExecRequest, Failure};
-use super::{Descriptors, Made, command, environment};
+use super::message::{Descriptors, ExecRequest, Failure, Made};
+use super::{command, environment};
 use crate::sys::{self, process::Forked};
 use libcontainer::config::PersonalityDomain;
 use libcontainer::syscall::Syscall;
@@ -42,8 +42,8 @@ enum Stdio {
 /// Makes the process. Whether it executes its command is told on the status pipe.
 pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
     let mut fds = Descriptors::new(fds);
-    let (status, first_process, mounts) = (fds.next()?, fds.next()?, fds.next()?);
-    let others: Vec<OwnedFd> = (0..request.other_namespaces).map(|_| fds.next()).collect::<Result<_, _>>()?;
+    let (status, first_process, mounts) = (fds.take()?, fds.take()?, fds.take()?);
+    let others: Vec<OwnedFd> = (0..request.other_namespaces).map(|_| fds.take()).collect::<Result<_, _>>()?;
     let spec = Spec::load(&request.config)
         .map_err(|error| Failure::guest("the container's spec cannot be read", error))?;
     let missing = || Failure::request("the container's spec has no process or linux part".to_owned());
@@ -85,7 +85,7 @@ pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
 /// What the process's streams become, and where its terminal's controlling end arrives.
 fn stdio(terminal: bool, fds: &mut Descriptors) -> Result<(Stdio, Option<UnixStream>), Failure> {
     if !terminal {
-        return Ok((Stdio::Pipes([fds.next()?, fds.next()?, fds.next()?]), None));
+        return Ok((Stdio::Pipes([fds.take()?, fds.take()?, fds.take()?]), None));
     }
     let (ours, theirs) =
         UnixStream::pair().map_err(|error| Failure::guest("console socket cannot be made", error))?;

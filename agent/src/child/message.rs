@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! agent                                              child
-//!   | -- Request, descriptors -----------------------> |
-//!   | <-- Report::Ready { pid }, terminal ------------ |  the new process is the child's own until ...
-//!   | -- end of file --------------------------------> |  ... the agent has written it down
+//!   | -- ChildRequest, descriptors ------------------> |
+//!   | <-- ChildReport::Ready { pid }, terminal ------- |  the new process is the child's own until ...
+//!   | -- end of file --------------------------------> |  ... the agent has registered it
 //! ```
 //!
 //! Whether the new process came to execute its command is said on a pipe of its own, the *status pipe*: it closes by
@@ -24,7 +24,7 @@ const MAX: usize = 32 * 1024 * 1024;
 
 /// What the child is to make.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Request {
+pub enum ChildRequest {
     /// A container, up to the exec of its command. Descriptors: status pipe, and without terminal stdin, stdout, stderr.
     Container(ContainerRequest),
     /// A process in a container that runs. Descriptors: status pipe, pidfd of the container's first process,
@@ -34,7 +34,7 @@ pub enum Request {
     PidNamespace,
 }
 
-/// See [`Request::Container`].
+/// See [`ChildRequest::Container`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ContainerRequest {
     /// Its id.
@@ -47,7 +47,7 @@ pub struct ContainerRequest {
     pub terminal: bool,
 }
 
-/// See [`Request::Exec`].
+/// See [`ChildRequest::Exec`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ExecRequest {
     /// The container's spec, whose user, capabilities, limits and seccomp profile hold for the process.
@@ -68,7 +68,7 @@ pub struct ExecRequest {
 
 /// What the child made.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Report {
+pub enum ChildReport {
     /// The new process exists. With a terminal, its controlling end comes along.
     Ready {
         /// Its id in the agent's pid namespace.
@@ -108,6 +108,32 @@ impl Failure {
     /// The request's fault.
     pub fn request(message: String) -> Failure {
         Failure { fault: Fault::Request, message }
+    }
+}
+
+/// What the child made, before it reports it.
+#[derive(Debug)]
+pub struct Made {
+    /// The new process, by its id in the agent's pid namespace.
+    pub pid: i32,
+    /// The controlling end of its terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// The descriptors that a request came with, one by one.
+#[derive(Debug)]
+pub struct Descriptors(std::vec::IntoIter<OwnedFd>);
+
+impl Descriptors {
+    /// The descriptors in the order of the request.
+    pub fn new(fds: Vec<OwnedFd>) -> Descriptors {
+        Descriptors(fds.into_iter())
+    }
+
+    /// Takes the next one; that there is none is the guest's fault.
+    pub fn take(&mut self) -> Result<OwnedFd, Failure> {
+        let missing = || Failure { fault: Fault::Guest, message: "request lacks a descriptor".to_owned() };
+        self.0.next().ok_or_else(missing)
     }
 }
 
@@ -161,10 +187,10 @@ mod tests {
     fn message_and_descriptors_arrive_together() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut reader, writer) = std::io::pipe().unwrap();
-        send(&ours, &Report::Ready { pid: 7 }, &[writer.as_fd()]).unwrap();
+        send(&ours, &ChildReport::Ready { pid: 7 }, &[writer.as_fd()]).unwrap();
         drop(writer);
-        let (report, mut fds) = receive::<Report>(&theirs).unwrap();
-        assert!(matches!(report, Report::Ready { pid: 7 }));
+        let (report, mut fds) = receive::<ChildReport>(&theirs).unwrap();
+        assert!(matches!(report, ChildReport::Ready { pid: 7 }));
         std::fs::File::from(fds.pop().unwrap()).write_all(b"x").unwrap();
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
@@ -174,7 +200,7 @@ mod tests {
     #[test]
     fn large_message_survives_a_small_socket() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let request = Request::Exec(ExecRequest {
+        let request = ChildRequest::Exec(ExecRequest {
             config: PathBuf::new(),
             cgroup: PathBuf::new(),
             first_pid: 1,
@@ -184,8 +210,8 @@ mod tests {
             terminal: false,
         });
         let sender = std::thread::spawn(move || send(&ours, &request, &[]));
-        let (request, _) = receive::<Request>(&theirs).unwrap();
-        assert!(matches!(request, Request::Exec(exec) if exec.args[0].len() == 1 << 20));
+        let (request, _) = receive::<ChildRequest>(&theirs).unwrap();
+        assert!(matches!(request, ChildRequest::Exec(exec) if exec.args[0].len() == 1 << 20));
         sender.join().unwrap().unwrap();
     }
 
@@ -193,6 +219,6 @@ mod tests {
     fn closed_socket_is_an_error() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(ours);
-        assert!(receive::<Report>(&theirs).is_err());
+        assert!(receive::<ChildReport>(&theirs).is_err());
     }
 }

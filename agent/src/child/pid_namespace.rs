@@ -4,9 +4,8 @@
 //! of, it gives up all that it does not need for waiting: descriptors, root directory, user, capabilities and
 //! system calls. It dies rather than keep any of these.
 
-use super::Made;
 use super::filter::Filter;
-use super::message::{Failure, Fault};
+use super::message::{Failure, Fault, Made};
 use crate::sys::{self, process::Forked};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;

@@ -11,7 +11,7 @@ use super::{pid_namespace, remove, targets};
 use crate::cgroup::{huge_pages, layout};
 use crate::child::environment;
 use crate::child::filter::{self, Filter};
-use crate::child::message::{ContainerRequest, Request};
+use crate::child::message::{ChildRequest, ContainerRequest};
 use crate::console;
 use crate::id::Id;
 use crate::process::Process;
@@ -81,7 +81,7 @@ async fn make(
 
     let process = make_process(&containers.reaper, container, step, &request, user.uid).await?;
     let namespaces =
-        Namespaces::of(process.child(), &spec).map_err(container.system("namespaces", "opened"))?;
+        Namespaces::of(process.handle(), &spec).map_err(container.system("namespaces", "opened"))?;
     let process = Arc::new(process);
     container.made(process.clone(), user.uid, namespaces).await;
     containers.states.created(container.id())?;
@@ -143,7 +143,7 @@ async fn joined_pid_namespace(
         PidNamespace::Target => {
             let target = Id::parse("pid_target", &request.pid_target).ok();
             let process = target.and_then(|target| containers.process(&target, None));
-            let namespace = process.and_then(|process| pid_namespace::of(process.child()));
+            let namespace = process.and_then(|process| pid_namespace::of(process.handle()));
             namespace.map(Some).ok_or_else(|| ContainerError::PidTarget {
                 id: container.id().clone(),
                 target: request.pid_target.clone(),
@@ -185,7 +185,7 @@ async fn make_process(
     let stdin = Stdin { open: request.stdin, once: request.stdin_once };
     let (streams, pipes) = PendingStreams::new(request.terminal, stdin, uid)
         .map_err(container.system("streams", "connected"))?;
-    let order = Request::Container(ContainerRequest {
+    let order = ChildRequest::Container(ContainerRequest {
         id: container.id().as_str().to_owned(),
         states: PathBuf::from(LIBRARY_DIRECTORIES),
         bundle: container.bundle(),
@@ -197,16 +197,16 @@ async fn make_process(
         fds.extend(pipes.iter().flatten().map(AsFd::as_fd));
         launch(&reaper, &order, &fds)
     });
-    let Launched { child, terminal, .. } = launched.await.map_err(container.launch_failed())?;
+    let Launched { process, terminal, .. } = launched.await.map_err(container.launch_failed())?;
     let streams = streams.complete(terminal).map_err(container.system("streams", "connected"))?;
     step.status = Some(status.into());
-    Ok(Process::new(child, streams))
+    Ok(Process::new(process, streams))
 }
 
 /// Makes the end of a container's first process known, after the rest of the container has been killed: in a shared pid
 /// namespace the kernel does not do that.
 async fn await_end(containers: Arc<Containers>, container: Arc<Container>, process: Arc<Process>) {
-    let end = process.child().ended().await;
+    let end = process.handle().ended().await;
     if let Err(error) = container.cgroup().kill() {
         console::error!("what is left of container {} cannot be killed: {error}", container.id());
     }

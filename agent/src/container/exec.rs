@@ -5,11 +5,11 @@ use super::launch::{LaunchError, Launched, await_exec, launch};
 use super::processes::{ProcessError, unknown};
 use super::spec::{check_arguments, check_environment};
 use super::table::{Container, Containers, NamespacesGuard};
-use crate::child::message::{ExecRequest, Request};
+use crate::child::message::{ChildRequest, ExecRequest};
 use crate::console;
 use crate::id::Id;
 use crate::process::{Process, tree};
-use crate::reaper::{Child, Reaper};
+use crate::reaper::{ProcessHandle, Reaper};
 use crate::stdio::{PendingStreams, Stdin};
 use crate::task::{blocking, to_the_end};
 use isopod_protocols::agent::{
@@ -39,15 +39,15 @@ pub async fn start_exec(
         if started.is_err() {
             container.forget_exec(&exec);
         }
-        Ok(StartExecResponse { pid: started?.child().pid() as u32 })
+        Ok(StartExecResponse { pid: started?.handle().pid() as u32 })
     })
     .await
 }
 
 /// What an exec's one-shot child gets.
 struct Order {
-    request: Request,
-    first: Child,
+    request: ChildRequest,
+    first: ProcessHandle,
     namespaces: NamespacesGuard,
     status: (PipeReader, PipeWriter),
     /// Standard descriptors; absent with a terminal.
@@ -69,15 +69,15 @@ async fn start(
         process: exec.clone(),
         source,
     })?;
-    let Launched { child, terminal, maker } = launched;
+    let Launched { process: handle, terminal, maker } = launched;
     let streams = match streams.complete(terminal) {
         Ok(streams) => streams,
         Err(error) => {
-            blocking(move || give_up(&child)).await;
+            blocking(move || give_up(&handle)).await;
             return Err(system(container, exec, "connected")(error));
         }
     };
-    let process = Arc::new(Process::new(child, streams));
+    let process = Arc::new(Process::new(handle, streams));
     tokio::spawn(await_end(container.clone(), process.clone(), ooms));
     container.add_exec(exec, process.clone());
     // Until then the container's root cannot be unmounted.
@@ -108,8 +108,8 @@ async fn prepare(
         exec,
         "connected",
     ))?;
-    let first = first.child().clone();
-    let request = Request::Exec(ExecRequest {
+    let first = first.handle().clone();
+    let request = ChildRequest::Exec(ExecRequest {
         config: container.config(),
         cgroup: container.cgroup().own(),
         first_pid: first.pid(),
@@ -134,22 +134,22 @@ fn carry_out(reaper: &Reaper, order: Order) -> Result<(Launched, NamespacesGuard
     // Only the new process's own end must keep the pipe open.
     drop((their_status, pipes));
     if let Err(error) = await_exec(OwnedFd::from(status)) {
-        give_up(&launched.child);
+        give_up(&launched.process);
         return Err(error);
     }
     Ok((launched, namespaces))
 }
 
 /// Ends what was made for an exec that cannot be started. Blocks.
-fn give_up(child: &Child) {
-    if let Err(error) = tree::kill(child.pid(), child.as_fd()) {
+fn give_up(process: &ProcessHandle) {
+    if let Err(error) = tree::kill(process.pid(), process.as_fd()) {
         console::error!("an exec that was not started left something behind: {error}");
     }
 }
 
 /// Makes the exec's end known. The kernel counts OOM kills for the container as a whole.
 async fn await_end(container: Arc<Container>, process: Arc<Process>, ooms_before: u64) {
-    let end = process.child().ended().await;
+    let end = process.handle().ended().await;
     process.set_exit(ProcessExit {
         code: end.code,
         exited_at_ns: end.at_ns,
@@ -180,7 +180,7 @@ pub async fn remove_exec(
 }
 
 async fn remove(container: &Container, exec: &Id, process: &Process) -> Result<(), ProcessError> {
-    process.child().signal(libc::SIGKILL).map_err(system(container, exec, "killed"))?;
+    process.handle().signal(libc::SIGKILL).map_err(system(container, exec, "killed"))?;
     process.exit().await;
     process.streams().abandon();
     container.forget_exec(exec);

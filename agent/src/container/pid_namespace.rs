@@ -1,8 +1,8 @@
 //! The pid namespace that containers of the pod may share, made when the first of them asks for it.
 
 use super::launch::{LaunchError, launch};
-use crate::child::message::Request;
-use crate::reaper::{Child, Reaper};
+use crate::child::message::ChildRequest;
+use crate::reaper::{ProcessHandle, Reaper};
 use crate::task::blocking;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 /// The namespace, held by a process that does nothing but collect orphans ([`crate::child`]). It lives as long as the VM.
 #[derive(Debug, Default)]
 pub struct PodPidNamespace {
-    holder: Mutex<Option<Child>>,
+    holder: Mutex<Option<ProcessHandle>>,
 }
 
 impl PodPidNamespace {
@@ -23,19 +23,19 @@ impl PodPidNamespace {
         }
         let launched = {
             let reaper = reaper.clone();
-            blocking(move || launch(&reaper, &Request::PidNamespace, &[])).await?
+            blocking(move || launch(&reaper, &ChildRequest::PidNamespace, &[])).await?
         };
-        let namespace = of(&launched.child).ok_or(LaunchError::Child {
+        let namespace = of(&launched.process).ok_or(LaunchError::Child {
             action: "kept: the holder of the pod's pid namespace has ended",
             source: std::io::ErrorKind::NotFound.into(),
         })?;
-        *holder = Some(launched.child);
+        *holder = Some(launched.process);
         Ok(namespace)
     }
 }
 
 /// The pid namespace of a process; none when it has ended.
-pub fn of(process: &Child) -> Option<OwnedFd> {
+pub fn of(process: &ProcessHandle) -> Option<OwnedFd> {
     let namespace = File::open(format!("/proc/{}/ns/pid", process.pid())).ok()?;
     // Alive after the look: so it was this process's, and not that of another one with its number.
     (!process.has_ended()).then(|| namespace.into())

@@ -116,7 +116,7 @@ pub async fn signal(
         }
         kill_all(&process, &container, request.process_id.is_empty()).await?;
     } else {
-        process.child().signal(request.signal as i32).map_err(|source| ProcessError::System {
+        process.handle().signal(request.signal as i32).map_err(|source| ProcessError::System {
             container,
             process: request.process_id,
             action: "signalled",
@@ -132,7 +132,7 @@ async fn kill_all(process: &Arc<Process>, container: &Id, first: bool) -> Result
         return Ok(Cgroup::of_container(container).kill()?);
     }
     let process = process.clone();
-    let killed = blocking(move || tree::kill(process.child().pid(), process.child().as_fd())).await;
+    let killed = blocking(move || tree::kill(process.handle().pid(), process.handle().as_fd())).await;
     killed.map_err(|source| ProcessError::Tree { container: container.clone(), source })
 }
 

@@ -41,7 +41,7 @@ pub async fn start(
                 return Err(error);
             }
         }
-        Ok(StartContainerResponse { pid: process.child().pid() as u32 })
+        Ok(StartContainerResponse { pid: process.handle().pid() as u32 })
     })
     .await
 }

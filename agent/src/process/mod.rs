@@ -9,7 +9,7 @@
 
 pub mod tree;
 
-use crate::reaper::Child;
+use crate::reaper::ProcessHandle;
 use crate::stdio::Streams;
 use isopod_protocols::agent::ProcessExit;
 use tokio::sync::watch;
@@ -17,20 +17,20 @@ use tokio::sync::watch;
 /// A process that was made.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
+    handle: ProcessHandle,
     streams: Streams,
     exit: watch::Sender<Option<ProcessExit>>,
 }
 
 impl Process {
-    /// A process that is written down in the reaper's book.
-    pub fn new(child: Child, streams: Streams) -> Process {
-        Process { child, streams, exit: watch::Sender::new(None) }
+    /// A process that is registered with the reaper.
+    pub fn new(handle: ProcessHandle, streams: Streams) -> Process {
+        Process { handle, streams, exit: watch::Sender::new(None) }
     }
 
-    /// The process itself.
-    pub fn child(&self) -> &Child {
-        &self.child
+    /// The process for signals and lookups, and its end for those who wait.
+    pub fn handle(&self) -> &ProcessHandle {
+        &self.handle
     }
 
     /// Its streams.
