@@ -1,8 +1,8 @@
 //! The guest's wall clock: set once, in `SetUpSandbox`, and read for ends of processes and usage figures.
 //!
-//! The time in the call is old by as long as the call took to arrive, which is many milliseconds where the host is busy.
-//! The host's clock itself can be read through KVM, where host and guest count time alike. It must not overrule the call,
-//! only make it exact.
+//! The time in the call is old by as long as the call took to arrive, which is many milliseconds where the
+//! host is busy. The host's clock itself can be read through KVM, where host and guest count time alike. It
+//! must not overrule the call, only make it exact.
 
 use rustix::io;
 use rustix::time::{ClockId, DynamicClockId, Timespec, clock_gettime, clock_gettime_dynamic, clock_settime};
@@ -13,7 +13,8 @@ use std::time::Duration;
 /// The host's wall clock (drivers/ptp/ptp_kvm_common.c). It is the only clock of its kind in a guest.
 const HOST_CLOCK: &str = "/dev/ptp0";
 
-/// Longest way of a call, and some more. Whoever is further off has another idea of the time, and the call counts.
+/// Longest way of a call, and some more. Whoever is further off has another idea of the time, and the call
+/// counts.
 const LONGEST_WAY: Duration = Duration::from_secs(60);
 
 /// Returns the wall clock, in nanoseconds since the epoch.

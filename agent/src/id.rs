@@ -5,8 +5,8 @@ use std::fmt;
 /// Longest id, in bytes.
 const MAX: usize = 128;
 
-/// The id of a container, or of an exec in one: letters, digits, `_`, `-` and `.`, not beginning with a dot, at most 128
-/// bytes. So it is always one plain path component.
+/// The id of a container, or of an exec in one: letters, digits, `_`, `-` and `.`, not beginning with a dot,
+/// at most 128 bytes. So it is always one plain path component.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id(String);
 

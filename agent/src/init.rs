@@ -1,8 +1,8 @@
 //! PID 1: makes the guest fit to live in, serves until the VM ends, and never returns.
 //!
-//! Only what every pod needs and no pod can tell from another's happens here, so that a template VM can be taken just
-//! after: identity comes with `SetUpSandbox`. Steps before the host is told cost every cold start, so nothing waits and
-//! nothing is probed.
+//! Only what every pod needs and no pod can tell from another's happens here, so that a template VM can be
+//! taken just after: identity comes with `SetUpSandbox`. Steps before the host is told cost every cold start,
+//! so nothing waits and nothing is probed.
 
 use crate::cgroup::layout;
 use crate::console::{self, Level};
@@ -95,18 +95,20 @@ const SYSCTLS: [(&str, &str); 10] = [
     ("kernel/dmesg_restrict", "1"),
     // What kubelet wants of a node.
     ("vm/overcommit_memory", "1"),
-    // The kernel looks twice a second whether memory should be compacted before anybody needs it: an idle guest shall sleep.
+    // The kernel looks twice a second whether memory should be compacted before anybody needs it: an idle
+    // guest shall sleep.
     ("vm/compaction_proactiveness", "0"),
-    // Freed pages wait on lists of each processor before they are free for all, and only then go back to the host: an eighth of
-    // all memory may, by default, and a thousandth so.
+    // Freed pages wait on lists of each processor before they are free for all, and only then go back to the
+    // host: an eighth of all memory may, by default, and a thousandth so.
     ("vm/percpu_pagelist_high_fraction", "1000"),
-    // A look once a minute, instead of every five seconds, for what is to be written to scratch: it outlives nobody, and memory
-    // that runs short does not wait for it.
+    // A look once a minute, instead of every five seconds, for what is to be written to scratch: it outlives
+    // nobody, and memory that runs short does not wait for it.
     ("vm/dirty_writeback_centisecs", "6000"),
     // What every distribution sets and the kernel does not.
     ("fs/protected_hardlinks", "1"),
     ("fs/protected_symlinks", "1"),
-    // As containerd gives it to every pod: low ports and ping without capabilities, inside the pod's own network.
+    // As containerd gives it to every pod: low ports and ping without capabilities, inside the pod's own
+    // network.
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
 ];

@@ -1,9 +1,9 @@
 //! One binary, two programs.
 //!
-//! Started by the kernel as PID 1 it is the agent: [`init`] makes the guest fit to live in, [`server`] answers the runtime.
-//! Started by the agent itself with `container-child` it is the one-shot, single-threaded child that makes a container
-//! ([`child`]), because the container library changes the process that calls it. Which of the two is decided
-//! here, before any runtime or thread exists.
+//! Started by the kernel as PID 1 it is the agent: [`init`] makes the guest fit to live in, [`server`]
+//! answers the runtime. Started by the agent itself with `container-child` it is the one-shot,
+//! single-threaded child that makes a container ([`child`]), because the container library changes the
+//! process that calls it. Which of the two is decided here, before any runtime or thread exists.
 
 mod cgroup;
 mod child;
@@ -33,7 +33,8 @@ mod task;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // The kernel hands words of its command line that it does not know to PID 1 as arguments: they must not choose.
+    // The kernel hands words of its command line that it does not know to PID 1 as arguments: they must not
+    // choose.
     if std::process::id() == 1 {
         init::run();
     }

@@ -1,7 +1,7 @@
 //! How many of the guest's processors are in use.
 //!
-//! The kernel knows the places of all processors that the VM may ever have (the VMM's ACPI tables) and brings up those that
-//! the VM boots with. The others come up, and go again, by sysfs. The first one always stays.
+//! The kernel knows the places of all processors that the VM may ever have (the VMM's ACPI tables) and brings
+//! up those that the VM boots with. The others come up, and go again, by sysfs. The first one always stays.
 
 use crate::task::blocking;
 use isopod_protocols::agent::{UseProcessorsRequest, UseProcessorsResponse};
@@ -33,7 +33,8 @@ pub enum ProcessorsError {
     },
 }
 
-/// Answers `UseProcessors`. A processor takes some milliseconds to come up, so this is not done on the agent's only thread.
+/// Answers `UseProcessors`. A processor takes some milliseconds to come up, so this is not done on the
+/// agent's only thread.
 pub async fn use_processors(request: UseProcessorsRequest) -> Result<UseProcessorsResponse, ProcessorsError> {
     blocking(move || apply(Path::new(DIRECTORY), request.count)).await?;
     Ok(UseProcessorsResponse {})

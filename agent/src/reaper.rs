@@ -1,10 +1,11 @@
-//! PID 1 inherits every orphan of the guest and must collect it; the ends of those that somebody waits for are kept.
+//! PID 1 inherits every orphan of the guest and must collect it; the ends of those that somebody waits for
+//! are kept.
 //!
 //! A process that matters is registered with the [`Reaper`] before it can be collected:
 //!
 //! - A direct child is spawned and registered under the lock under which children are collected.
-//! - A process made by a one-shot child stays that child's own until the agent has registered it: only then does
-//!   the one-shot child end, and the kernel hands its children over.
+//! - A process made by a one-shot child stays that child's own until the agent has registered it: only then
+//!   does the one-shot child end, and the kernel hands its children over.
 //!
 //! Nothing else in the agent may wait for a process, and [`std::process::Child::wait`] is never called.
 
@@ -29,8 +30,8 @@ pub struct Ended {
     pub at_ns: i64,
 }
 
-/// A process that somebody waits for. Holds its pidfd, so that neither a signal nor a namespace lookup can reach another
-/// process that was given its number later.
+/// A process that somebody waits for. Holds its pidfd, so that neither a signal nor a namespace lookup can
+/// reach another process that was given its number later.
 #[derive(Debug, Clone)]
 pub struct ProcessHandle {
     pid: i32,
@@ -49,7 +50,8 @@ impl ProcessHandle {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await.map(|end| *end) {
             Ok(Some(end)) => end,
-            // The table drops a sender only after its message, so this cannot be reached while the agent runs.
+            // The table drops a sender only after its message, so this cannot be reached while the agent
+            // runs.
             _ => std::future::pending().await,
         }
     }

@@ -94,8 +94,9 @@ impl Sandbox {
     }
 }
 
-/// Answers `Prepare`: reads this program's file, so that clones have in memory what they will start containers with. It waits
-/// for the disk where it stands, as a template has nothing else to do, and a thread for it would be cloned too.
+/// Answers `Prepare`: reads this program's file, so that clones have in memory what they will start
+/// containers with. It waits for the disk where it stands, as a template has nothing else to do, and a thread
+/// for it would be cloned too.
 pub fn prepare() -> Result<PrepareResponse, SandboxError> {
     const PROGRAM: &str = "/proc/self/exe";
     let read = File::open(PROGRAM).and_then(|mut program| io::copy(&mut program, &mut io::sink()));

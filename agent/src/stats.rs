@@ -58,8 +58,8 @@ pub enum StatsError {
     },
 }
 
-/// Answers `Stats`, of the containers that the request names or of all in `running`. The walks of upper directories block,
-/// so they run beside the event loop.
+/// Answers `Stats`, of the containers that the request names or of all in `running`. The walks of upper
+/// directories block, so they run beside the event loop.
 pub async fn collect(
     walks: &Arc<Walks>,
     storage: &Arc<Storage>,

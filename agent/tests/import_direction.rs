@@ -1,9 +1,11 @@
-//! Holds the layers of `agent/README.md`: modules import only downwards, and no files use each other in a circle.
+//! Holds the layers of `agent/README.md`: modules import only downwards, and no files use each other in a
+//! circle.
 //!
-//! One file uses another when it imports from it or names it by a path. In a folder, `mod.rs` shows what the folder has:
-//! its `mod` and `pub use` lines are no uses, and a name that it re-exports counts as the file's that has it. So a
-//! `mod.rs` may work with the files of its folder, and what these share with each other must be in one of them: a file that
-//! uses its own `mod.rs`, which works with it, is a circle too. There is no exception. Tests do not count.
+//! One file uses another when it imports from it or names it by a path. In a folder, `mod.rs` shows what the
+//! folder has: its `mod` and `pub use` lines are no uses, and a name that it re-exports counts as the file's
+//! that has it. So a `mod.rs` may work with the files of its folder, and what these share with each other
+//! must be in one of them: a file that uses its own `mod.rs`, which works with it, is a circle too. There is
+//! no exception. Tests do not count.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,7 +72,8 @@ impl Sources {
         }
     }
 
-    /// Which file has what `path` names, if it is one of this crate; `here` is the module whose code names it.
+    /// Which file has what `path` names, if it is one of this crate; `here` is the module whose code names
+    /// it.
     fn file_of(&self, here: &Module, path: &[String]) -> Option<Module> {
         let (first, mut rest) = path.split_first()?;
         let mut module = match first.as_str() {
@@ -188,8 +191,8 @@ fn named_paths(code: &str) -> Vec<Vec<String>> {
     paths.filter(|path: &Vec<String>| path.len() > 1).collect()
 }
 
-/// What is left of `uses` when files are taken out that are in no circle: those that use none of the others, and those
-/// that none of the others uses.
+/// What is left of `uses` when files are taken out that are in no circle: those that use none of the others,
+/// and those that none of the others uses.
 fn circles(mut uses: BTreeMap<Module, BTreeSet<Module>>) -> Vec<String> {
     loop {
         let used: BTreeSet<Module> = uses.values().flatten().cloned().collect();
@@ -212,8 +215,8 @@ fn shown(module: &Module) -> String {
     if module.is_empty() { "main".to_owned() } else { module.join("/") }
 }
 
-/// What the files of a module may use: those of its own, of the lowest level, and of the table, where a file may have a
-/// line of its own.
+/// What the files of a module may use: those of its own, of the lowest level, and of the table, where a file
+/// may have a line of its own.
 fn may_use(from: &Module, to: &Module) -> bool {
     let (from, to) = (shown(from), shown(to));
     let top = |name: &str| name.split('/').next().unwrap_or_default().to_owned();

@@ -1,10 +1,11 @@
-//! Which device nodes a container may make and open: OCI device rules as a BPF program, which is how cgroup v2 has them. Pure;
-//! [`super::group`] attaches it.
+//! Which device nodes a container may make and open: OCI device rules as a BPF program, which is how cgroup
+//! v2 has them. Pure; [`super::group`] attaches it.
 //!
-//! What no rule allows is refused, except the devices that every container has, and so without any rule. Nodes of any kind may be
-//! made, as in other runtimes, because only opening them gives access. This matters in a guest, too: the pod's disk holds the roots
-//! of its other containers, and containers may usually make nodes. Only a last rule that allows everything, which a privileged
-//! container has, leaves the container without a program.
+//! What no rule allows is refused, except the devices that every container has, and so without any rule.
+//! Nodes of any kind may be made, as in other runtimes, because only opening them gives access. This matters
+//! in a guest, too: the pod's disk holds the roots of its other containers, and containers may usually make
+//! nodes. Only a last rule that allows everything, which a privileged container has, leaves the container
+//! without a program.
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
@@ -48,7 +49,8 @@ struct DeviceRule {
     access: u32,
 }
 
-/// The program for these rules, of which the last that matches decides; none where the last allows everything.
+/// The program for these rules, of which the last that matches decides; none where the last allows
+/// everything.
 pub fn program(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<u64>>, DevicesError> {
     if rules.len() > MAX_RULES {
         return Err(DevicesError::Count(rules.len()));
@@ -111,7 +113,8 @@ fn number(number: Option<i64>) -> Result<Option<i32>, DevicesError> {
     }
 }
 
-/// Registers of the program. The kernel passes the context in [`CONTEXT`] and takes the verdict from [`VERDICT`].
+/// Registers of the program. The kernel passes the context in [`CONTEXT`] and takes the verdict from
+/// [`VERDICT`].
 const VERDICT: u8 = 0;
 const CONTEXT: u8 = 1;
 const KIND: u8 = 2;

@@ -20,7 +20,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long a killed group may take to become empty. Processes in an uninterruptible wait are what takes long.
+/// How long a killed group may take to become empty. Processes in an uninterruptible wait are what takes
+/// long.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Pause between two looks at a group that is being emptied.
@@ -111,7 +112,8 @@ impl Cgroup {
                 Ok(None) => {}
                 Err(error) => {
                     for (path, old) in undo.iter().rev() {
-                        // A value that was accepted once; if not now, the first error is still the one to tell.
+                        // A value that was accepted once; if not now, the first error is still the one to
+                        // tell.
                         let _ = fs::write(path, old);
                     }
                     return Err(error);

@@ -1,8 +1,9 @@
-//! Huge pages for containers that have a limit of them: a guest sets none aside, so the kernel may make as many as limits add up to,
-//! of memory that is free when a program maps them.
+//! Huge pages for containers that have a limit of them: a guest sets none aside, so the kernel may make as
+//! many as limits add up to, of memory that is free when a program maps them.
 //!
-//! Called by `container::create`. The limits themselves are the cgroup's (`limits`). The number is not taken back with a container: other containers
-//! have limits of their own, and a page that nobody maps costs nothing.
+//! Called by `container::create`. The limits themselves are the cgroup's (`limits`). The number is not taken
+//! back with a container: other containers have limits of their own, and a page that nobody maps costs
+//! nothing.
 
 use oci_spec::runtime::{LinuxHugepageLimit, LinuxResources};
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ use std::{fs, io};
 /// Where the kernel has a directory for each size (Documentation/admin-guide/mm/hugetlbpage.rst).
 const SIZES: &str = "/sys/kernel/mm/hugepages";
 
-/// Lets the kernel make the pages that a container with these limits may have. Sizes that the kernel lacks are passed over, as their
-/// limits are.
+/// Lets the kernel make the pages that a container with these limits may have. Sizes that the kernel lacks
+/// are passed over, as their limits are.
 pub fn offer(resources: &LinuxResources) -> io::Result<()> {
     resources.hugepage_limits().iter().flatten().try_for_each(|limit| offer_size(Path::new(SIZES), limit))
 }

@@ -42,8 +42,8 @@ pub fn container_in_spec(id: &Id) -> PathBuf {
     Path::new("/containers").join(id.as_str()).join(OWN)
 }
 
-/// Makes the layout in a fresh tree and hands every controller down to the containers' groups. On failure answers the path
-/// that could not be made or written.
+/// Makes the layout in a fresh tree and hands every controller down to the containers' groups. On failure
+/// answers the path that could not be made or written.
 pub fn prepare() -> Result<(), (String, io::Error)> {
     let at = |path: &str| {
         let path = path.to_owned();

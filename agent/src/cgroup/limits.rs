@@ -1,7 +1,8 @@
 //! What an OCI `linux.resources` asks for, as values of cgroup v2 files. Pure; [`super::group`] writes them.
 //!
-//! What version 2 or the guest cannot do is refused, never dropped, with one exception: huge pages of sizes that the guest
-//! does not have cannot be used, so their limits hold without being set (containerd ignores all of them by default).
+//! What version 2 or the guest cannot do is refused, never dropped, with one exception: huge pages of sizes
+//! that the guest does not have cannot be used, so their limits hold without being set (containerd ignores
+//! all of them by default).
 
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
@@ -37,8 +38,8 @@ pub enum LimitsError {
     UnifiedKey(String),
 }
 
-/// The values for `resources`, in the order in which they are to be written. `cpu_max` is the present content of the
-/// file of that name, of which a quota or a period alone replaces one half.
+/// The values for `resources`, in the order in which they are to be written. `cpu_max` is the present content
+/// of the file of that name, of which a quota or a period alone replaces one half.
 pub fn limits(resources: &LinuxResources, cpu_max: &str) -> Result<Vec<Limit>, LimitsError> {
     refuse_unsupported(resources)?;
     let mut limits = Vec::new();
@@ -165,9 +166,9 @@ fn cpu_limits(cpu: &LinuxCpu, cpu_max: &str, limits: &mut Vec<Limit>) -> Result<
     Ok(())
 }
 
-/// Shares of cgroup v1 (2 to 262144, usually 1024) as a weight of v2 (1 to 10000, usually 100): the curve through
-/// (2, 1), (1024, 100) and (262144, 10000) in log-log space on which Kubernetes and the OCI runtimes agreed (KEP-2254
-/// as amended in 2025).
+/// Shares of cgroup v1 (2 to 262144, usually 1024) as a weight of v2 (1 to 10000, usually 100): the curve
+/// through (2, 1), (1024, 100) and (262144, 10000) in log-log space on which Kubernetes and the OCI runtimes
+/// agreed (KEP-2254 as amended in 2025).
 fn weight(shares: u64) -> u64 {
     let log = (shares.clamp(2, 262_144) as f64).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;

@@ -1,4 +1,5 @@
-//! The last step of every container process: becoming the user's command, or saying on the status pipe why not.
+//! The last step of every container process: becoming the user's command, or saying on the status pipe why
+//! not.
 
 use super::environment;
 use super::filter::Filter;
@@ -83,11 +84,11 @@ enum NotExecuted {
     Other(Errno),
 }
 
-/// Tries files in turn as execvp does: one that is missing or forbidden is passed over, and if none works, forbidden is
-/// told before missing. Unlike execvp it never hands a file without `#!` to a shell.
+/// Tries files in turn as execvp does: one that is missing or forbidden is passed over, and if none works,
+/// forbidden is told before missing. Unlike execvp it never hands a file without `#!` to a shell.
 ///
-/// Which files are there is found out before the filter is loaded: a profile need not allow to tell that there is none, and
-/// only files that exist are executed under it.
+/// Which files are there is found out before the filter is loaded: a profile need not allow to tell that
+/// there is none, and only files that exist are executed under it.
 fn execute(prepared: &Prepared, filter: Option<&Filter>) -> Result<NotExecuted, Failure> {
     let mut told = NotExecuted::Missing;
     let mut there: Vec<&CString> = Vec::with_capacity(prepared.files().len());
@@ -146,8 +147,8 @@ mod tests {
         assert_eq!(files("run", "/bin::/usr/bin"), ["/bin/run", "./run", "/usr/bin/run"]);
     }
 
-    /// While a thread is in exec, the kernel refuses new threads (EAGAIN) to all that share its working directory and
-    /// umask with it: the tests beside this one.
+    /// While a thread is in exec, the kernel refuses new threads (EAGAIN) to all that share its working
+    /// directory and umask with it: the tests beside this one.
     fn share_no_directory_with_other_threads() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
     }

@@ -1,8 +1,8 @@
 //! Makes a container with youki's `libcontainer`, up to the exec of its command.
 //!
-//! The library forks twice: the second process is the container's, which enters the namespaces, mounts the root, gives up
-//! privileges and then waits for a connection to `notify.sock` in the container's directory. What it does after that is
-//! [`UserCommand`].
+//! The library forks twice: the second process is the container's, which enters the namespaces, mounts the
+//! root, gives up privileges and then waits for a connection to `notify.sock` in the container's directory.
+//! What it does after that is [`UserCommand`].
 
 use super::filter::Filter;
 use super::message::{ContainerRequest, Descriptors, Failure, Fault, Made, with_causes};
@@ -24,7 +24,8 @@ const CONSOLE: &str = "console.sock";
 /// Makes the container.
 pub fn create(request: &ContainerRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
     let mut fds = Descriptors::new(fds);
-    // Leaked on purpose: it must stay open in the container's process until exec, and the executor must be cloneable.
+    // Leaked on purpose: it must stay open in the container's process until exec, and the executor must be
+    // cloneable.
     let status: &'static OwnedFd = Box::leak(Box::new(fds.take()?));
     // Read now, as the bundle is out of reach once the process has entered its root.
     let environment = environment::read(&request.bundle)?;

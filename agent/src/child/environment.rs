@@ -1,6 +1,6 @@
-//! The environment of a container's processes, as it lies in the container's bundle: entries with a zero byte after each, as
-//! the kernel shows them in /proc/PID/environ. Written by the agent, read by the one-shot child for the first process and
-//! for each exec.
+//! The environment of a container's processes, as it lies in the container's bundle: entries with a zero byte
+//! after each, as the kernel shows them in /proc/PID/environ. Written by the agent, read by the one-shot
+//! child for the first process and for each exec.
 
 use super::message::Failure;
 use std::collections::HashSet;

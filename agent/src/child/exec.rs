@@ -66,7 +66,8 @@ pub fn exec(request: &ExecRequest, fds: Vec<OwnedFd>) -> Result<Made, Failure> {
             // Other containers' groups would be reached by its directory.
             drop(birthplace);
             let member = enter(&others).and_then(|()| become_member(process, linux, stdio, status.as_fd()));
-            // Until it executes or ends, nothing here may use or drop a descriptor but `status`: the others are closed.
+            // Until it executes or ends, nothing here may use or drop a descriptor but `status`: the others
+            // are closed.
             match member {
                 Ok(()) => command::run(status, &request.args, env, filter.as_ref()),
                 Err(failure) => command::give_up(status, &failure, NOT_MADE),
@@ -103,8 +104,8 @@ fn hide(process: &Process) -> Result<(), Failure> {
     prctl::set_dumpable(false).map_err(|error| Failure::guest("process cannot be hidden", error))
 }
 
-/// Enters the container's other namespaces. After the fork: inside the container's cgroup namespace a process could no
-/// longer be born into a cgroup from outside.
+/// Enters the container's other namespaces. After the fork: inside the container's cgroup namespace a process
+/// could no longer be born into a cgroup from outside.
 fn enter(namespaces: &[OwnedFd]) -> Result<(), Failure> {
     // Of whatever kind each is.
     namespaces.iter().try_for_each(|namespace| setns(namespace, CloneFlags::empty())).map_err(not_entered)
@@ -144,11 +145,12 @@ fn become_member(
     if process.no_new_privileges() == Some(true) {
         prctl::set_no_new_privs().map_err(|error| Failure::guest("no_new_privs cannot be set", error))?;
     }
-    // Before the working directory is entered, which may be a link of the container's to `/proc/self/fd/N` (CVE-2024-21626).
+    // Before the working directory is entered, which may be a link of the container's to `/proc/self/fd/N`
+    // (CVE-2024-21626).
     sys::exec::close_all_but_standard_and(status)
         .map_err(|error| Failure::guest("descriptors cannot be closed", error))?;
-    // The agent may enter directories that the user may not, as with the first process; but root on a network file
-    // system may be less than the user.
+    // The agent may enter directories that the user may not, as with the first process; but root on a network
+    // file system may be less than the user.
     let entered = chdir(process.cwd()).is_ok();
     if entered {
         require_inside(process)?;
@@ -168,8 +170,9 @@ fn become_member(
     Ok(())
 }
 
-/// Refuses a working directory outside the container's root. The container may have put a link to `/proc/PID/root` in its place, of a
-/// process of another container or of the agent. Of what lies outside, the kernel tells no path that begins with `/` (getcwd(2)).
+/// Refuses a working directory outside the container's root. The container may have put a link to
+/// `/proc/PID/root` in its place, of a process of another container or of the agent. Of what lies outside,
+/// the kernel tells no path that begins with `/` (getcwd(2)).
 fn require_inside(process: &Process) -> Result<(), Failure> {
     let entered = rustix::process::getcwd(Vec::new())
         .map_err(|error| Failure::guest("working directory cannot be looked up", error))?;

@@ -1,15 +1,17 @@
-//! A container's seccomp filter: translated from its profile when the container is created, kept as a program in the
-//! container's bundle, and loaded by every process of the container as its last act before execve(2).
+//! A container's seccomp filter: translated from its profile when the container is created, kept as a program
+//! in the container's bundle, and loaded by every process of the container as its last act before execve(2).
 //!
-//! A recorded profile allows little more than what the program itself calls. So the filter must not judge what the agent
-//! does to start it: nothing happens between [`Filter::load`] and execve, not even an allocation. Without `no_new_privs`
-//! loading needs CAP_SYS_ADMIN, which the process keeps in its permitted set until execve takes it away: the kernel computes
-//! a program's capabilities from the bounding, inheritable and ambient sets, which are the container's by then.
+//! A recorded profile allows little more than what the program itself calls. So the filter must not judge
+//! what the agent does to start it: nothing happens between [`Filter::load`] and execve, not even an
+//! allocation. Without `no_new_privs` loading needs CAP_SYS_ADMIN, which the process keeps in its permitted
+//! set until execve takes it away: the kernel computes a program's capabilities from the bounding,
+//! inheritable and ambient sets, which are the container's by then.
 //!
-//! Not with the container library's loader: that one runs before the library's own last steps, and compares the arguments
-//! of `SCMP_CMP_MASKED_EQ` the wrong way round.
+//! Not with the container library's loader: that one runs before the library's own last steps, and compares
+//! the arguments of `SCMP_CMP_MASKED_EQ` the wrong way round.
 //!
-//! Source: OCI runtime specification, "Seccomp"; runc's libcontainer/seccomp (conversion, and ENOSYS for newer calls).
+//! Source: OCI runtime specification, "Seccomp"; runc's libcontainer/seccomp (conversion, and ENOSYS for
+//! newer calls).
 
 use super::message::Failure;
 use crate::sys;
@@ -191,7 +193,8 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, 
     })
 }
 
-/// Conditions on one call hold together, unless two are about one argument: then each is a rule of its own, as runc has it.
+/// Conditions on one call hold together, unless two are about one argument: then each is a rule of its own,
+/// as runc has it.
 fn add(
     context: &mut ScmpFilterContext,
     action: ScmpAction,
@@ -225,8 +228,8 @@ fn condition(argument: &LinuxSeccompArg) -> ScmpArgCompare {
     ScmpArgCompare::new(argument.index() as u32, operator, datum)
 }
 
-/// For seccomp(2). Without any named, runc asks for no mitigation of speculative stores. TSYNC concerns threads, of which
-/// there is one, and WAIT_KILLABLE_RECV listeners, of which there are none.
+/// For seccomp(2). Without any named, runc asks for no mitigation of speculative stores. TSYNC concerns
+/// threads, of which there is one, and WAIT_KILLABLE_RECV listeners, of which there are none.
 fn flags(profile: &LinuxSeccomp) -> u64 {
     let Some(named) = profile.flags() else { return libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW };
     let value = |flag: &LinuxSeccompFilterFlag| match flag {
@@ -238,9 +241,9 @@ fn flags(profile: &LinuxSeccomp) -> u64 {
     named.iter().map(value).fold(0, std::ops::BitOr::bitor)
 }
 
-/// Instructions that precede the filter of a profile which does not allow by default: calls that are newer than all that
-/// it names do not exist (ENOSYS), so that a C library falls back to older ones. Whoever wrote the profile knew none of
-/// them. As in runc, calls are as new as their numbers are high.
+/// Instructions that precede the filter of a profile which does not allow by default: calls that are newer
+/// than all that it names do not exist (ENOSYS), so that a C library falls back to older ones. Whoever wrote
+/// the profile knew none of them. As in runc, calls are as new as their numbers are high.
 fn missing_calls(profile: &LinuxSeccomp) -> Vec<u8> {
     let permissive = matches!(
         profile.default_action(),

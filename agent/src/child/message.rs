@@ -1,4 +1,5 @@
-//! What the agent and its one-shot child say to each other: JSON behind its length, with descriptors, on a socket pair.
+//! What the agent and its one-shot child say to each other: JSON behind its length, with descriptors, on a
+//! socket pair.
 //!
 //! ```text
 //! agent                                              child
@@ -7,8 +8,8 @@
 //!   | -- end of file --------------------------------> |  ... the agent has registered it
 //! ```
 //!
-//! Whether the new process came to execute its command is said on a pipe of its own, the *status pipe*: it closes by
-//! exec, and holds a [`Failure`] otherwise.
+//! Whether the new process came to execute its command is said on a pipe of its own, the *status pipe*: it
+//! closes by exec, and holds a [`Failure`] otherwise.
 
 use crate::sys::descriptor::{self, MAX_FDS};
 use serde::de::DeserializeOwned;
@@ -18,14 +19,15 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-/// Longest message, in bytes: an exec's arguments and environment may have all that a gRPC request may have, and a byte of
-/// the environment takes up to four as JSON.
+/// Longest message, in bytes: an exec's arguments and environment may have all that a gRPC request may have,
+/// and a byte of the environment takes up to four as JSON.
 const MAX: usize = 32 * 1024 * 1024;
 
 /// What the child is to make.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ChildRequest {
-    /// A container, up to the exec of its command. Descriptors: status pipe, and without terminal stdin, stdout, stderr.
+    /// A container, up to the exec of its command. Descriptors: status pipe, and without terminal stdin,
+    /// stdout, stderr.
     Container(ContainerRequest),
     /// A process in a container that runs. Descriptors: status pipe, pidfd of the container's first process,
     /// the container's mount namespace, its other namespaces, and without terminal stdin, stdout, stderr.

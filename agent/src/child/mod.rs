@@ -1,10 +1,10 @@
 //! The one-shot, single-threaded child that makes containers and processes in them.
 //!
-//! The container library changes the process that calls it (working directory, dumpable flag, OOM score) and runs Rust
-//! code after a raw clone, and entering a mount namespace needs a process with one thread: none of that is for the agent.
-//! So the agent starts its own binary anew for each container and exec; this is that program. It gets one request on its
-//! standard input, which is a socket, answers with one report, and stays the parent of what it made until the agent has
-//! registered it (see [`message`]).
+//! The container library changes the process that calls it (working directory, dumpable flag, OOM score) and
+//! runs Rust code after a raw clone, and entering a mount namespace needs a process with one thread: none of
+//! that is for the agent. So the agent starts its own binary anew for each container and exec; this is that
+//! program. It gets one request on its standard input, which is a socket, answers with one report, and stays
+//! the parent of what it made until the agent has registered it (see [`message`]).
 
 mod birth;
 pub mod command;

@@ -1,4 +1,5 @@
-//! The first process of a pid namespace that several containers share: collects orphans, and does nothing else.
+//! The first process of a pid namespace that several containers share: collects orphans, and does nothing
+//! else.
 //!
 //! Its containers see it as process 1, and one with `CAP_SYS_PTRACE` may take it over. So before it is told
 //! of, it gives up all that it does not need for waiting: descriptors, root directory, user, capabilities and
@@ -94,8 +95,8 @@ fn confine(filter: &Filter) -> std::io::Result<()> {
     filter.load()
 }
 
-/// Makes a directory without files this process's root, which containers that may trace see as `/proc/1/root`: the list of its
-/// descriptors, of which it will have none.
+/// Makes a directory without files this process's root, which containers that may trace see as
+/// `/proc/1/root`: the list of its descriptors, of which it will have none.
 fn leave_the_guests_root() -> std::io::Result<()> {
     chroot("/proc/self/fdinfo")?;
     Ok(chdir("/")?)

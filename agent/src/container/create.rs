@@ -1,4 +1,5 @@
-//! Creates a container: root, volumes, user, spec, mount targets, cgroup, streams, process; everything up to the exec of its command.
+//! Creates a container: root, volumes, user, spec, mount targets, cgroup, streams, process; everything up to
+//! the exec of its command.
 //!
 //! Whatever fails, [`super::remove()`] takes back all that was made: it tolerates what is not there.
 
@@ -203,8 +204,8 @@ async fn make_process(
     Ok(Process::new(process, streams))
 }
 
-/// Makes the end of a container's first process known, after the rest of the container has been killed: in a shared pid
-/// namespace the kernel does not do that.
+/// Makes the end of a container's first process known, after the rest of the container has been killed: in a
+/// shared pid namespace the kernel does not do that.
 async fn await_end(containers: Arc<Containers>, container: Arc<Container>, process: Arc<Process>) {
     let end = process.handle().ended().await;
     if let Err(error) = container.cgroup().kill() {

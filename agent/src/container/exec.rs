@@ -157,8 +157,8 @@ async fn await_end(container: Arc<Container>, process: Arc<Process>, ooms_before
     });
 }
 
-/// Answers `RemoveExec`: of one exec, or of all in a container. An exec that still runs is killed, alone: processes that it
-/// left in the background live on until the container ends.
+/// Answers `RemoveExec`: of one exec, or of all in a container. An exec that still runs is killed, alone:
+/// processes that it left in the background live on until the container ends.
 pub async fn remove_exec(
     containers: &Containers,
     request: RemoveExecRequest,

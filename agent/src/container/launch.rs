@@ -1,5 +1,5 @@
-//! Starts the one-shot child ([`crate::child`]) and takes over what it makes. Everything here blocks: call it off the
-//! event loop.
+//! Starts the one-shot child ([`crate::child`]) and takes over what it makes. Everything here blocks: call it
+//! off the event loop.
 
 use crate::child::COMMAND;
 use crate::child::message::{self, ChildReport, ChildRequest, Failure};
@@ -70,14 +70,15 @@ pub fn launch(
     fds: &[BorrowedFd<'_>],
 ) -> Result<Launched, LaunchError> {
     let (ours, theirs) = UnixStream::pair().map_err(failed("connected"))?;
-    // The command goes at once, and its end of the socket with it: only the child's own keeps the connection open.
+    // The command goes at once, and its end of the socket with it: only the child's own keeps the connection
+    // open.
     let child = reaper
         .spawn(Command::new(SELF).arg(COMMAND).env_clear().stdin(OwnedFd::from(theirs)).stdout(Stdio::null()))
         .map_err(failed("started"))?;
     let launched = converse(reaper, &ours, &child, request, fds);
     if launched.is_err() {
-        // What it may have made is still its own child. Where the kernel killed it before its answer, for want of
-        // memory, that child lives until its container ends.
+        // What it may have made is still its own child. Where the kernel killed it before its answer, for
+        // want of memory, that child lives until its container ends.
         if let Err(error) = tree::kill(child.pid(), child.as_fd()) {
             console::error!("a one-shot child that failed left something behind: {error}");
         }

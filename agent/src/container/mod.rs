@@ -13,7 +13,8 @@
 //! | [`launch`] | starts the one-shot child ([`crate::child`]) and takes over what it makes |
 //!
 //! Called by the server alone. Create, start, update and remove of one container never overlap: each holds
-//! [`table::Container`]'s `step`. Calls run to their end even when the caller has gone away, so nothing is left half done.
+//! [`table::Container`]'s `step`. Calls run to their end even when the caller has gone away, so nothing is
+//! left half done.
 
 mod create;
 mod error;

@@ -8,14 +8,16 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use tokio::sync::Mutex;
 
-/// The namespace, held by a process that does nothing but collect orphans ([`crate::child`]). It lives as long as the VM.
+/// The namespace, held by a process that does nothing but collect orphans ([`crate::child`]). It lives as
+/// long as the VM.
 #[derive(Debug, Default)]
 pub struct PodPidNamespace {
     holder: Mutex<Option<ProcessHandle>>,
 }
 
 impl PodPidNamespace {
-    /// The namespace as a descriptor. One whose holder was killed has ended with all that lived in it: a new one is made.
+    /// The namespace as a descriptor. One whose holder was killed has ended with all that lived in it: a new
+    /// one is made.
     pub async fn join(&self, reaper: &Reaper) -> Result<OwnedFd, LaunchError> {
         let mut holder = self.holder.lock().await;
         if let Some(namespace) = holder.as_ref().and_then(of) {

@@ -1,7 +1,7 @@
 //! Removes a container: kills what is left of it and takes back all that its creation made.
 //!
-//! Every step tolerates that there is nothing to do, so this is also how a failed creation is undone, and a removal that
-//! failed is taken up again by the next call.
+//! Every step tolerates that there is nothing to do, so this is also how a failed creation is undone, and a
+//! removal that failed is taken up again by the next call.
 
 use super::error::ContainerError;
 use super::table::{Container, Containers};

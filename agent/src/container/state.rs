@@ -9,9 +9,9 @@
 //!                   ended: killed before it ran
 //! ```
 //!
-//! Removal takes a container out of the table in any state. To the outside `Starting` is `STATE_CREATED`: nothing of the
-//! container's own has run. All transitions happen under one lock and are sent under it, so a watcher sees every change
-//! after its snapshot, in order and once.
+//! Removal takes a container out of the table in any state. To the outside `Starting` is `STATE_CREATED`:
+//! nothing of the container's own has run. All transitions happen under one lock and are sent under it, so a
+//! watcher sees every change after its snapshot, in order and once.
 
 use crate::id::Id;
 use crate::lock::locked;
@@ -21,7 +21,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 use tokio::sync::broadcast;
 
-/// Changes that a watcher may lag behind before it is cut off; it opens the stream again and gets a new snapshot.
+/// Changes that a watcher may lag behind before it is cut off; it opens the stream again and gets a new
+/// snapshot.
 const WATCH_BACKLOG: usize = 256;
 
 /// A transition that does not fit.
@@ -117,7 +118,8 @@ impl ContainerStates {
         Ok(())
     }
 
-    /// The container is about to run. Until [`ContainerStates::started`] or [`ContainerStates::start_failed`] its end is held back.
+    /// The container is about to run. Until [`ContainerStates::started`] or [`ContainerStates::start_failed`]
+    /// its end is held back.
     pub fn begin_start(&self, id: &Id) -> Result<(), StateError> {
         let mut states = self.states();
         let state = states.get_mut(id).ok_or_else(|| StateError::Unknown(id.clone()))?;

@@ -1,7 +1,7 @@
 //! The table of containers, and what the agent knows of each: its processes, its namespaces, its directories.
 //!
-//! Every call on containers or their processes begins here. Only this file locks the table; none of its locks is held
-//! while a call works.
+//! Every call on containers or their processes begins here. Only this file locks the table; none of its locks
+//! is held while a call works.
 
 use super::error::ContainerError;
 use super::launch::LaunchError;
@@ -82,7 +82,8 @@ impl Container {
         self.namespaces.clone().read_owned().await
     }
 
-    /// Notes what its creation made: its first process, that one's user id, and the namespaces that execs enter.
+    /// Notes what its creation made: its first process, that one's user id, and the namespaces that execs
+    /// enter.
     pub(super) async fn made(&self, process: Arc<Process>, uid: u32, namespaces: Namespaces) {
         *self.namespaces.write().await = Some(namespaces);
         if self.first.set((process, uid)).is_err() {
@@ -90,7 +91,8 @@ impl Container {
         }
     }
 
-    /// Drops its namespaces, after the execs that are being made: each is among its execs by then, or has failed.
+    /// Drops its namespaces, after the execs that are being made: each is among its execs by then, or has
+    /// failed.
     pub(super) async fn drop_namespaces(&self) {
         drop(self.namespaces.write().await.take());
     }
@@ -174,7 +176,8 @@ impl Container {
     }
 }
 
-/// The table of containers, and what they share. There is one, held by the sandbox; every call on containers gets it.
+/// The table of containers, and what they share. There is one, held by the sandbox; every call on containers
+/// gets it.
 #[derive(Debug, Default)]
 pub struct Containers {
     /// Collects all processes of the guest.

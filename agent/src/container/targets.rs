@@ -1,10 +1,11 @@
-//! Finds, or makes, the place of each mount of a container and its working directory in the container's root, before the container
-//! library runs.
+//! Finds, or makes, the place of each mount of a container and its working directory in the container's root,
+//! before the container library runs.
 //!
-//! The library makes what is missing as well, but fails where a link of the image leads to nothing, follows others when it writes to
-//! `/dev`, and makes no working directory. So each destination becomes one without links here ([`View`] resolves them inside the
-//! root), and what was missing is there: parents 0755 of root, a directory or a file as the source is. This runs before the root
-//! becomes read-only, as runc's does. No process of the container exists yet; it must not be called when one does.
+//! The library makes what is missing as well, but fails where a link of the image leads to nothing, follows
+//! others when it writes to `/dev`, and makes no working directory. So each destination becomes one without
+//! links here ([`View`] resolves them inside the root), and what was missing is there: parents 0755 of root,
+//! a directory or a file as the source is. This runs before the root becomes read-only, as runc's does. No
+//! process of the container exists yet; it must not be called when one does.
 
 use crate::storage::view::{self, Content, FileKind, Found, Missing, View, ViewError};
 use oci_spec::runtime::{Mount, Spec};
@@ -67,7 +68,8 @@ pub enum TargetError {
     },
 }
 
-/// Prepares `root` for the mounts and the working directory of `spec`, and replaces each destination by the place that it leads to.
+/// Prepares `root` for the mounts and the working directory of `spec`, and replaces each destination by the
+/// place that it leads to.
 pub fn prepare(root: &Path, spec: &mut Spec) -> Result<(), TargetError> {
     let unreadable = |source| TargetError::Unreadable { path: root.to_owned(), source };
     let mut view = View::of_root(root).map_err(unreadable)?;
@@ -128,7 +130,8 @@ fn content(mount: &Mount) -> Result<Content, TargetError> {
     }
 }
 
-/// File systems that programs and the library trust to be where they belong: a link could put them, or what is masked in them, elsewhere.
+/// File systems that programs and the library trust to be where they belong: a link could put them, or what
+/// is masked in them, elsewhere.
 fn must_be_plain(mount: &Mount) -> bool {
     let of_type = mount.typ().as_deref().unwrap_or_default();
     matches!(of_type, "proc" | "sysfs" | "cgroup" | "cgroup2") || mount.destination() == Path::new(DEVICES)

@@ -1,4 +1,5 @@
-//! The guest as a case sees it: calls, containers of one small image, their streams, and what exists in the guest.
+//! The guest as a case sees it: calls, containers of one small image, their streams, and what exists in the
+//! guest.
 
 use super::{identity, sandbox};
 use crate::sandbox::Sandbox;
@@ -110,7 +111,8 @@ impl Guest {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let new: Vec<String> = self.what_exists().difference(before).cloned().collect();
-            // The holder of the pod's pid namespace lives as long as the guest, and so do threads' and loops' own descriptors.
+            // The holder of the pod's pid namespace lives as long as the guest, and so do threads' and loops'
+            // own descriptors.
             let new: Vec<String> = new
                 .into_iter()
                 .filter(|line| !(line.starts_with("process") && line.contains("container-child")))

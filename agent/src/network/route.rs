@@ -1,7 +1,7 @@
 //! One route of the guest: checked here, and the rtnetlink message that makes it.
 //!
-//! Called by `link` to check and by `netlink` to apply. Scope, protocol, table and metrics are the namespace's, so that what
-//! `ip route` shows in the guest is what it shows there.
+//! Called by `link` to check and by `netlink` to apply. Scope, protocol, table and metrics are the
+//! namespace's, so that what `ip route` shows in the guest is what it shows there.
 
 use super::field::{LinkError, Network, RT_SCOPE, address, byte, network, optional_address, refuse};
 use isopod_protocols::agent::{NextHop, Route};

@@ -4,8 +4,8 @@
 //!  made --(command executes)--> running --(collected by the reaper)--> ended --(removed)--> gone
 //! ```
 //!
-//! An exit and what was written stay readable until the process is removed. `container::create` makes the first process of a
-//! container, `container::exec` the others; calls on both are in `container::processes`.
+//! An exit and what was written stay readable until the process is removed. `container::create` makes the
+//! first process of a container, `container::exec` the others; calls on both are in `container::processes`.
 
 pub mod tree;
 

@@ -168,8 +168,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Kills all, children before their parents: the end of a parent would let stopped children go on, where it
-    /// leaves their process group an orphan. Answers the first failure.
+    /// Kills all, children before their parents: the end of a parent would let stopped children go on, where
+    /// it leaves their process group an orphan. Answers the first failure.
     fn kill(&self) -> Result<(), TreeError> {
         let mut result = Ok(());
         for member in self.members.iter().rev() {

@@ -1,4 +1,5 @@
-//! The gRPC service: each call is handed to the module whose business it is, with the part of the sandbox that it works on.
+//! The gRPC service: each call is handed to the module whose business it is, with the part of the sandbox
+//! that it works on.
 
 use super::watch;
 use crate::sandbox::{self, Sandbox};

@@ -69,8 +69,8 @@ fn listen(port: u32) -> Result<VsockListener, ServeError> {
         .map_err(|source| ServeError::Listen { port, source })
 }
 
-/// Connects once to the host's ready port, which says that both guest ports are served. A host that does not listen finds
-/// out by asking.
+/// Connects once to the host's ready port, which says that both guest ports are served. A host that does not
+/// listen finds out by asking.
 async fn announce() {
     let _ = VsockStream::connect(VsockAddr::new(HOST_CID, READY_PORT)).await;
 }

@@ -1,5 +1,5 @@
-//! Accepts connections on the stdio port, finds the process that each asks for, and hands it to that process's streams
-//! (`stdio`).
+//! Accepts connections on the stdio port, finds the process that each asks for, and hands it to that
+//! process's streams (`stdio`).
 
 use crate::console;
 use crate::container::Containers;
@@ -22,8 +22,8 @@ const MAX_CONNECTIONS: usize = 512;
 /// How long a connection may take to say what it wants.
 const OPENING_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a stream may be asked for before the call that makes its process has come through. The host then need not
-/// wait for that call's answer.
+/// How long a stream may be asked for before the call that makes its process has come through. The host then
+/// need not wait for that call's answer.
 const APPEARANCE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Pause after a failure to accept, which is a lack of descriptors or memory that others must end.

@@ -11,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 pub trait Connection: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static {}
 impl<T: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static> Connection for T {}
 
-/// Answers an opening message: with the number of the first byte that follows, or with the reason why there is no stream.
+/// Answers an opening message: with the number of the first byte that follows, or with the reason why there
+/// is no stream.
 pub async fn send_opened<C: Connection, E: Display>(
     connection: &mut C,
     start: Result<u64, E>,

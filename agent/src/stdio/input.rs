@@ -1,9 +1,9 @@
 //! A process's standard input: filled from one connection at a time.
 //!
-//! How a connection ends matters. A host that closes only its sending direction says "end of file", and the process reads
-//! it. A connection that is gone as a whole is a break: the process's input stays open for the next one, unless it was
-//! asked to follow its first connection (`stdin_once`). So a host that has sent end of file keeps the connection until
-//! the agent closes it.
+//! How a connection ends matters. A host that closes only its sending direction says "end of file", and the
+//! process reads it. A connection that is gone as a whole is a break: the process's input stays open for the
+//! next one, unless it was asked to follow its first connection (`stdin_once`). So a host that has sent end
+//! of file keeps the connection until the agent closes it.
 
 use super::connection::{Connection, send_opened};
 use super::turn::Turn;
@@ -102,8 +102,9 @@ async fn copy<C: Connection>(connection: &mut C, pipe: &AsyncFd<OwnedFd>) -> End
     }
 }
 
-/// Whether the peer has closed both directions, of which `read` shows only one. Sending nothing sends nothing, and fails when
-/// the peer does not receive any more; poll's hang-up would not do, as vsock tells of it only after we have closed too.
+/// Whether the peer has closed both directions, of which `read` shows only one. Sending nothing sends
+/// nothing, and fails when the peer does not receive any more; poll's hang-up would not do, as vsock tells of
+/// it only after we have closed too.
 fn is_gone(connection: &impl AsFd) -> bool {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     send(connection.as_fd().as_raw_fd(), &[], flags) == Err(Errno::EPIPE)

@@ -55,7 +55,8 @@ pub struct PendingStreams {
 }
 
 impl PendingStreams {
-    /// Streams for a process of user `owner`, and what it gets as stdin, stdout and stderr if it gets no terminal.
+    /// Streams for a process of user `owner`, and what it gets as stdin, stdout and stderr if it gets no
+    /// terminal.
     pub fn new(
         terminal: bool,
         stdin: Stdin,
@@ -68,7 +69,8 @@ impl PendingStreams {
         Ok((PendingStreams { stdin, owner, streams: Some(streams) }, Some(pipes)))
     }
 
-    /// The streams of the process, once it was made; `terminal` is the controlling end of its terminal, if it has one.
+    /// The streams of the process, once it was made; `terminal` is the controlling end of its terminal, if it
+    /// has one.
     pub fn complete(self, terminal: Option<OwnedFd>) -> io::Result<Streams> {
         match (self.streams, terminal) {
             (Some(streams), _) => Ok(streams),
@@ -141,8 +143,8 @@ impl Streams {
         }
     }
 
-    /// The process is removed while others may still hold its pipes: what they write is read and dropped, so that they live
-    /// on. A terminal is closed, which hangs up whoever is on it.
+    /// The process is removed while others may still hold its pipes: what they write is read and dropped, so
+    /// that they live on. A terminal is closed, which hangs up whoever is on it.
     pub fn abandon(&self) {
         if self.has_terminal() {
             return self.close();

@@ -52,8 +52,8 @@ impl Output {
         self.shared.turn.retire();
     }
 
-    /// Ends the connection and drops what is held and all that follows. Whoever still writes to the pipe is neither held up
-    /// nor killed by SIGPIPE; the pipe is closed when its last writer has closed it.
+    /// Ends the connection and drops what is held and all that follows. Whoever still writes to the pipe is
+    /// neither held up nor killed by SIGPIPE; the pipe is closed when its last writer has closed it.
     pub fn abandon(&self) {
         self.shared.turn.retire();
         self.shared.abandoned.store(true, Ordering::Relaxed);
@@ -68,8 +68,8 @@ impl Output {
         let opened = send_opened(&mut connection, start.as_ref().copied()).await;
         let (Ok(()), Ok(position)) = (opened, start) else { return };
         let (reader, writer) = tokio::io::split(connection);
-        // Both directions at once: a host that waits for us to take its acknowledgements does not read, and the other way
-        // round.
+        // Both directions at once: a host that waits for us to take its acknowledgements does not read, and
+        // the other way round.
         tokio::select! {
             () = self.shared.send(position, writer) => {}
             () = self.shared.take_acknowledgements(reader) => {}
@@ -95,8 +95,8 @@ impl Shared {
         locked(&self.ring)
     }
 
-    /// Sends bytes from number `position` on as they come, then the end of the stream. Comes back when the connection is
-    /// broken.
+    /// Sends bytes from number `position` on as they come, then the end of the stream. Comes back when the
+    /// connection is broken.
     async fn send<C: Connection>(&self, mut position: u64, mut writer: WriteHalf<C>) {
         let mut chunk = vec![0; CHUNK];
         loop {
@@ -135,7 +135,8 @@ impl Shared {
     }
 }
 
-/// Moves bytes from the process's pipe into the ring as long as there is room, until all writers have closed it.
+/// Moves bytes from the process's pipe into the ring as long as there is room, until all writers have closed
+/// it.
 async fn pump(shared: Arc<Shared>, pipe: AsyncFd<OwnedFd>) {
     loop {
         while shared.ring().room() == 0 && !shared.is_abandoned() {

@@ -1,4 +1,5 @@
-//! Errors of roots, layers and scratch. Users and paths of images have errors of their own (`user`, `view`, `copy`, `volume`).
+//! Errors of roots, layers and scratch. Users and paths of images have errors of their own (`user`, `view`,
+//! `copy`, `volume`).
 
 use super::copy::CopyError;
 use super::devicemapper::DeviceError;

@@ -1,4 +1,5 @@
-//! Read-only image layers: each extent that holds one is mounted once, and shared by all containers that have it.
+//! Read-only image layers: each extent that holds one is mounted once, and shared by all containers that have
+//! it.
 //!
 //! ```text
 //!           acquire           acquire
@@ -53,7 +54,8 @@ impl Layers {
         Ok(directory(offset))
     }
 
-    /// Counts one user less, and takes the layer away with the last one. A layer that is not there is no error.
+    /// Counts one user less, and takes the layer away with the last one. A layer that is not there is no
+    /// error.
     pub fn release(&mut self, offset: u64) -> Result<(), StorageError> {
         match self.table.get_mut(&offset) {
             None => Ok(()),

@@ -1,4 +1,5 @@
-//! What containers see as their root: read-only layers of the extent disk below, a throw-away upper directory above.
+//! What containers see as their root: read-only layers of the extent disk below, a throw-away upper directory
+//! above.
 //!
 //! ```text
 //! extent of /dev/vda --devicemapper--> /dev/dm-N --layer--> EROFS mount ─┐
@@ -33,14 +34,14 @@ use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-/// Layers in use and the roots made of them. Calls block for the length of a few mounts, and a removal for that of a deletion:
-/// run them off the event loop.
+/// Layers in use and the roots made of them. Calls block for the length of a few mounts, and a removal for
+/// that of a deletion: run them off the event loop.
 #[derive(Debug, Default)]
 pub struct Storage {
     /// Locked for the length of one mount.
     layers: Mutex<Layers>,
-    /// Each root is locked as long as it is built or removed, so that calls for one container follow each other and those
-    /// for others do not wait.
+    /// Each root is locked as long as it is built or removed, so that calls for one container follow each
+    /// other and those for others do not wait.
     roots: Mutex<HashMap<Id, Arc<Mutex<HeldRoot>>>>,
 }
 
@@ -64,7 +65,8 @@ impl Storage {
         scratch::unmount_after_failure();
     }
 
-    /// Makes the root of a container from its layers, lowest first, and answers its path. On failure nothing is left.
+    /// Makes the root of a container from its layers, lowest first, and answers its path. On failure nothing
+    /// is left.
     pub fn create_root(&self, id: &Id, layers: &[Extent]) -> Result<PathBuf, StorageError> {
         if layers.len() > MAX_LAYERS {
             return Err(StorageError::LayerCount(layers.len()));
@@ -85,8 +87,8 @@ impl Storage {
         })
     }
 
-    /// Takes a container's root away and releases its layers. A container without root succeeds; after a failure the rest
-    /// is kept and a second call goes on where the first one stopped.
+    /// Takes a container's root away and releases its layers. A container without root succeeds; after a
+    /// failure the rest is kept and a second call goes on where the first one stopped.
     pub fn remove_root(&self, id: &Id) -> Result<(), StorageError> {
         let Some(root) = locked(&self.roots).get(id).cloned() else { return Ok(()) };
         let mut held = locked(&root);
@@ -95,8 +97,8 @@ impl Storage {
         Ok(())
     }
 
-    /// Makes the volumes of a container that has a root, as many directories as `volumes` has paths in it. Removing the root removes
-    /// them, also what a failure leaves.
+    /// Makes the volumes of a container that has a root, as many directories as `volumes` has paths in it.
+    /// Removing the root removes them, also what a failure leaves.
     pub fn create_volumes(&self, id: &Id, volumes: &[String]) -> Result<(), StorageError> {
         let root = locked(&self.roots).get(id).cloned().ok_or_else(|| StorageError::NoRoot(id.clone()))?;
         let _held = locked(&root);

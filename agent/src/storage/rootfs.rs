@@ -20,8 +20,9 @@ enum Setting {
 
 /// The settings of an overlay; `layers` lowest first.
 ///
-/// Lower directories are given one by one, topmost first, as one `lowerdir` text ends at a page and about 50 layers.
-/// `volatile`: the upper directory dies with its container, so a sync inside it need not reach the host's disk.
+/// Lower directories are given one by one, topmost first, as one `lowerdir` text ends at a page and about 50
+/// layers. `volatile`: the upper directory dies with its container, so a sync inside it need not reach the
+/// host's disk.
 fn settings(layers: &[PathBuf], paths: &RootPaths) -> Vec<Setting> {
     let mut settings: Vec<Setting> =
         layers.iter().rev().map(|layer| Setting::Text("lowerdir+", layer.clone())).collect();
@@ -34,8 +35,8 @@ fn settings(layers: &[PathBuf], paths: &RootPaths) -> Vec<Setting> {
 
 /// Makes the directories of a root and mounts the overlay on it. The caller takes away what a failure leaves.
 ///
-/// The root directory's owner and mode are those of the upper directory, so they are taken over from the topmost layer. An image
-/// without layers has an empty root, as with containerd.
+/// The root directory's owner and mode are those of the upper directory, so they are taken over from the
+/// topmost layer. An image without layers has an empty root, as with containerd.
 pub fn mount_overlay(layers: &[PathBuf], paths: &RootPaths) -> Result<(), StorageError> {
     for directory in [&paths.upper, &paths.work, &paths.trash, &paths.root] {
         fs::create_dir_all(directory).map_err(StorageError::at(directory))?;

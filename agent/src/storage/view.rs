@@ -1,9 +1,10 @@
 //! A container's files as its processes will see them: its root with the mounts that are still to be made.
 //!
-//! `container::targets` and `volume` ask here where a path of the image leads, and have missing parts of it made. The image wrote
-//! every name and link in the root, so the path is walked one name at a time: no open ever follows a link, links are read and
-//! resolved here with the root as `/`, and `..` never leads above it. The answer holds no links, so that who uses it later resolves
-//! nothing of the image's again. It must not be used on the root of a container that runs: that one changes under the walk.
+//! `container::targets` and `volume` ask here where a path of the image leads, and have missing parts of it
+//! made. The image wrote every name and link in the root, so the path is walked one name at a time: no open
+//! ever follows a link, links are read and resolved here with the root as `/`, and `..` never leads above it.
+//! The answer holds no links, so that who uses it later resolves nothing of the image's again. It must not be
+//! used on the root of a container that runs: that one changes under the walk.
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,7 +19,8 @@ use std::rc::Rc;
 /// Most links on the way to one path, as the kernel has it (MAXSYMLINKS).
 const MAX_LINKS: usize = 40;
 
-/// Longest path that the kernel takes (PATH_MAX), in bytes; it also bounds how many directories are open during a walk.
+/// Longest path that the kernel takes (PATH_MAX), in bytes; it also bounds how many directories are open
+/// during a walk.
 const MAX_PATH: usize = 4096;
 
 /// Mode of the directories that are made.
@@ -472,7 +474,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever links the image has, what is made is in the root, and the answer leads there without links.
+        /// Whatever links the image has, what is made is in the root, and the answer leads there without
+        /// links.
         #[test]
         fn nothing_is_made_outside(
             links in proptest::collection::vec(("[ab](/[ab])?", "(/|\\.\\./){0,4}[abc](/[abc]|/\\.\\.){0,3}"), 0..6),

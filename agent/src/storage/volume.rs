@@ -1,7 +1,8 @@
 //! Volumes of an image (`VOLUME`): directories on scratch that belong to one container and go with it.
 //!
-//! As containerd has them: each begins with a copy of what the image has at the volume's path, with owner and mode, or empty, 0755 of
-//! root, where no layer has the path. The runtime's spec mounts them. A copy is bounded by the scratch disk and by time.
+//! As containerd has them: each begins with a copy of what the image has at the volume's path, with owner and
+//! mode, or empty, 0755 of root, where no layer has the path. The runtime's spec mounts them. A copy is
+//! bounded by the scratch disk and by time.
 
 use super::copy::{self, CopyError};
 use super::paths::RootPaths;
@@ -13,8 +14,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long the copies of all volumes of one container may take. The runtime waits for the whole creation no longer than kubelet does,
-/// which is 2 minutes.
+/// How long the copies of all volumes of one container may take. The runtime waits for the whole creation no
+/// longer than kubelet does, which is 2 minutes.
 const DEADLINE: Duration = Duration::from_secs(45);
 
 /// Why a container's volumes could not be made.
@@ -57,8 +58,8 @@ pub enum VolumeError {
     },
 }
 
-/// Makes a directory for each of `volumes`, named by its number, and fills it from the container's root. The caller takes away what a
-/// failure leaves.
+/// Makes a directory for each of `volumes`, named by its number, and fills it from the container's root. The
+/// caller takes away what a failure leaves.
 pub fn make(paths: &RootPaths, volumes: &[String]) -> Result<(), VolumeError> {
     if volumes.len() > MAX_VOLUMES {
         return Err(VolumeError::Count(volumes.len()));

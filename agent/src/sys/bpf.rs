@@ -39,8 +39,8 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[u64]) -> io::Res
         instructions: program.as_ptr() as u64,
         license: c"Apache-2.0".as_ptr() as u64,
     };
-    // SAFETY: the kernel reads `load` and, by the pointers and the count in it, `program` and a string with its end, all of
-    // which live across the call.
+    // SAFETY: the kernel reads `load` and, by the pointers and the count in it, `program` and a string with
+    // its end, all of which live across the call.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, LOAD_PROGRAM, &raw const load, size_of::<LoadProgram>()) };
     let program = match RawFd::try_from(fd) {
         // SAFETY: the kernel made this descriptor for us in the call above, so nobody else owns it.

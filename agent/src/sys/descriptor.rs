@@ -37,7 +37,8 @@ pub fn receive_with_fds(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(us
 
 /// Has the event loop tell when a descriptor, which must not block, can be read or written.
 pub fn watch_readiness(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd names the same open descriptor until it is dropped, and the AsyncFd owns it until then.
+    // SAFETY: an OwnedFd names the same open descriptor until it is dropped, and the AsyncFd owns it until
+    // then.
     let watched = unsafe { AsyncFd::register(fd) };
     Ok(watched?)
 }

@@ -20,15 +20,16 @@ struct RandomPool {
 const ADD_ENTROPY: libc::Ioctl = 0x4008_5203u32 as libc::Ioctl;
 const RESEED: libc::Ioctl = 0x5207;
 
-/// Mixes secret random bytes into the kernel's pool, counts them in full, and makes the generator use them from now on.
-/// Bytes past [`MAX_ENTROPY`] are ignored.
+/// Mixes secret random bytes into the kernel's pool, counts them in full, and makes the generator use them
+/// from now on. Bytes past [`MAX_ENTROPY`] are ignored.
 pub fn add(secret: &[u8]) -> io::Result<()> {
     let secret = &secret[..secret.len().min(MAX_ENTROPY)];
     let size = secret.len() as libc::c_int;
     let mut pool = RandomPool { entropy_bits: size * 8, size, bytes: [0; MAX_ENTROPY] };
     pool.bytes[..secret.len()].copy_from_slice(secret);
     let device = File::options().write(true).open("/dev/urandom")?;
-    // SAFETY: the kernel reads a `rand_pool_info` and `size` bytes behind it, all inside `pool`, which outlives the call.
+    // SAFETY: the kernel reads a `rand_pool_info` and `size` bytes behind it, all inside `pool`, which
+    // outlives the call.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), ADD_ENTROPY, &raw const pool) };
     if result < 0 {
         return Err(io::Error::last_os_error());

@@ -6,12 +6,14 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Puts the calling thread under a seccomp filter (`struct sock_filter`s, one after the other). Allocates nothing.
+/// Puts the calling thread under a seccomp filter (`struct sock_filter`s, one after the other). Allocates
+/// nothing.
 pub fn load_seccomp_program(flags: u64, program: &[u8]) -> io::Result<()> {
     let length = u16::try_from(program.len() / size_of::<libc::sock_filter>()).map_err(io::Error::other)?;
     // The kernel copies the instructions and does not write to them; it asks for no alignment.
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
-    // SAFETY: the kernel reads `program` and, by its pointer and count, instructions that live across the call.
+    // SAFETY: the kernel reads `program` and, by its pointer and count, instructions that live across the
+    // call.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -42,14 +44,16 @@ impl Prepared {
 
     /// Executes one of the files; answers why that failed.
     pub fn execute(&self, file: &CString) -> Errno {
-        // SAFETY: `file` is a C string, and both lists point to C strings that `self` owns and end with a null pointer.
+        // SAFETY: `file` is a C string, and both lists point to C strings that `self` owns and end with a
+        // null pointer.
         unsafe { libc::execve(file.as_ptr(), self.args.as_ptr(), self.env.as_ptr()) };
         Errno::last()
     }
 }
 
-/// Closes every descriptor but the first three and `kept`, which the next exec closes. For a process that is about to become a
-/// container's command: objects that still own a descriptor must not be used or dropped any more, only left behind by the exec.
+/// Closes every descriptor but the first three and `kept`, which the next exec closes. For a process that is
+/// about to become a container's command: objects that still own a descriptor must not be used or dropped any
+/// more, only left behind by the exec.
 pub fn close_all_but_standard_and(kept: BorrowedFd<'_>) -> io::Result<()> {
     let kept = kept.as_raw_fd().cast_unsigned();
     let close = |first: u32, last: u32| match first <= last {
@@ -67,14 +71,15 @@ pub fn close_all_but_standard_and(kept: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Gives SIGPIPE its default action again.
 pub fn stop_ignoring_broken_pipes() {
-    // SAFETY: SIG_DFL installs no handler, so no code of ours can run in a signal's context. It cannot fail for SIGPIPE.
+    // SAFETY: SIG_DFL installs no handler, so no code of ours can run in a signal's context. It cannot fail
+    // for SIGPIPE.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Closes every descriptor. For a process that will never use one again.
 pub fn close_all() -> io::Result<()> {
-    // SAFETY: the caller's process only computes and waits from here on; descriptors that objects still own are not
-    // reused, as nothing is opened any more.
+    // SAFETY: the caller's process only computes and waits from here on; descriptors that objects still own
+    // are not reused, as nothing is opened any more.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

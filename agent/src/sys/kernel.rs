@@ -12,7 +12,8 @@ pub fn since_boot() -> Duration {
 
 /// Ends the VM. What is not yet on a disk is lost, as all of it is thrown away with the pod.
 pub fn power_off() -> ! {
-    // With no way to switch off, the kernel halts; a restart ends the VM as well, as its VMM never boots twice.
+    // With no way to switch off, the kernel halts; a restart ends the VM as well, as its VMM never boots
+    // twice.
     let _ = rustix::system::reboot(RebootCommand::PowerOff);
     let _ = rustix::system::reboot(RebootCommand::Restart);
     // PID 1 must not end: the kernel would panic and hide the reason that was just written.

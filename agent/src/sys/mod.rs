@@ -1,6 +1,7 @@
 //! System calls and ioctls that no crate offers safely: the only folder of the agent with unsafe code.
 //!
-//! Called by whoever needs one of them. It knows nothing of containers or requests, and nothing of the agent's other modules.
+//! Called by whoever needs one of them. It knows nothing of containers or requests, and nothing of the
+//! agent's other modules.
 
 pub mod bpf;
 pub mod descriptor;

@@ -69,8 +69,8 @@ pub enum Forked {
     Child,
 }
 
-/// Forks; with a cgroup directory, the child is born in that cgroup: moving it there later would wait for an RCU grace
-/// period. The caller must be single-threaded, as the child goes on in Rust code.
+/// Forks; with a cgroup directory, the child is born in that cgroup: moving it there later would wait for an
+/// RCU grace period. The caller must be single-threaded, as the child goes on in Rust code.
 pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     let flags = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let mut args = CloneArgs {
@@ -79,9 +79,9 @@ pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
         cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
         ..CloneArgs::default()
     };
-    // SAFETY: without CLONE_VM the child gets a copy of all memory, like fork(2), and without a stack it keeps the
-    // caller's; `args` lives across the call and its size is told. Callers are the one-shot children, which have one
-    // thread, so no lock can be held by a thread that the child lacks.
+    // SAFETY: without CLONE_VM the child gets a copy of all memory, like fork(2), and without a stack it
+    // keeps the caller's; `args` lives across the call and its size is told. Callers are the one-shot
+    // children, which have one thread, so no lock can be held by a thread that the child lacks.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
     match pid {
         0 => Ok(Forked::Child),

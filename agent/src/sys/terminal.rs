@@ -4,8 +4,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// Makes `uid` the owner of the terminal that `controller` controls: a program that is not root opens it anew by `/dev/stdout`. The
-/// group stays, which is that of terminals.
+/// Makes `uid` the owner of the terminal that `controller` controls: a program that is not root opens it anew
+/// by `/dev/stdout`. The group stays, which is that of terminals.
 pub fn give_terminal(controller: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     // SAFETY: TIOCGPTPEER takes flags and touches no memory of ours.

@@ -1,5 +1,5 @@
-//! Cases about containers from creation to removal: what failed leaves nothing, calls that meet, what watchers are told.
-//! And how long each part of a life takes.
+//! Cases about containers from creation to removal: what failed leaves nothing, calls that meet, what
+//! watchers are told. And how long each part of a life takes.
 
 use super::super::guest::{Guest, assert_refused};
 use futures_util::StreamExt;
