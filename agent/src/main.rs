@@ -11,6 +11,7 @@ mod clock;
 mod console;
 mod container;
 mod directory;
+mod event_loop;
 mod id;
 mod identity;
 #[cfg(test)]
@@ -28,7 +29,6 @@ mod stdio;
 mod storage;
 mod sys;
 mod sysctl;
-mod task;
 
 use std::process::ExitCode;
 

@@ -3,7 +3,7 @@
 //! The kernel knows the places of all processors that the VM may ever have (the VMM's ACPI tables) and brings
 //! up those that the VM boots with. The others come up, and go again, by sysfs. The first one always stays.
 
-use crate::task::blocking;
+use crate::event_loop::blocking;
 use isopod_protocols::agent::{UseProcessorsRequest, UseProcessorsResponse};
 use std::fs;
 use std::io;

@@ -8,10 +8,10 @@
 use crate::cgroup::layout;
 use crate::clock;
 use crate::directory;
+use crate::event_loop::blocking;
 use crate::id::{Id, IdError};
 use crate::lock::locked;
 use crate::storage::Storage;
-use crate::task::blocking;
 use isopod_protocols::agent::{ContainerStats, StatsRequest, StatsResponse};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Stat};
 use std::collections::HashMap;

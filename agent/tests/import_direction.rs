@@ -35,7 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// What everybody may use, and what uses nothing but its own kind.
-const LOWEST: &[&str] = &["id", "directory", "console", "clock", "lock", "task", "sys"];
+const LOWEST: &[&str] = &["id", "directory", "console", "clock", "lock", "event_loop", "sys"];
 
 /// Modules that only tests have.
 const TESTS: &[&str] = &["in_guest", "tests"];

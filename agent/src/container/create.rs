@@ -14,12 +14,12 @@ use crate::child::environment;
 use crate::child::filter::{self, Filter};
 use crate::child::message::{ChildRequest, ContainerRequest};
 use crate::console;
+use crate::event_loop::{blocking, to_the_end};
 use crate::id::Id;
 use crate::process::Process;
 use crate::reaper::Reaper;
 use crate::stdio::{PendingStreams, Stdin};
 use crate::storage::{Storage, user};
-use crate::task::{blocking, to_the_end};
 use isopod_protocols::agent::{
     CreateContainerRequest, CreateContainerResponse, PidNamespace, ProcessExit, ResolvedUser,
 };

@@ -7,11 +7,11 @@ use super::spec::{check_arguments, check_environment};
 use super::table::{Container, Containers, NamespacesGuard};
 use crate::child::message::{ChildRequest, ExecRequest};
 use crate::console;
+use crate::event_loop::{blocking, to_the_end};
 use crate::id::Id;
 use crate::process::{Process, tree};
 use crate::reaper::{ProcessHandle, Reaper};
 use crate::stdio::{PendingStreams, Stdin};
-use crate::task::{blocking, to_the_end};
 use isopod_protocols::agent::{
     ProcessExit, RemoveExecRequest, RemoveExecResponse, StartExecRequest, StartExecResponse,
 };

@@ -2,8 +2,8 @@
 
 use super::launch::{LaunchError, launch};
 use crate::child::message::ChildRequest;
+use crate::event_loop::blocking;
 use crate::reaper::{ProcessHandle, Reaper};
-use crate::task::blocking;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use tokio::sync::Mutex;

@@ -5,10 +5,10 @@ use super::spec::SpecError;
 use super::state::StateError;
 use super::table::Containers;
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::event_loop::blocking;
 use crate::id::{Id, IdError};
 use crate::process::Process;
 use crate::process::tree::{self, TreeError};
-use crate::task::blocking;
 use isopod_protocols::agent::{
     ResizeTerminalRequest, ResizeTerminalResponse, SignalProcessRequest, SignalProcessResponse,
     WaitProcessRequest, WaitProcessResponse,

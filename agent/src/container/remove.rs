@@ -5,9 +5,9 @@
 
 use super::error::ContainerError;
 use super::table::{Container, Containers};
+use crate::event_loop::{blocking, to_the_end};
 use crate::id::Id;
 use crate::storage::Storage;
-use crate::task::{blocking, to_the_end};
 use isopod_protocols::agent::{RemoveContainerRequest, RemoveContainerResponse};
 use std::fs;
 use std::io;

@@ -3,8 +3,8 @@
 use super::error::ContainerError;
 use super::spec::SpecError;
 use super::table::Containers;
+use crate::event_loop::to_the_end;
 use crate::id::Id;
-use crate::task::to_the_end;
 use isopod_protocols::agent::{UpdateContainerRequest, UpdateContainerResponse};
 use oci_spec::runtime::LinuxResources;
 use std::sync::Arc;

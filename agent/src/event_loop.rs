@@ -1,6 +1,6 @@
-//! Work beside the event loop's current task: calls that outlive their caller, and code that blocks.
+//! Work beside what the event loop is at: calls that outlive their caller, and code that blocks.
 //!
-//! A panic in either goes on in the task that waits; outside of tests it has ended the VM by then.
+//! A panic in either goes on where it is waited for; outside of tests it has ended the VM by then.
 
 use std::future::Future;
 
