@@ -1,11 +1,11 @@
-//! The guest's wall clock: set once, in `SetUpSandbox`.
+//! The guest's wall clock: set once, in `SetUpSandbox`, and read for ends of processes and usage figures.
 //!
-//! Called by `sandbox`. What the call brings is old by the time that it took to arrive, which is many milliseconds where the
-//! host is busy. The host's clock itself can be read through KVM, where host and guest count time alike. It must not
-//! overrule the call, only make it exact.
+//! The time in the call is old by as long as the call took to arrive, which is many milliseconds where the
+//! host is busy. The host's clock itself can be read through KVM, where host and guest count time alike. It
+//! must not overrule the call, only make it exact.
 
 use rustix::io;
-use rustix::time::{ClockId, DynamicClockId, Timespec, clock_gettime_dynamic, clock_settime};
+use rustix::time::{ClockId, DynamicClockId, Timespec, clock_gettime, clock_gettime_dynamic, clock_settime};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -13,8 +13,15 @@ use std::time::Duration;
 /// The host's wall clock (drivers/ptp/ptp_kvm_common.c). It is the only clock of its kind in a guest.
 const HOST_CLOCK: &str = "/dev/ptp0";
 
-/// Longest way of a call, and some more. Whoever is further off has another idea of the time, and the call counts.
+/// Longest way of a call, and some more. Whoever is further off has another idea of the time, and the call
+/// counts.
 const LONGEST_WAY: Duration = Duration::from_secs(60);
+
+/// Returns the wall clock, in nanoseconds since the epoch.
+pub fn now_ns() -> i64 {
+    let now = clock_gettime(ClockId::Realtime);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
 
 /// Sets the wall clock to what a call told, or to what it is by now.
 pub fn set(told: Duration) -> io::Result<()> {

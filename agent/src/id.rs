@@ -5,8 +5,8 @@ use std::fmt;
 /// Longest id, in bytes.
 const MAX: usize = 128;
 
-/// The id of a container, or of an exec in one: letters, digits, `_`, `-` and `.`, not beginning with a dot, at most 128
-/// bytes. So it is always one plain path component.
+/// The id of a container, or of an exec in one: letters, digits, `_`, `-` and `.`, not beginning with a dot,
+/// at most 128 bytes. So it is always one plain path component.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id(String);
 
@@ -28,6 +28,11 @@ impl Id {
             return Err(IdError { field, value: value.chars().take(MAX).collect() });
         }
         Ok(Id(value.to_owned()))
+    }
+
+    /// Checks an id that may be left out.
+    pub fn parse_optional(field: &'static str, value: &str) -> Result<Option<Id>, IdError> {
+        if value.is_empty() { Ok(None) } else { Id::parse(field, value).map(Some) }
     }
 
     /// The id as text.

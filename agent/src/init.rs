@@ -1,12 +1,13 @@
 //! PID 1: makes the guest fit to live in, serves until the VM ends, and never returns.
 //!
-//! Only what every pod needs and no pod can tell from another's happens here, so that a template VM can be taken just
-//! after: identity comes with `SetUpSandbox`. Steps before the host is told cost every cold start, so nothing waits and
-//! nothing is probed.
+//! Only what every pod needs and no pod can tell from another's happens here, so that a template VM can be
+//! taken just after: identity comes with `SetUpSandbox`. Steps before the host is told cost every cold start,
+//! so nothing waits and nothing is probed.
 
+use crate::cgroup::layout;
 use crate::console::{self, Level};
 use crate::sandbox::Sandbox;
-use crate::{cgroup, server, sys};
+use crate::{server, sys};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
 use std::ffi::CStr;
@@ -42,7 +43,7 @@ pub enum InitError {
 }
 
 /// One file system of the guest's tree.
-struct Mount {
+struct KernelMount {
     file_system: &'static str,
     target: &'static str,
     flags: MountFlags,
@@ -52,25 +53,25 @@ struct Mount {
 const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 /// In this order, as later ones lie inside earlier ones.
-const MOUNTS: [Mount; 8] = [
-    Mount { file_system: "proc", target: "/proc", flags: NO_EXEC, options: c"" },
-    Mount { file_system: "sysfs", target: "/sys", flags: NO_EXEC, options: c"" },
-    Mount { file_system: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, options: c"mode=0755" },
-    Mount {
+const MOUNTS: [KernelMount; 8] = [
+    KernelMount { file_system: "proc", target: "/proc", flags: NO_EXEC, options: c"" },
+    KernelMount { file_system: "sysfs", target: "/sys", flags: NO_EXEC, options: c"" },
+    KernelMount { file_system: "devtmpfs", target: "/dev", flags: MountFlags::NOSUID, options: c"mode=0755" },
+    KernelMount {
         file_system: "devpts",
         target: "/dev/pts",
         flags: MountFlags::NOSUID.union(MountFlags::NOEXEC),
         options: c"mode=0620,ptmxmode=0666,gid=5",
     },
-    Mount { file_system: "mqueue", target: "/dev/mqueue", flags: NO_EXEC, options: c"" },
-    Mount { file_system: "cgroup2", target: cgroup::ROOT, flags: NO_EXEC, options: c"nsdelegate" },
-    Mount {
+    KernelMount { file_system: "mqueue", target: "/dev/mqueue", flags: NO_EXEC, options: c"" },
+    KernelMount { file_system: "cgroup2", target: layout::ROOT, flags: NO_EXEC, options: c"nsdelegate" },
+    KernelMount {
         file_system: "tmpfs",
         target: "/run",
         flags: MountFlags::NOSUID.union(MountFlags::NODEV),
         options: c"mode=0755",
     },
-    Mount {
+    KernelMount {
         file_system: "tmpfs",
         target: "/tmp",
         flags: MountFlags::NOSUID.union(MountFlags::NODEV),
@@ -94,18 +95,20 @@ const SYSCTLS: [(&str, &str); 10] = [
     ("kernel/dmesg_restrict", "1"),
     // What kubelet wants of a node.
     ("vm/overcommit_memory", "1"),
-    // The kernel looks twice a second whether memory should be compacted before anybody needs it: an idle guest shall sleep.
+    // The kernel looks twice a second whether memory should be compacted before anybody needs it: an idle
+    // guest shall sleep.
     ("vm/compaction_proactiveness", "0"),
-    // Freed pages wait on lists of each processor before they are free for all, and only then go back to the host: an eighth of
-    // all memory may, by default, and a thousandth so.
+    // Freed pages wait on lists of each processor before they are free for all, and only then go back to the
+    // host: an eighth of all memory may, by default, and a thousandth so.
     ("vm/percpu_pagelist_high_fraction", "1000"),
-    // A look once a minute, instead of every five seconds, for what is to be written to scratch: it outlives nobody, and memory
-    // that runs short does not wait for it.
+    // A look once a minute, instead of every five seconds, for what is to be written to scratch: it outlives
+    // nobody, and memory that runs short does not wait for it.
     ("vm/dirty_writeback_centisecs", "6000"),
     // What every distribution sets and the kernel does not.
     ("fs/protected_hardlinks", "1"),
     ("fs/protected_symlinks", "1"),
-    // As containerd gives it to every pod: low ports and ping without capabilities, inside the pod's own network.
+    // As containerd gives it to every pod: low ports and ping without capabilities, inside the pod's own
+    // network.
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
 ];
@@ -120,12 +123,12 @@ pub fn run() -> ! {
         Ok(()) => console::write(Level::Critical, format_args!("agent has no more calls to serve")),
         Err(error) => console::write(Level::Critical, format_args!("agent cannot go on: {error:#}")),
     }
-    sys::power_off()
+    sys::kernel::power_off()
 }
 
 fn live() -> anyhow::Result<()> {
     set_up_guest()?;
-    console::debug!("guest is set up {} us after boot", sys::since_boot().as_micros());
+    console::debug!("guest is set up {} us after boot", sys::kernel::since_boot().as_micros());
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(InitError::EventLoop)?;
     runtime.block_on(server::serve(Arc::new(Sandbox::default())))?;
@@ -136,7 +139,7 @@ fn live() -> anyhow::Result<()> {
 fn end_vm_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         console::write(Level::Critical, format_args!("agent panicked: {panic}"));
-        sys::power_off()
+        sys::kernel::power_off()
     }));
 }
 
@@ -157,10 +160,10 @@ pub fn set_up_guest() -> Result<(), InitError> {
         }
     }
     raise_limits();
-    cgroup::prepare().map_err(|(path, source)| InitError::Path { path, source })
+    layout::prepare().map_err(|(path, source)| InitError::Path { path, source })
 }
 
-fn make_mount(mount: &Mount) -> Result<(), InitError> {
+fn make_mount(mount: &KernelMount) -> Result<(), InitError> {
     let failed = |source| InitError::Mount { file_system: mount.file_system, target: mount.target, source };
     match fs::create_dir(mount.target) {
         Ok(()) => {}

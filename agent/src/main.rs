@@ -1,21 +1,23 @@
 //! One binary, two programs.
 //!
-//! Started by the kernel as PID 1 it is the agent: [`init`] makes the guest fit to live in, [`server`] answers the runtime.
-//! Started by the agent itself with `container-child` it is the one-shot, single-threaded child that makes a container
-//! ([`container::child`]), because the container library changes the process that calls it. Which of the two is decided
-//! here, before any runtime or thread exists.
+//! Started by the kernel as PID 1 it is the agent: [`init`] makes the guest fit to live in, [`server`]
+//! answers the runtime. Started by the agent itself with `container-child` it is the one-shot,
+//! single-threaded child that makes a container ([`child`]), because the container library changes the
+//! process that calls it. Which of the two is decided here, before any runtime or thread exists.
 
 mod cgroup;
+mod child;
 mod clock;
 mod console;
 mod container;
 mod directory;
-mod error;
+mod event_loop;
 mod id;
 mod identity;
 #[cfg(test)]
 mod in_guest;
 mod init;
+mod lock;
 mod network;
 mod process;
 mod processors;
@@ -31,13 +33,14 @@ mod sysctl;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // The kernel hands words of its command line that it does not know to PID 1 as arguments: they must not choose.
+    // The kernel hands words of its command line that it does not know to PID 1 as arguments: they must not
+    // choose.
     if std::process::id() == 1 {
         init::run();
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
-        Some(container::child::COMMAND) => container::child::run(),
+        Some(child::COMMAND) => child::run(),
         _ => {
             eprintln!("isopod-agent is the init of an Isopod guest and does nothing when started by hand");
             ExitCode::from(2)

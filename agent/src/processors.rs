@@ -1,9 +1,9 @@
 //! How many of the guest's processors are in use.
 //!
-//! The kernel knows the places of all processors that the VM may ever have (the VMM's ACPI tables) and brings up those that
-//! the VM boots with. The others come up, and go again, by sysfs. The first one always stays.
+//! The kernel knows the places of all processors that the VM may ever have (the VMM's ACPI tables) and brings
+//! up those that the VM boots with. The others come up, and go again, by sysfs. The first one always stays.
 
-use crate::error::AgentError;
+use crate::event_loop::blocking;
 use isopod_protocols::agent::{UseProcessorsRequest, UseProcessorsResponse};
 use std::fs;
 use std::io;
@@ -33,10 +33,10 @@ pub enum ProcessorsError {
     },
 }
 
-/// Answers `UseProcessors`. A processor takes some milliseconds to come up, so this is not done on the agent's only thread.
-pub async fn use_processors(request: UseProcessorsRequest) -> Result<UseProcessorsResponse, AgentError> {
-    let work = move || apply(Path::new(DIRECTORY), request.count);
-    tokio::task::spawn_blocking(work).await.expect("nothing in it panics")?;
+/// Answers `UseProcessors`. A processor takes some milliseconds to come up, so this is not done on the
+/// agent's only thread.
+pub async fn use_processors(request: UseProcessorsRequest) -> Result<UseProcessorsResponse, ProcessorsError> {
+    blocking(move || apply(Path::new(DIRECTORY), request.count)).await?;
     Ok(UseProcessorsResponse {})
 }
 

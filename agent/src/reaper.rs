@@ -1,22 +1,23 @@
-//! PID 1 inherits every orphan of the guest and must collect it; the ends of those that somebody waits for are kept.
+//! PID 1 inherits every orphan of the guest and must collect it; the ends of those that somebody waits for
+//! are kept.
 //!
-//! A process that matters is in the [`Reaper`]'s book before it can be collected:
+//! A process that matters is registered with the [`Reaper`] before it can be collected:
 //!
-//! - A direct child is spawned and written down under the lock under which children are collected.
-//! - A process made by a one-shot child ([`crate::container::child`]) stays that child's own until the agent has written
-//!   it down: only then does the one-shot child end, and the kernel hands its children over.
+//! - A direct child is spawned and registered under the lock under which children are collected.
+//! - A process made by a one-shot child stays that child's own until the agent has registered it: only then
+//!   does the one-shot child end, and the kernel hands its children over.
 //!
 //! Nothing else in the agent may wait for a process, and [`std::process::Child::wait`] is never called.
 
-use crate::process::sys;
-use crate::sandbox::Sandbox;
+use crate::clock;
+use crate::lock::locked;
+use crate::sys;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -29,16 +30,16 @@ pub struct Ended {
     pub at_ns: i64,
 }
 
-/// A process that somebody waits for. Holds its pidfd, so that neither a signal nor a namespace lookup can reach another
-/// process that was given its number later.
+/// A process that somebody waits for. Holds its pidfd, so that neither a signal nor a namespace lookup can
+/// reach another process that was given its number later.
 #[derive(Debug, Clone)]
-pub struct Child {
+pub struct ProcessHandle {
     pid: i32,
     pidfd: Arc<OwnedFd>,
     ended: watch::Receiver<Option<Ended>>,
 }
 
-impl Child {
+impl ProcessHandle {
     /// Its process id in the guest's own pid namespace.
     pub fn pid(&self) -> i32 {
         self.pid
@@ -49,7 +50,8 @@ impl Child {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await.map(|end| *end) {
             Ok(Some(end)) => end,
-            // The book drops a sender only after its message, so this cannot be reached while the agent runs.
+            // The table drops a sender only after its message, so this cannot be reached while the agent
+            // runs.
             _ => std::future::pending().await,
         }
     }
@@ -61,65 +63,64 @@ impl Child {
 
     /// Sends a signal. A process that has ended is no error.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
-        match sys::pidfd_send_signal(self.as_fd(), signal) {
+        match sys::process::pidfd_send_signal(self.as_fd(), signal) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             result => result,
         }
     }
 }
 
-impl AsFd for Child {
+impl AsFd for ProcessHandle {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 }
 
-/// The book of processes that somebody waits for.
-#[derive(Debug, Default)]
+/// The processes that somebody waits for. A clone is another handle of the same table.
+#[derive(Debug, Clone, Default)]
 pub struct Reaper {
-    book: Mutex<Book>,
+    table: Arc<Mutex<WaitTable>>,
 }
 
 impl Reaper {
-    fn book(&self) -> MutexGuard<'_, Book> {
-        // No code panics while it holds the book, and a half-written one cannot be observed.
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, WaitTable> {
+        locked(&self.table)
     }
 
-    /// Starts a child and writes it down.
-    pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
-        let mut book = self.book();
+    /// Starts a child and registers it.
+    pub fn spawn(&self, command: &mut Command) -> io::Result<ProcessHandle> {
+        let mut table = self.table();
         let child = command.spawn()?;
         let pid = i32::try_from(child.id()).expect("the kernel's process ids fit an i32");
-        book.add(pid)
+        table.add(pid)
     }
 
-    /// Writes down a process that is not yet the agent's: the child of a child that waits for this call.
-    pub fn adopt(&self, pid: i32) -> io::Result<Child> {
-        self.book().add(pid)
+    /// Registers a process that is not yet the agent's: the child of a child that waits for this call.
+    pub fn register(&self, pid: i32) -> io::Result<ProcessHandle> {
+        self.table().add(pid)
     }
 
     /// Collects all that have ended.
     fn collect(&self) {
-        let mut book = self.book();
-        while let Some((pid, status)) = sys::collect_any_child() {
-            book.record(pid, Ended { code: exit_code(status), at_ns: now_ns() });
+        let mut table = self.table();
+        while let Some((pid, status)) = sys::process::collect_any_child() {
+            table.record(pid, Ended { code: exit_code(status), at_ns: clock::now_ns() });
         }
     }
 }
 
 /// Processes that have not been collected, by id.
 #[derive(Debug, Default)]
-struct Book {
+struct WaitTable {
     waited_for: HashMap<i32, watch::Sender<Option<Ended>>>,
 }
 
-impl Book {
-    fn add(&mut self, pid: i32) -> io::Result<Child> {
-        let pidfd = Arc::new(sys::pidfd_open(pid)?);
+impl WaitTable {
+    fn add(&mut self, pid: i32) -> io::Result<ProcessHandle> {
+        let pidfd = Arc::new(sys::process::pidfd_open(pid)?);
         let (sender, ended) = watch::channel(None);
         self.waited_for.insert(pid, sender);
-        Ok(Child { pid, pidfd, ended })
+        Ok(ProcessHandle { pid, pidfd, ended })
     }
 
     /// Notes an end. Orphans that nobody waits for are forgotten.
@@ -141,19 +142,13 @@ fn exit_code(status: ExitStatus) -> i32 {
     }
 }
 
-/// Wall clock, nanoseconds since the epoch.
-pub fn now_ns() -> i64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
-}
-
 /// Begins to collect children that have ended.
-pub fn start(sandbox: Arc<Sandbox>) -> io::Result<()> {
+pub fn start(reaper: Reaper) -> io::Result<()> {
     let mut ended = signal(SignalKind::child())?;
     tokio::spawn(async move {
         loop {
             // One signal may stand for many ends, and some may have come before the first.
-            sandbox.containers.reaper.collect();
+            reaper.collect();
             if ended.recv().await.is_none() {
                 return;
             }
@@ -186,10 +181,10 @@ mod tests {
 
     #[tokio::test]
     async fn end_before_the_wait_is_kept() {
-        let mut book = Book::default();
-        let child = book.add(own_pid()).unwrap();
+        let mut table = WaitTable::default();
+        let child = table.add(own_pid()).unwrap();
         assert!(!child.has_ended());
-        book.record(own_pid(), end(7));
+        table.record(own_pid(), end(7));
         assert!(child.has_ended());
         assert_eq!(child.ended().await, end(7));
         assert_eq!(child.clone().ended().await, end(7));
@@ -197,30 +192,30 @@ mod tests {
 
     #[tokio::test]
     async fn every_waiter_is_answered() {
-        let mut book = Book::default();
-        let child = book.add(own_pid()).unwrap();
+        let mut table = WaitTable::default();
+        let child = table.add(own_pid()).unwrap();
         let waits: Vec<_> =
             (0..3).map(|_| child.clone()).map(|c| tokio::spawn(async move { c.ended().await })).collect();
         tokio::task::yield_now().await;
-        book.record(own_pid(), end(0));
+        table.record(own_pid(), end(0));
         for wait in waits {
             assert_eq!(wait.await.unwrap(), end(0));
         }
     }
 
     #[test]
-    fn orphans_leave_nothing_in_the_book() {
-        let mut book = Book::default();
-        book.record(4711, end(0));
-        assert!(book.waited_for.is_empty());
+    fn orphans_leave_nothing_in_the_table() {
+        let mut table = WaitTable::default();
+        table.record(4711, end(0));
+        assert!(table.waited_for.is_empty());
     }
 
     #[test]
     fn number_used_again_is_a_new_process() {
-        let mut book = Book::default();
-        let first = book.add(own_pid()).unwrap();
-        book.record(own_pid(), end(1));
-        let second = book.add(own_pid()).unwrap();
+        let mut table = WaitTable::default();
+        let first = table.add(own_pid()).unwrap();
+        table.record(own_pid(), end(1));
+        let second = table.add(own_pid()).unwrap();
         assert!(first.has_ended() && !second.has_ended());
     }
 }

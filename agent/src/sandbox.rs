@@ -1,4 +1,6 @@
-//! The sandbox: all that the agent knows, shared by every call, and its set-up.
+//! The sandbox: all that the agent knows, and its set-up.
+//!
+//! Only the server has it whole: every other module is given the part that it works on.
 //!
 //! ```text
 //!   unset --SetUpSandbox--> set        for the rest of the VM's life
@@ -9,12 +11,11 @@
 use crate::clock;
 use crate::console;
 use crate::container::Containers;
-use crate::error::AgentError;
 use crate::identity::{Identity, IdentityError};
 use crate::network::netlink::{self, NetworkError};
 use crate::stats::Walks;
 use crate::storage::{Storage, StorageError};
-use crate::sys::{self, MAX_ENTROPY};
+use crate::sys::{self, entropy::MAX_ENTROPY};
 use crate::sysctl::SysctlError;
 use isopod_protocols::agent::{
     HelloRequest, HelloResponse, PrepareResponse, SetUpSandboxRequest, SetUpSandboxResponse,
@@ -36,11 +37,11 @@ const MIN_ENTROPY: usize = 32;
 /// Room for the files that containers share; they may write to them.
 const FILES_OPTIONS: &str = "mode=0755,size=16m";
 
-/// The state of the guest. One per VM; every RPC gets it as `&Arc<Sandbox>`.
+/// The state of the guest. One per VM, held by the server.
 #[derive(Default)]
 pub struct Sandbox {
     /// What exists of each container: processes, streams, exits.
-    pub containers: Containers,
+    pub containers: Arc<Containers>,
     /// Layers and roots; absent until the sandbox is set up.
     storage: OnceLock<Arc<Storage>>,
     /// What containers wrote, as last counted.
@@ -93,9 +94,10 @@ impl Sandbox {
     }
 }
 
-/// Answers `Prepare`: reads this program's file, so that clones have in memory what they will start containers with. It waits
-/// for the disk where it stands, as a template has nothing else to do, and a thread for it would be cloned too.
-pub fn prepare() -> Result<PrepareResponse, AgentError> {
+/// Answers `Prepare`: reads this program's file, so that clones have in memory what they will start
+/// containers with. It waits for the disk where it stands, as a template has nothing else to do, and a thread
+/// for it would be cloned too.
+pub fn prepare() -> Result<PrepareResponse, SandboxError> {
     const PROGRAM: &str = "/proc/self/exe";
     let read = File::open(PROGRAM).and_then(|mut program| io::copy(&mut program, &mut io::sink()));
     read.map_err(at(PROGRAM))?;
@@ -103,31 +105,31 @@ pub fn prepare() -> Result<PrepareResponse, AgentError> {
 }
 
 /// Answers `Hello`. The boot id is made when it is first read, so the entropy goes first.
-pub fn hello(request: &HelloRequest) -> Result<HelloResponse, AgentError> {
+pub fn hello(request: &HelloRequest) -> Result<HelloResponse, SandboxError> {
     let entropy = request.entropy.as_slice();
     if !(MIN_ENTROPY..=MAX_ENTROPY).contains(&entropy.len()) {
-        return Err(SandboxError::Entropy(entropy.len()).into());
+        return Err(SandboxError::Entropy(entropy.len()));
     }
-    sys::add_entropy(entropy).map_err(|e| SandboxError::Kernel("add entropy", e))?;
+    sys::entropy::add(entropy).map_err(|e| SandboxError::Kernel("add entropy", e))?;
     let boot_id = fs::read_to_string(BOOT_ID).map_err(at(BOOT_ID))?;
     Ok(HelloResponse {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
         boot_id: boot_id.trim().to_owned(),
-        uptime_ns: u64::try_from(sys::since_boot().as_nanos()).unwrap_or(u64::MAX),
+        uptime_ns: u64::try_from(sys::kernel::since_boot().as_nanos()).unwrap_or(u64::MAX),
     })
 }
 
 /// Answers `SetUpSandbox`. All of it is applied, or none; only the clock stays set.
 pub async fn set_up(
-    sandbox: &Arc<Sandbox>,
+    sandbox: &Sandbox,
     request: SetUpSandboxRequest,
-) -> Result<SetUpSandboxResponse, AgentError> {
+) -> Result<SetUpSandboxResponse, SandboxError> {
     let _alone = sandbox.set_up.lock().await;
     if sandbox.storage.get().is_some() {
-        return Err(SandboxError::AlreadySetUp.into());
+        return Err(SandboxError::AlreadySetUp);
     }
-    let identity = Identity::parse(request).map_err(SandboxError::from)?;
+    let identity = Identity::parse(request)?;
     match apply(&identity).await {
         Ok(storage) => {
             sandbox.storage.set(Arc::new(storage)).expect("it was empty and the lock is held");
@@ -137,7 +139,7 @@ pub async fn set_up(
         }
         Err(error) => {
             undo(&identity).await;
-            Err(error.into())
+            Err(error)
         }
     }
 }

@@ -5,20 +5,21 @@
 //! in directories no deeper than [`MAX_DEPTH`] (then the figure is a lower bound), and is not repeated for
 //! [`WALK_EVERY`]. It keeps no names and follows no link, as the container writes meanwhile.
 
-use crate::cgroup;
+use crate::cgroup::layout;
+use crate::clock;
 use crate::directory;
-use crate::error::AgentError;
-use crate::id::Id;
-use crate::sandbox::Sandbox;
+use crate::event_loop::blocking;
+use crate::id::{Id, IdError};
+use crate::lock::locked;
+use crate::storage::Storage;
 use isopod_protocols::agent::{ContainerStats, StatsRequest, StatsResponse};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Stat};
-use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Most files that one walk looks at.
@@ -33,6 +34,9 @@ const WALK_EVERY: Duration = Duration::from_secs(10);
 /// Why figures could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StatsError {
+    /// The request names no container.
+    #[error(transparent)]
+    Id(#[from] IdError),
     /// The container is not there or does not run.
     #[error("container {0} does not run, so it has no usage")]
     NotRunning(Id),
@@ -54,17 +58,21 @@ pub enum StatsError {
     },
 }
 
-/// Answers `Stats`.
-pub async fn collect(sandbox: &Arc<Sandbox>, request: StatsRequest) -> Result<StatsResponse, AgentError> {
-    let running = sandbox.containers.running();
+/// Answers `Stats`, of the containers that the request names or of all in `running`. The walks of upper
+/// directories block, so they run beside the event loop.
+pub async fn collect(
+    walks: &Arc<Walks>,
+    storage: &Arc<Storage>,
+    running: Vec<Id>,
+    request: StatsRequest,
+) -> Result<StatsResponse, StatsError> {
     let all = request.container_ids.is_empty();
     let wanted = if all { running.clone() } else { parse_ids(&request.container_ids)? };
     if let Some(absent) = wanted.iter().find(|id| !running.contains(id)) {
-        return Err(StatsError::NotRunning(absent.clone()).into());
+        return Err(StatsError::NotRunning(absent.clone()));
     }
-    let storage = sandbox.storage()?.clone();
-    let walks = sandbox.walks.clone();
-    let read = move || {
+    let (walks, storage) = (walks.clone(), storage.clone());
+    blocking(move || {
         walks.forget_all_but(&running);
         let mut containers = Vec::with_capacity(wanted.len());
         for id in &wanted {
@@ -79,18 +87,16 @@ pub async fn collect(sandbox: &Arc<Sandbox>, request: StatsRequest) -> Result<St
         let (total, available) = guest_memory()?;
         Ok(StatsResponse {
             containers,
-            guest_cpu_usage_ns: cpu_usage_ns(Path::new(cgroup::ROOT))?,
+            guest_cpu_usage_ns: cpu_usage_ns(Path::new(layout::ROOT))?,
             guest_memory_total_bytes: total,
             guest_memory_available_bytes: available,
         })
-    };
-    let response: Result<StatsResponse, StatsError> =
-        tokio::task::spawn_blocking(read).await.expect("a panic ends the VM, and nothing cancels this");
-    Ok(response?)
+    })
+    .await
 }
 
-fn parse_ids(ids: &[String]) -> Result<Vec<Id>, AgentError> {
-    ids.iter().map(|id| Id::parse("container_ids", id).map_err(AgentError::from)).collect()
+fn parse_ids(ids: &[String]) -> Result<Vec<Id>, IdError> {
+    ids.iter().map(|id| Id::parse("container_ids", id)).collect()
 }
 
 fn ended(error: &io::Error) -> bool {
@@ -99,12 +105,12 @@ fn ended(error: &io::Error) -> bool {
 
 /// Figures of one container. Working set and resident memory as kubelet and cAdvisor define them.
 fn container(id: &Id, writable: Writable) -> Result<ContainerStats, StatsError> {
-    let group = cgroup::container(id);
+    let group = layout::container(id);
     let usage = number(&group, "memory.current")?;
     let memory = Keyed::read(&group, "memory.stat")?;
     Ok(ContainerStats {
         container_id: id.as_str().to_owned(),
-        timestamp_ns: now_ns(),
+        timestamp_ns: clock::now_ns(),
         cpu_usage_ns: cpu_usage_ns(&group)?,
         memory_usage_bytes: usage,
         memory_working_set_bytes: usage.saturating_sub(memory.get("inactive_file")?),
@@ -118,11 +124,6 @@ fn container(id: &Id, writable: Writable) -> Result<ContainerStats, StatsError> 
         // A kernel without swap has no such file.
         swap_usage_bytes: number(&group, "memory.swap.current").unwrap_or(0),
     })
-}
-
-fn now_ns() -> i64 {
-    let now = clock_gettime(ClockId::Realtime);
-    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
 }
 
 fn cpu_usage_ns(group: &Path) -> Result<u64, StatsError> {
@@ -190,7 +191,7 @@ pub struct Walks {
 
 impl Walks {
     fn writable(&self, id: &Id, upper: &Path) -> Writable {
-        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut results = locked(&self.results);
         match results.get(id) {
             Some((taken, writable)) if taken.elapsed() < WALK_EVERY => *writable,
             _ => {
@@ -202,7 +203,7 @@ impl Walks {
     }
 
     fn forget_all_but(&self, running: &[Id]) {
-        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut results = locked(&self.results);
         results.retain(|id, _| running.contains(id));
     }
 }

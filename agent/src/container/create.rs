@@ -1,23 +1,29 @@
-//! Creates a container: root, volumes, user, spec, mount targets, cgroup, streams, process; everything up to the exec of its command.
+//! Creates a container: root, volumes, user, spec, mount targets, cgroup, streams, process; everything up to
+//! the exec of its command.
 //!
 //! Whatever fails, [`super::remove()`] takes back all that was made: it tolerates what is not there.
 
-use super::child::environment;
-use super::child::filter::{self, Filter};
-use super::child::message::{ContainerRequest, Request};
+use super::error::ContainerError;
 use super::launch::{Launched, launch};
 use super::namespaces::Namespaces;
 use super::spec::{Completed, Facts, SpecError, complete};
-use super::{Container, ContainerError, STATES, Step, blocking, huge_pages, remove, targets, to_the_end};
-use crate::error::AgentError;
+use super::table::{Container, Containers, LIBRARY_DIRECTORIES, Step};
+use super::{pid_namespace, remove, targets};
+use crate::cgroup::{huge_pages, layout};
+use crate::child::environment;
+use crate::child::filter::{self, Filter};
+use crate::child::message::{ChildRequest, ContainerRequest};
+use crate::console;
+use crate::event_loop::{blocking, to_the_end};
 use crate::id::Id;
 use crate::process::Process;
-use crate::sandbox::Sandbox;
-use crate::stdio::{Stdin, Streams};
-use crate::storage::user;
-use crate::{cgroup, console};
-use isopod_protocols::agent::*;
-use oci_spec::runtime::Spec;
+use crate::reaper::Reaper;
+use crate::stdio::{PendingStreams, Stdin};
+use crate::storage::{Storage, user};
+use isopod_protocols::agent::{
+    CreateContainerRequest, CreateContainerResponse, PidNamespace, ProcessExit, ResolvedUser,
+};
+use oci_spec::runtime::{LinuxResources, Spec};
 use std::fs;
 use std::io::pipe;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -26,17 +32,18 @@ use std::sync::Arc;
 
 /// Answers `CreateContainer`.
 pub async fn create(
-    sandbox: &Arc<Sandbox>,
+    containers: &Arc<Containers>,
+    storage: &Arc<Storage>,
     request: CreateContainerRequest,
-) -> Result<CreateContainerResponse, AgentError> {
+) -> Result<CreateContainerResponse, ContainerError> {
     let id = Id::parse("container_id", &request.container_id)?;
-    let (container, mut step) = sandbox.containers.reserve(&id).map_err(ContainerError::from)?;
-    let sandbox = sandbox.clone();
+    let (container, mut step) = containers.reserve(&id)?;
+    let (containers, storage) = (containers.clone(), storage.clone());
     to_the_end(async move {
-        let made = make(&sandbox, &container, &mut step, request).await;
+        let made = make(&containers, &storage, &container, &mut step, request).await;
         if made.is_err() {
-            match remove::release(&sandbox, &container).await {
-                Ok(()) => sandbox.containers.forget(&id),
+            match remove::release(Some(storage), &container).await {
+                Ok(()) => containers.forget(&id),
                 // It stays in the table, so that RemoveContainer can go on.
                 Err(error) => console::error!("container {id} left something behind: {error}"),
             }
@@ -47,67 +54,66 @@ pub async fn create(
 }
 
 async fn make(
-    sandbox: &Arc<Sandbox>,
+    containers: &Arc<Containers>,
+    storage: &Arc<Storage>,
     container: &Arc<Container>,
     step: &mut Step,
     request: CreateContainerRequest,
-) -> Result<ResolvedUser, AgentError> {
-    let root = make_root(sandbox, container, &request).await?;
+) -> Result<ResolvedUser, ContainerError> {
+    let root = make_root(storage, container, &request).await?;
     let asked = request.user.clone().unwrap_or_default();
     let user = user::resolve(&root, &asked)?;
     // Open until the process has joined it: the path below names this descriptor.
-    let joined = pid_namespace(sandbox, container, &request).await?;
+    let joined = joined_pid_namespace(containers, container, &request).await?;
     let facts = Facts {
         home: user::home(&root, user.uid)?,
         env: request.env.clone(),
         root: root.clone(),
         user: user.clone(),
         pid_namespace: joined.as_ref().map(descriptor_path),
-        cgroup: cgroup::container_in_spec(container.id()),
+        cgroup: layout::container_in_spec(container.id()),
         terminal: request.terminal,
     };
-    let Completed { spec, environment, seccomp, resources } =
-        complete(&request.spec, &facts).map_err(ContainerError::from)?;
-    let filter = seccomp.as_ref().map(Filter::compile).transpose();
-    let filter = filter.map_err(|error| ContainerError::from(SpecError::from(error)))?;
+    let Completed { spec, environment, seccomp, resources } = complete(&request.spec, &facts)?;
+    let filter = seccomp.as_ref().map(Filter::compile).transpose().map_err(SpecError::from)?;
     let spec = prepare_targets(container, root, spec).await?;
-    let own_cgroup = container.cgroup();
-    own_cgroup
-        .make()
-        .and_then(|()| own_cgroup.restrict_devices(&resources))
-        .and_then(|()| own_cgroup.limit(&resources))
-        .map_err(ContainerError::from)?;
-    if let Err(error) = huge_pages::offer(&resources) {
-        // The container has fewer of them then, as on a node that has set none aside.
-        crate::console::error!("huge pages cannot be offered to container {}: {error}", container.id());
-    }
+    make_cgroup(container, &resources)?;
     write_bundle(container, &spec, &environment, filter.as_ref())?;
 
-    let process = make_process(sandbox, container, step, &request, user.uid).await?;
+    let process = make_process(&containers.reaper, container, step, &request, user.uid).await?;
     let namespaces =
-        Namespaces::of(process.child(), &spec).map_err(container.system("namespaces", "opened"))?;
-    *container.namespaces.write().await = Some(namespaces);
+        Namespaces::of(process.handle(), &spec).map_err(container.system("namespaces", "opened"))?;
     let process = Arc::new(process);
-    if container.first.set((process.clone(), user.uid)).is_err() {
-        unreachable!("a container is created once, under its step");
-    }
-    sandbox.containers.board.created(container.id()).map_err(ContainerError::from)?;
-    tokio::spawn(await_end(sandbox.clone(), container.clone(), process));
-    sandbox.containers.tell_appearance();
+    container.made(process.clone(), user.uid, namespaces).await;
+    containers.states.created(container.id())?;
+    tokio::spawn(await_end(containers.clone(), container.clone(), process));
+    containers.tell_appearance();
     Ok(user)
 }
 
+/// Makes the container's cgroup, with all that limits it.
+fn make_cgroup(container: &Container, resources: &LinuxResources) -> Result<(), ContainerError> {
+    let group = container.cgroup();
+    group.make()?;
+    group.restrict_devices(resources)?;
+    group.limit(resources)?;
+    if let Err(error) = huge_pages::offer(resources) {
+        // The container has fewer of them then, as on a node that has set none aside.
+        console::error!("huge pages cannot be offered to container {}: {error}", container.id());
+    }
+    Ok(())
+}
+
 async fn make_root(
-    sandbox: &Arc<Sandbox>,
-    container: &Arc<Container>,
+    storage: &Arc<Storage>,
+    container: &Container,
     request: &CreateContainerRequest,
-) -> Result<PathBuf, AgentError> {
-    let (sandbox, container) = (sandbox.clone(), container.clone());
+) -> Result<PathBuf, ContainerError> {
+    let (storage, id) = (storage.clone(), container.id().clone());
     let (layers, volumes) = (request.layers.clone(), request.volumes.clone());
     blocking(move || {
-        let storage = sandbox.storage()?;
-        let root = storage.create_root(container.id(), &layers)?;
-        storage.create_volumes(container.id(), &volumes)?;
+        let root = storage.create_root(&id, &layers)?;
+        storage.create_volumes(&id, &volumes)?;
         Ok(root)
     })
     .await
@@ -120,26 +126,27 @@ async fn prepare_targets(
     mut spec: Spec,
 ) -> Result<Spec, ContainerError> {
     let prepared = blocking(move || targets::prepare(&root, &mut spec).map(|()| spec)).await;
-    prepared.map_err(|source| ContainerError::Target { id: container.id.clone(), source })
+    prepared.map_err(|source| ContainerError::Target { id: container.id().clone(), source })
 }
 
 /// The pid namespace to join; none for one of its own.
-async fn pid_namespace(
-    sandbox: &Arc<Sandbox>,
+async fn joined_pid_namespace(
+    containers: &Containers,
     container: &Container,
     request: &CreateContainerRequest,
 ) -> Result<Option<OwnedFd>, ContainerError> {
     match request.pid_namespace() {
         PidNamespace::Container => Ok(None),
         PidNamespace::Pod => {
-            sandbox.containers.pid_namespace.join(sandbox).await.map(Some).map_err(container.launch_failed())
+            let joined = containers.pid_namespace.join(&containers.reaper).await;
+            joined.map(Some).map_err(container.launch_failed())
         }
         PidNamespace::Target => {
             let target = Id::parse("pid_target", &request.pid_target).ok();
-            let process = target.and_then(|target| sandbox.containers.process(&target, None));
-            let namespace = process.and_then(|process| super::pid_namespace::of(process.child()));
+            let process = target.and_then(|target| containers.process(&target, None));
+            let namespace = process.and_then(|process| pid_namespace::of(process.handle()));
             namespace.map(Some).ok_or_else(|| ContainerError::PidTarget {
-                id: container.id.clone(),
+                id: container.id().clone(),
                 target: request.pid_target.clone(),
             })
         }
@@ -169,50 +176,38 @@ fn write_bundle(
 }
 
 async fn make_process(
-    sandbox: &Arc<Sandbox>,
-    container: &Arc<Container>,
+    reaper: &Reaper,
+    container: &Container,
     step: &mut Step,
     request: &CreateContainerRequest,
     uid: u32,
 ) -> Result<Process, ContainerError> {
     let (status, their_status) = pipe().map_err(container.system("status pipe", "made"))?;
     let stdin = Stdin { open: request.stdin, once: request.stdin_once };
-    let connected = || container.system("streams", "connected");
-    let (streams, pipes) = if request.terminal {
-        (None, None)
-    } else {
-        let (streams, pipes) = Streams::pipes(stdin, uid).map_err(connected())?;
-        (Some(streams), Some(pipes))
-    };
-    let order = Request::Container(ContainerRequest {
-        id: container.id.as_str().to_owned(),
-        states: PathBuf::from(STATES),
+    let (streams, pipes) = PendingStreams::new(request.terminal, stdin, uid)
+        .map_err(container.system("streams", "connected"))?;
+    let order = ChildRequest::Container(ContainerRequest {
+        id: container.id().as_str().to_owned(),
+        states: PathBuf::from(LIBRARY_DIRECTORIES),
         bundle: container.bundle(),
         terminal: request.terminal,
     });
-    let launched = {
-        let sandbox = sandbox.clone();
-        blocking(move || {
-            let mut fds = vec![their_status.as_fd()];
-            fds.extend(pipes.iter().flatten().map(AsFd::as_fd));
-            launch(&sandbox.containers.reaper, &order, &fds)
-        })
-        .await
-    };
-    let Launched { child, terminal, .. } = launched.map_err(container.launch_failed())?;
-    let streams = match (streams, terminal) {
-        (Some(streams), _) => streams,
-        (None, Some(terminal)) => Streams::terminal(terminal, stdin, uid).map_err(connected())?,
-        (None, None) => return Err(connected()(std::io::Error::other("its terminal did not arrive"))),
-    };
+    let reaper = reaper.clone();
+    let launched = blocking(move || {
+        let mut fds = vec![their_status.as_fd()];
+        fds.extend(pipes.iter().flatten().map(AsFd::as_fd));
+        launch(&reaper, &order, &fds)
+    });
+    let Launched { process, terminal, .. } = launched.await.map_err(container.launch_failed())?;
+    let streams = streams.complete(terminal).map_err(container.system("streams", "connected"))?;
     step.status = Some(status.into());
-    Ok(Process::new(child, streams))
+    Ok(Process::new(process, streams))
 }
 
-/// Makes the end of a container's first process known, after the rest of the container has been killed: in a shared pid
-/// namespace the kernel does not do that.
-async fn await_end(sandbox: Arc<Sandbox>, container: Arc<Container>, process: Arc<Process>) {
-    let end = process.child().ended().await;
+/// Makes the end of a container's first process known, after the rest of the container has been killed: in a
+/// shared pid namespace the kernel does not do that.
+async fn await_end(containers: Arc<Containers>, container: Arc<Container>, process: Arc<Process>) {
+    let end = process.handle().ended().await;
     if let Err(error) = container.cgroup().kill() {
         console::error!("what is left of container {} cannot be killed: {error}", container.id());
     }
@@ -221,6 +216,6 @@ async fn await_end(sandbox: Arc<Sandbox>, container: Arc<Container>, process: Ar
         exited_at_ns: end.at_ns,
         oom_killed: container.cgroup().oom_kills() > 0,
     };
-    sandbox.containers.board.ended(container.id(), exit);
+    containers.states.ended(container.id(), exit);
     process.set_exit(exit);
 }

@@ -1,11 +1,11 @@
-//! Starts the one-shot child ([`super::child`]) and takes over what it makes. Everything here blocks: call it off the
-//! event loop.
+//! Starts the one-shot child ([`crate::child`]) and takes over what it makes. Everything here blocks: call it
+//! off the event loop.
 
-use super::child::COMMAND;
-use super::child::message::{self, Failure, Report, Request};
+use crate::child::COMMAND;
+use crate::child::message::{self, ChildReport, ChildRequest, Failure};
 use crate::console;
 use crate::process::tree;
-use crate::reaper::{Child, Reaper};
+use crate::reaper::{ProcessHandle, Reaper};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
 use std::io::{self, Read};
@@ -51,30 +51,35 @@ fn failed(action: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
     move |source| LaunchError::Child { action, source }
 }
 
-/// A new process, written down in the reaper's book.
+/// A new process, registered with the reaper.
 #[derive(Debug)]
 pub struct Launched {
     /// The process.
-    pub child: Child,
+    pub process: ProcessHandle,
     /// The controlling end of its terminal, if it asked for one.
     pub terminal: Option<OwnedFd>,
     /// The one-shot child that made it, and which ends by itself. One that made an exec has the container's
     /// mounts until then.
-    pub maker: Child,
+    pub maker: ProcessHandle,
 }
 
 /// Has a one-shot child do what `request` says.
-pub fn launch(reaper: &Reaper, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Launched, LaunchError> {
+pub fn launch(
+    reaper: &Reaper,
+    request: &ChildRequest,
+    fds: &[BorrowedFd<'_>],
+) -> Result<Launched, LaunchError> {
     let (ours, theirs) = UnixStream::pair().map_err(failed("connected"))?;
-    // The command goes at once, and its end of the socket with it: only the child's own keeps the connection open.
-    let helper = reaper
+    // The command goes at once, and its end of the socket with it: only the child's own keeps the connection
+    // open.
+    let child = reaper
         .spawn(Command::new(SELF).arg(COMMAND).env_clear().stdin(OwnedFd::from(theirs)).stdout(Stdio::null()))
         .map_err(failed("started"))?;
-    let launched = converse(reaper, &ours, &helper, request, fds);
+    let launched = converse(reaper, &ours, &child, request, fds);
     if launched.is_err() {
-        // What it may have made is still its own child. Where the kernel killed it before its answer, for want of
-        // memory, that child lives until its container ends.
-        if let Err(error) = tree::kill(helper.pid(), helper.as_fd()) {
+        // What it may have made is still its own child. Where the kernel killed it before its answer, for
+        // want of memory, that child lives until its container ends.
+        if let Err(error) = tree::kill(child.pid(), child.as_fd()) {
             console::error!("a one-shot child that failed left something behind: {error}");
         }
     }
@@ -84,24 +89,24 @@ pub fn launch(reaper: &Reaper, request: &Request, fds: &[BorrowedFd<'_>]) -> Res
 fn converse(
     reaper: &Reaper,
     socket: &UnixStream,
-    helper: &Child,
-    request: &Request,
+    child: &ProcessHandle,
+    request: &ChildRequest,
     fds: &[BorrowedFd<'_>],
 ) -> Result<Launched, LaunchError> {
     message::send(socket, request, fds).map_err(failed("told what to do"))?;
     // The container's process holds the socket too, so its end does not tell that the child has died.
-    let answered = await_readable(&[socket.as_fd(), helper.as_fd()], "the agent's one-shot child")?;
+    let answered = await_readable(&[socket.as_fd(), child.as_fd()], "the agent's one-shot child")?;
     if !answered {
         return Err(failed("understood: it ended without an answer")(io::ErrorKind::BrokenPipe.into()));
     }
     // The rest of an answer that has begun is on its way.
     socket.set_read_timeout(Some(DEADLINE)).map_err(failed("listened to"))?;
-    let (report, fds) = message::receive::<Report>(socket).map_err(failed("understood"))?;
+    let (report, fds) = message::receive::<ChildReport>(socket).map_err(failed("understood"))?;
     match report {
-        Report::Failed(failure) => Err(failure.into()),
-        Report::Ready { pid } => {
-            let child = reaper.adopt(pid).map_err(failed("relieved of what it made"))?;
-            Ok(Launched { child, terminal: fds.into_iter().next(), maker: helper.clone() })
+        ChildReport::Failed(failure) => Err(failure.into()),
+        ChildReport::Ready { pid } => {
+            let process = reaper.register(pid).map_err(failed("relieved of what it made"))?;
+            Ok(Launched { process, terminal: fds.into_iter().next(), maker: child.clone() })
         }
     }
 }

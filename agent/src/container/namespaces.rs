@@ -10,7 +10,7 @@
 //!
 //! They hold the container's mounts, and with them its root and layers: [`super::remove()`] drops them first.
 
-use crate::reaper::Child;
+use crate::reaper::ProcessHandle;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use std::fs::File;
 use std::io;
@@ -26,7 +26,7 @@ pub struct Namespaces {
 impl Namespaces {
     /// Those that a container of this spec has for itself; `first` is its first process and has not been
     /// started.
-    pub fn of(first: &Child, spec: &Spec) -> io::Result<Namespaces> {
+    pub fn of(first: &ProcessHandle, spec: &Spec) -> io::Result<Namespaces> {
         let open = |name: &str| File::open(format!("/proc/{}/ns/{name}", first.pid()));
         let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
         let names = listed.into_iter().flatten().filter_map(|namespace| name(namespace.typ()));

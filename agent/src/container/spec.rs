@@ -1,9 +1,11 @@
-//! The OCI spec that the runtime sent, completed and checked into the one that the container library gets. Pure.
+//! The OCI spec that the runtime sent, completed and checked into the one that the container library gets.
+//! Pure.
 //!
-//! The runtime knows what was asked of the container; only the agent knows where its root is mounted, who its user is in
-//! that image, which pid namespace it lives in and which cgroup holds it. What cannot be had here is refused by name.
+//! The runtime knows what was asked of the container; only the agent knows where its root is mounted, who its
+//! user is in that image, which pid namespace it lives in and which cgroup holds it. What cannot be had here
+//! is refused by name.
 
-use super::child::filter::FilterError;
+use crate::child::filter::FilterError;
 use isopod_protocols::agent::ResolvedUser;
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Spec,
@@ -173,15 +175,16 @@ fn complete_process(spec: &mut Spec, facts: &Facts) -> Result<Vec<Vec<u8>>, Spec
     }
     // Also the one of the image's passwd, which may hold any byte.
     check_environment(&environment)?;
-    // The library gets only this one, so that it does not look for it: its lookup may load code out of the image.
+    // The library gets only this one, so that it does not look for it: its lookup may load code out of the
+    // image.
     let home = if facts.home.is_empty() { "HOME=/".to_owned() } else { home };
     process.set_env(Some(vec![home]));
     process.set_terminal(Some(facts.terminal));
     Ok(environment)
 }
 
-/// Without `no_new_privs` loading a filter needs CAP_SYS_ADMIN. The process has it until execve, which gives the command what
-/// the bounding, inheritable and ambient sets leave: those stay as they are.
+/// Without `no_new_privs` loading a filter needs CAP_SYS_ADMIN. The process has it until execve, which gives
+/// the command what the bounding, inheritable and ambient sets leave: those stay as they are.
 fn allow_filter(spec: &mut Spec) {
     let process = spec.process_mut().as_mut().expect("`complete` has found a process");
     if process.no_new_privileges() == Some(true) {

@@ -1,12 +1,12 @@
 //! Starts a container: lets its process, which has waited since its creation, execute the user's command.
 
+use super::error::ContainerError;
 use super::launch::await_exec;
-use super::{Container, ContainerError, Step, blocking, to_the_end};
-use crate::error::AgentError;
+use super::table::{Container, Containers, Step};
+use crate::clock;
+use crate::event_loop::{blocking, to_the_end};
 use crate::id::Id;
-use crate::reaper::now_ns;
-use crate::sandbox::Sandbox;
-use isopod_protocols::agent::*;
+use isopod_protocols::agent::{StartContainerRequest, StartContainerResponse};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,27 +22,26 @@ const END_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Answers `StartContainer`.
 pub async fn start(
-    sandbox: &Arc<Sandbox>,
+    containers: &Arc<Containers>,
     request: StartContainerRequest,
-) -> Result<StartContainerResponse, AgentError> {
+) -> Result<StartContainerResponse, ContainerError> {
     let id = Id::parse("container_id", &request.container_id)?;
-    let sandbox = sandbox.clone();
+    let containers = containers.clone();
     to_the_end(async move {
-        let (container, mut step) = sandbox.containers.step(&id).await.map_err(ContainerError::from)?;
+        let (container, mut step) = containers.step(&id).await?;
         let process = container.first_process().expect("a step is given only on a created container");
-        let board = &sandbox.containers.board;
-        board.begin_start(&id).map_err(ContainerError::from)?;
+        containers.states.begin_start(&id)?;
         match let_go(&container, &mut step).await {
-            Ok(()) => board.started(&id, now_ns()),
+            Ok(()) => containers.states.started(&id, clock::now_ns()),
             Err(error) => {
-                board.start_failed(&id);
+                containers.states.start_failed(&id);
                 // Whoever looks next shall see it exited. If it hangs instead, the error tells.
                 let _ = container.cgroup().kill();
                 let _ = tokio::time::timeout(END_DEADLINE, process.exit()).await;
-                return Err(error.into());
+                return Err(error);
             }
         }
-        Ok(StartContainerResponse { pid: process.child().pid() as u32 })
+        Ok(StartContainerResponse { pid: process.handle().pid() as u32 })
     })
     .await
 }
@@ -50,11 +49,11 @@ pub async fn start(
 async fn let_go(container: &Arc<Container>, step: &mut Step) -> Result<(), ContainerError> {
     let status = step.status.take().ok_or(io::ErrorKind::NotFound.into());
     let status: OwnedFd = status.map_err(container.system("status pipe", "found"))?;
-    let state = container.state();
+    let directory = container.library_directory();
     let notified = container.system("process", "told to start: it has ended");
     let launch_failed = container.launch_failed();
     blocking(move || {
-        notify(&state).map_err(notified)?;
+        notify(&directory).map_err(notified)?;
         await_exec(status).map_err(launch_failed)
     })
     .await

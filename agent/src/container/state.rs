@@ -9,18 +9,20 @@
 //!                   ended: killed before it ran
 //! ```
 //!
-//! Removal takes a container out of the board in any state. To the outside `Starting` is `STATE_CREATED`: nothing of the
-//! container's own has run. All transitions happen under one lock and are sent under it, so a watcher sees every change
-//! after its snapshot, in order and once.
+//! Removal takes a container out of the table in any state. To the outside `Starting` is `STATE_CREATED`:
+//! nothing of the container's own has run. All transitions happen under one lock and are sent under it, so a
+//! watcher sees every change after its snapshot, in order and once.
 
 use crate::id::Id;
+use crate::lock::locked;
 use isopod_protocols::agent::{self, ProcessExit, State};
 use isopod_protocols::guest::MAX_CONTAINERS;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use tokio::sync::broadcast;
 
-/// Changes that a watcher may lag behind before it is cut off; it opens the stream again and gets a new snapshot.
+/// Changes that a watcher may lag behind before it is cut off; it opens the stream again and gets a new
+/// snapshot.
 const WATCH_BACKLOG: usize = 256;
 
 /// A transition that does not fit.
@@ -89,21 +91,20 @@ impl Lifecycle {
 
 /// The states of all containers, and their watchers.
 #[derive(Debug)]
-pub struct Board {
+pub struct ContainerStates {
     states: Mutex<HashMap<Id, Lifecycle>>,
     changes: broadcast::Sender<agent::ContainerState>,
 }
 
-impl Default for Board {
-    fn default() -> Board {
-        Board { states: Mutex::default(), changes: broadcast::Sender::new(WATCH_BACKLOG) }
+impl Default for ContainerStates {
+    fn default() -> ContainerStates {
+        ContainerStates { states: Mutex::default(), changes: broadcast::Sender::new(WATCH_BACKLOG) }
     }
 }
 
-impl Board {
+impl ContainerStates {
     fn states(&self) -> MutexGuard<'_, HashMap<Id, Lifecycle>> {
-        // Every transition is one assignment, so a panic elsewhere cannot leave half of one.
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.states)
     }
 
     /// A container's process exists and waits.
@@ -117,7 +118,8 @@ impl Board {
         Ok(())
     }
 
-    /// The container is about to run. Until [`Board::started`] or [`Board::start_failed`] its end is held back.
+    /// The container is about to run. Until [`ContainerStates::started`] or [`ContainerStates::start_failed`]
+    /// its end is held back.
     pub fn begin_start(&self, id: &Id) -> Result<(), StateError> {
         let mut states = self.states();
         let state = states.get_mut(id).ok_or_else(|| StateError::Unknown(id.clone()))?;
@@ -220,10 +222,10 @@ mod tests {
         Id::parse("id", "c1").unwrap()
     }
 
-    fn board() -> Board {
-        let board = Board::default();
-        board.created(&id()).unwrap();
-        board
+    fn one() -> ContainerStates {
+        let states = ContainerStates::default();
+        states.created(&id()).unwrap();
+        states
     }
 
     fn told(changes: &mut broadcast::Receiver<agent::ContainerState>) -> Vec<State> {
@@ -232,89 +234,89 @@ mod tests {
 
     #[test]
     fn life_is_told_in_order() {
-        let board = Board::default();
-        let (snapshot, mut changes) = board.watch();
+        let states = ContainerStates::default();
+        let (snapshot, mut changes) = states.watch();
         assert!(snapshot.containers.is_empty());
-        board.created(&id()).unwrap();
-        board.begin_start(&id()).unwrap();
-        board.started(&id(), 5);
-        board.ended(&id(), EXIT);
+        states.created(&id()).unwrap();
+        states.begin_start(&id()).unwrap();
+        states.started(&id(), 5);
+        states.ended(&id(), EXIT);
         assert_eq!(told(&mut changes), [State::Created, State::Running, State::Exited]);
-        let (snapshot, _) = board.watch();
+        let (snapshot, _) = states.watch();
         assert_eq!((snapshot.containers[0].started_at_ns, snapshot.containers[0].exit), (5, Some(EXIT)));
     }
 
     #[test]
     fn end_during_start_is_told_after_running() {
-        let board = board();
-        let (_, mut changes) = board.watch();
-        board.begin_start(&id()).unwrap();
-        board.ended(&id(), EXIT);
+        let states = one();
+        let (_, mut changes) = states.watch();
+        states.begin_start(&id()).unwrap();
+        states.ended(&id(), EXIT);
         assert_eq!(told(&mut changes), []);
-        board.started(&id(), 5);
+        states.started(&id(), 5);
         assert_eq!(told(&mut changes), [State::Running, State::Exited]);
     }
 
     #[test]
     fn failed_start_never_shows_as_running() {
-        let board = board();
-        let (_, mut changes) = board.watch();
-        board.begin_start(&id()).unwrap();
-        board.start_failed(&id());
-        board.ended(&id(), EXIT);
+        let states = one();
+        let (_, mut changes) = states.watch();
+        states.begin_start(&id()).unwrap();
+        states.start_failed(&id());
+        states.ended(&id(), EXIT);
         assert_eq!(told(&mut changes), [State::Exited]);
-        assert_eq!(board.watch().0.containers[0].started_at_ns, 0);
+        assert_eq!(states.watch().0.containers[0].started_at_ns, 0);
     }
 
     #[test]
     fn start_twice_is_refused() {
-        let board = board();
-        board.begin_start(&id()).unwrap();
-        board.started(&id(), 5);
-        assert_eq!(board.begin_start(&id()), Err(StateError::NotCreated { id: id(), is: "running" }));
-        board.ended(&id(), EXIT);
-        assert_eq!(board.begin_start(&id()), Err(StateError::NotCreated { id: id(), is: "exited" }));
+        let states = one();
+        states.begin_start(&id()).unwrap();
+        states.started(&id(), 5);
+        assert_eq!(states.begin_start(&id()), Err(StateError::NotCreated { id: id(), is: "running" }));
+        states.ended(&id(), EXIT);
+        assert_eq!(states.begin_start(&id()), Err(StateError::NotCreated { id: id(), is: "exited" }));
     }
 
     #[test]
     fn create_twice_is_refused() {
-        assert_eq!(board().created(&id()), Err(StateError::Exists(id())));
+        assert_eq!(one().created(&id()), Err(StateError::Exists(id())));
     }
 
     #[test]
     fn second_end_changes_nothing() {
-        let board = board();
-        board.ended(&id(), EXIT);
-        board.ended(&id(), ProcessExit { code: 4, ..EXIT });
-        assert_eq!(board.watch().0.containers[0].exit, Some(EXIT));
+        let states = one();
+        states.ended(&id(), EXIT);
+        states.ended(&id(), ProcessExit { code: 4, ..EXIT });
+        assert_eq!(states.watch().0.containers[0].exit, Some(EXIT));
     }
 
     #[test]
     fn only_running_containers_are_listed_as_running() {
-        let board = board();
-        assert!(board.require_running(&id()).is_err() && board.running().is_empty());
-        board.begin_start(&id()).unwrap();
-        board.started(&id(), 5);
-        assert_eq!((board.require_running(&id()), board.running()), (Ok(()), vec![id()]));
+        let states = one();
+        assert!(states.require_running(&id()).is_err() && states.running().is_empty());
+        states.begin_start(&id()).unwrap();
+        states.started(&id(), 5);
+        assert_eq!((states.require_running(&id()), states.running()), (Ok(()), vec![id()]));
     }
 
     #[test]
     fn removed_container_is_unknown_to_all() {
-        let board = board();
-        board.removed(&id());
-        board.removed(&id());
-        board.ended(&id(), EXIT);
-        assert_eq!(board.begin_start(&id()), Err(StateError::Unknown(id())));
-        assert!(board.watch().0.containers.is_empty());
+        let states = one();
+        states.removed(&id());
+        states.removed(&id());
+        states.ended(&id(), EXIT);
+        assert_eq!(states.begin_start(&id()), Err(StateError::Unknown(id())));
+        assert!(states.watch().0.containers.is_empty());
     }
 
     #[test]
     fn slow_watcher_is_cut_off_and_holds_nothing_up() {
-        let board = board();
-        let (_, mut slow) = board.watch();
+        let states = one();
+        let (_, mut slow) = states.watch();
         for _ in 0..WATCH_BACKLOG + 1 {
-            board.removed(&id());
-            board.created(&id()).unwrap();
+            states.removed(&id());
+            states.created(&id()).unwrap();
         }
         assert!(matches!(slow.try_recv(), Err(broadcast::error::TryRecvError::Lagged(_))));
     }

@@ -1,12 +1,13 @@
-//! Finds, or makes, the place of each mount of a container and its working directory in the container's root, before the container
-//! library runs.
+//! Finds, or makes, the place of each mount of a container and its working directory in the container's root,
+//! before the container library runs.
 //!
-//! The library makes what is missing as well, but fails where a link of the image leads to nothing, follows others when it writes to
-//! `/dev`, and makes no working directory. So each destination becomes one without links here ([`View`] resolves them inside the
-//! root), and what was missing is there: parents 0755 of root, a directory or a file as the source is. This runs before the root
-//! becomes read-only, as runc's does. No process of the container exists yet; it must not be called when one does.
+//! The library makes what is missing as well, but fails where a link of the image leads to nothing, follows
+//! others when it writes to `/dev`, and makes no working directory. So each destination becomes one without
+//! links here ([`View`] resolves them inside the root), and what was missing is there: parents 0755 of root,
+//! a directory or a file as the source is. This runs before the root becomes read-only, as runc's does. No
+//! process of the container exists yet; it must not be called when one does.
 
-use crate::storage::view::{self, Content, Found, Kind, Missing, View, ViewError};
+use crate::storage::view::{self, Content, FileKind, Found, Missing, View, ViewError};
 use oci_spec::runtime::{Mount, Spec};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,8 @@ pub enum TargetError {
     },
 }
 
-/// Prepares `root` for the mounts and the working directory of `spec`, and replaces each destination by the place that it leads to.
+/// Prepares `root` for the mounts and the working directory of `spec`, and replaces each destination by the
+/// place that it leads to.
 pub fn prepare(root: &Path, spec: &mut Spec) -> Result<(), TargetError> {
     let unreadable = |source| TargetError::Unreadable { path: root.to_owned(), source };
     let mut view = View::of_root(root).map_err(unreadable)?;
@@ -91,8 +93,8 @@ fn place(view: &View, mount: &Mount) -> Result<(PathBuf, Content), TargetError> 
     let target = mount.destination();
     let content = content(mount)?;
     let (missing, needs) = match content {
-        Content::File => (Missing::MakeFile, Kind::File),
-        Content::Directory(_) | Content::Fresh(_) => (Missing::MakeDirectory, Kind::Directory),
+        Content::File => (Missing::MakeFile, FileKind::File),
+        Content::Directory(_) | Content::Fresh(_) => (Missing::MakeDirectory, FileKind::Directory),
     };
     let found = find(view, target, missing).map_err(TargetError::Mount)?;
     if must_be_plain(mount) {
@@ -101,8 +103,8 @@ fn place(view: &View, mount: &Mount) -> Result<(PathBuf, Content), TargetError> 
     if found.path == Path::new("/") {
         return Err(TargetError::Root(target.clone()));
     }
-    let word = |kind: &Kind| if *kind == Kind::File { "file" } else { "directory" };
-    if !matches!(found.kind, Kind::Fresh(_)) && found.kind != needs {
+    let word = |kind: &FileKind| if *kind == FileKind::File { "file" } else { "directory" };
+    if !matches!(found.kind, FileKind::Fresh(_)) && found.kind != needs {
         return Err(TargetError::Kind {
             target: target.clone(),
             has: word(&found.kind),
@@ -122,13 +124,14 @@ fn content(mount: &Mount) -> Result<Content, TargetError> {
     let path = mount.source().clone().unwrap_or_default();
     let opened = view::open(&path).and_then(|file| Ok((view::kind_of(&file)?, file)));
     match opened {
-        Ok((Kind::Directory, directory)) => Ok(Content::Directory(directory)),
+        Ok((FileKind::Directory, directory)) => Ok(Content::Directory(directory)),
         Ok(_) => Ok(Content::File),
         Err(source) => Err(TargetError::Source { target: mount.destination().clone(), path, source }),
     }
 }
 
-/// File systems that programs and the library trust to be where they belong: a link could put them, or what is masked in them, elsewhere.
+/// File systems that programs and the library trust to be where they belong: a link could put them, or what
+/// is masked in them, elsewhere.
 fn must_be_plain(mount: &Mount) -> bool {
     let of_type = mount.typ().as_deref().unwrap_or_default();
     matches!(of_type, "proc" | "sysfs" | "cgroup" | "cgroup2") || mount.destination() == Path::new(DEVICES)
@@ -144,9 +147,9 @@ fn refuse_links(target: &Path, found: &Found) -> Result<(), TargetError> {
 fn make_working_directory(view: &View, path: &Path) -> Result<(), TargetError> {
     let found = find(view, path, Missing::MakeDirectory).map_err(TargetError::WorkingDirectory)?;
     match found.kind {
-        Kind::File => Err(TargetError::NotDirectory(path.to_owned())),
+        FileKind::File => Err(TargetError::NotDirectory(path.to_owned())),
         // What a new file system has is seen when the process enters it.
-        Kind::Directory | Kind::Fresh(_) => Ok(()),
+        FileKind::Directory | FileKind::Fresh(_) => Ok(()),
     }
 }
 
@@ -206,7 +209,7 @@ mod tests {
 
         fn refusal(&self, mounts: Value, cwd: &str) -> String {
             let error = self.prepare(mounts, cwd).unwrap_err();
-            crate::container::child::message::with_causes(&error)
+            crate::child::message::with_causes(&error)
         }
     }
 

@@ -1,10 +1,9 @@
-//! The guest as a case sees it: calls, containers of one small image, their streams, and what exists in the guest.
+//! The guest as a case sees it: calls, containers of one small image, their streams, and what exists in the
+//! guest.
 
 use super::{identity, sandbox};
-use crate::error::AgentError;
-use crate::reaper;
 use crate::sandbox::Sandbox;
-use crate::{container, process, stdio};
+use crate::{container, reaper, server};
 use isopod_protocols::agent::*;
 use isopod_protocols::stdio::{decode_opened, encode_open, opening_length};
 use serde_json::{Value, json};
@@ -38,7 +37,7 @@ pub struct Guest {
 impl Guest {
     pub async fn set_up() -> Guest {
         let sandbox = Arc::new(Sandbox::default());
-        reaper::start(sandbox.clone()).unwrap();
+        reaper::start(sandbox.containers.reaper.clone()).unwrap();
         sandbox::set_up(&sandbox, identity()).await.unwrap();
         let length = std::env::var("ISOPOD_LAYER_BYTES").unwrap().parse().unwrap();
         Guest { sandbox, layer: Extent { offset: LAYER_OFFSET, length }, next: Arc::default() }
@@ -63,14 +62,15 @@ impl Guest {
 
     /// Removes what a case has left.
     pub async fn remove_all(&self) {
-        for state in self.sandbox.containers.board.watch().0.containers {
+        for state in self.sandbox.containers.states.watch().0.containers {
             let _ = self.remove(&state.container_id).await;
         }
     }
 
     pub async fn remove(&self, id: &str) -> Result<(), Status> {
         let request = RemoveContainerRequest { container_id: id.to_owned() };
-        status(container::remove(&self.sandbox, request).await).map(|_| ())
+        status(container::remove(&self.sandbox.containers, self.sandbox.storage().ok(), request).await)
+            .map(|_| ())
     }
 
     /// All that a container may leave: processes, mounts, cgroups, files, devices, descriptors.
@@ -111,7 +111,8 @@ impl Guest {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let new: Vec<String> = self.what_exists().difference(before).cloned().collect();
-            // The holder of the pod's pid namespace lives as long as the guest, and so do threads' and loops' own descriptors.
+            // The holder of the pod's pid namespace lives as long as the guest, and so do threads' and loops'
+            // own descriptors.
             let new: Vec<String> = new
                 .into_iter()
                 .filter(|line| !(line.starts_with("process") && line.contains("container-child")))
@@ -236,14 +237,16 @@ impl Plan {
         self
     }
 
-    pub async fn create(mut self) -> Result<Container, Status> {
+    pub async fn create(mut self) -> Result<TestContainer, Status> {
         self.request.spec = self.spec.to_string().into_bytes();
-        status(container::create(&self.guest.sandbox, self.request).await)?;
-        Ok(Container { guest: self.guest, id: self.id })
+        let sandbox = &self.guest.sandbox;
+        let storage = sandbox.storage().unwrap();
+        status(container::create(&sandbox.containers, storage, self.request).await)?;
+        Ok(TestContainer { guest: self.guest, id: self.id })
     }
 
     /// Creates and starts it.
-    pub async fn run(self) -> Container {
+    pub async fn run(self) -> TestContainer {
         let container = self.create().await.unwrap();
         container.start().await.unwrap();
         container
@@ -261,15 +264,15 @@ impl Plan {
 
 /// A container that was made.
 #[derive(Clone)]
-pub struct Container {
+pub struct TestContainer {
     pub guest: Guest,
     pub id: String,
 }
 
-impl Container {
+impl TestContainer {
     pub async fn start(&self) -> Result<u32, Status> {
         let request = StartContainerRequest { container_id: self.id.clone() };
-        status(container::start(&self.guest.sandbox, request).await).map(|response| response.pid)
+        status(container::start(&self.guest.sandbox.containers, request).await).map(|response| response.pid)
     }
 
     pub async fn remove(&self) {
@@ -279,7 +282,7 @@ impl Container {
     /// Waits for the end of a process; empty: the first one.
     pub async fn wait(&self, process: &str) -> ProcessExit {
         let request = WaitProcessRequest { container_id: self.id.clone(), process_id: process.to_owned() };
-        status(process::wait(&self.guest.sandbox, request).await).unwrap().exit.unwrap()
+        status(container::wait(&self.guest.sandbox.containers, request).await).unwrap().exit.unwrap()
     }
 
     pub async fn signal(&self, process: &str, signal: i32, whole_tree: bool) -> Result<(), Status> {
@@ -289,13 +292,13 @@ impl Container {
             signal: signal as u32,
             whole_tree,
         };
-        status(process::signal(&self.guest.sandbox, request).await).map(|_| ())
+        status(container::signal(&self.guest.sandbox.containers, request).await).map(|_| ())
     }
 
     pub async fn update(&self, resources: Value) -> Result<(), Status> {
         let resources = resources.to_string().into_bytes();
         let request = UpdateContainerRequest { container_id: self.id.clone(), resources };
-        status(container::update(&self.guest.sandbox, request).await).map(|_| ())
+        status(container::update(&self.guest.sandbox.containers, request).await).map(|_| ())
     }
 
     pub async fn resize(&self, process: &str, width: u32, height: u32) -> Result<(), Status> {
@@ -305,7 +308,7 @@ impl Container {
             width,
             height,
         };
-        status(process::resize_terminal(&self.guest.sandbox, request).await).map(|_| ())
+        status(container::resize_terminal(&self.guest.sandbox.containers, request).await).map(|_| ())
     }
 
     pub fn exec_request(&self, process: &str, args: &[&str]) -> StartExecRequest {
@@ -318,12 +321,13 @@ impl Container {
     }
 
     pub async fn start_exec(&self, request: StartExecRequest) -> Result<u32, Status> {
-        status(process::start_exec(&self.guest.sandbox, request).await).map(|response| response.pid)
+        status(container::start_exec(&self.guest.sandbox.containers, request).await)
+            .map(|response| response.pid)
     }
 
     pub async fn remove_exec(&self, process: &str) -> Result<(), Status> {
         let request = RemoveExecRequest { container_id: self.id.clone(), process_id: process.to_owned() };
-        status(process::remove_exec(&self.guest.sandbox, request).await).map(|_| ())
+        status(container::remove_exec(&self.guest.sandbox.containers, request).await).map(|_| ())
     }
 
     /// Runs a shell script in it to its end; answers exit code and output.
@@ -340,7 +344,7 @@ impl Container {
     pub async fn open(&self, process: &str, stream: Stream) -> Result<UnixStream, String> {
         let (mut host, guest) = UnixStream::pair().unwrap();
         let sandbox = self.guest.sandbox.clone();
-        tokio::spawn(async move { stdio::serve_connection(&sandbox, guest).await });
+        tokio::spawn(async move { server::streams::serve_connection(&sandbox.containers, guest).await });
         let open = StreamOpen {
             container_id: self.id.clone(),
             process_id: process.to_owned(),
@@ -370,8 +374,8 @@ impl Container {
     }
 }
 
-fn status<T>(result: Result<T, AgentError>) -> Result<T, Status> {
-    result.map_err(Status::from)
+fn status<T>(result: Result<T, impl Into<Status>>) -> Result<T, Status> {
+    result.map_err(Into::into)
 }
 
 /// Checks a refusal: its code, and that its text names something.

@@ -1,8 +1,8 @@
 //! One address of the card: checked here, and the rtnetlink message that makes it.
 //!
-//! Called by `mod.rs` to check and by `netlink` to apply.
+//! Called by `link` to check and by `netlink` to apply.
 
-use super::{LinkError, Network, RT_SCOPE, byte, network, optional_address, refuse};
+use super::field::{LinkError, Network, RT_SCOPE, byte, network, optional_address, refuse};
 use isopod_protocols::agent::Address;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{

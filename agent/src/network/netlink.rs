@@ -1,9 +1,10 @@
 //! Applies a [`Link`] to the guest's card by rtnetlink, and takes it back.
 
 use super::address::LinkAddress;
+use super::field::Mac;
+use super::link::Link;
 use super::route::LinkRoute;
 use super::rule::LinkRule;
-use super::{Link, Mac};
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -44,7 +45,8 @@ pub enum NetworkError {
     },
 }
 
-/// Brings the loopback up and, if there is one, makes the card what `link` says. The caller resets after a failure.
+/// Brings the loopback up and, if there is one, makes the card what `link` says. The caller resets after a
+/// failure.
 pub async fn apply(link: Option<&Link>) -> Result<(), NetworkError> {
     let netlink = Netlink::open()?;
     netlink.bring_loopback_up().await?;
@@ -55,8 +57,8 @@ pub async fn apply(link: Option<&Link>) -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// Takes back what [`apply`] did: a card that is down has neither routes nor neighbours, and its addresses go. Rules and routes
-/// over no card are deleted one by one.
+/// Takes back what [`apply`] did: a card that is down has neither routes nor neighbours, and its addresses
+/// go. Rules and routes over no card are deleted one by one.
 pub async fn reset(link: Option<&Link>) {
     let Ok(netlink) = Netlink::open() else { return };
     if let Some(link) = link {
@@ -75,9 +77,10 @@ pub async fn reset(link: Option<&Link>) {
     }
 }
 
-/// Keeps the kernel from looking for what CNI has said already. By itself it takes a link-local address and asks all others for a
-/// router, again and again: on a bridge each such frame wakes the VMs of all other pods. Without an address of CNI's there is no
-/// IPv6; with one, its routes are CNI's. A pod's sysctls, which come later, may have it otherwise.
+/// Keeps the kernel from looking for what CNI has said already. By itself it takes a link-local address and
+/// asks all others for a router, again and again: on a bridge each such frame wakes the VMs of all other
+/// pods. Without an address of CNI's there is no IPv6; with one, its routes are CNI's. A pod's sysctls, which
+/// come later, may have it otherwise.
 fn quiet_ipv6(link: &Link) -> Result<(), NetworkError> {
     for (name, value) in ipv6_settings(link) {
         let path = format!("/proc/sys/net/ipv6/conf/{}/{name}", link.name);
@@ -210,7 +213,8 @@ fn refused(step: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkE
     move |source| NetworkError::Refused { step, source }
 }
 
-/// A real card: Ethernet, and not one that the kernel makes by itself (dummies and tunnels say what kind they are).
+/// A real card: Ethernet, and not one that the kernel makes by itself (dummies and tunnels say what kind they
+/// are).
 fn is_card(link: &LinkMessage) -> bool {
     let made_by_kernel =
         link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkInfo(_)));

@@ -1,9 +1,9 @@
 //! One route of the guest: checked here, and the rtnetlink message that makes it.
 //!
-//! Called by `mod.rs` to check and by `netlink` to apply. Scope, protocol, table and metrics are the namespace's, so that what
-//! `ip route` shows in the guest is what it shows there.
+//! Called by `link` to check and by `netlink` to apply. Scope, protocol, table and metrics are the
+//! namespace's, so that what `ip route` shows in the guest is what it shows there.
 
-use super::{LinkError, Network, RT_SCOPE, address, byte, network, optional_address, refuse};
+use super::field::{LinkError, Network, RT_SCOPE, address, byte, network, optional_address, refuse};
 use isopod_protocols::agent::{NextHop, Route};
 use rtnetlink::packet_core::DefaultNla;
 use rtnetlink::packet_route::AddressFamily;

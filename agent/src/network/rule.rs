@@ -1,8 +1,8 @@
 //! One policy rule of the guest: checked here, and the rtnetlink message that makes it.
 //!
-//! Called by `mod.rs` to check and by `netlink` to apply.
+//! Called by `link` to check and by `netlink` to apply.
 
-use super::{LinkError, Network, byte, name, network};
+use super::field::{LinkError, Network, byte, name, network};
 use isopod_protocols::agent::Rule;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::RouteProtocol;

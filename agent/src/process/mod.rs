@@ -1,122 +1,36 @@
-//! Processes of containers: the first one of each, and execs.
+//! A process of a container: the first one, or an exec.
 //!
 //! ```text
 //!  made --(command executes)--> running --(collected by the reaper)--> ended --(removed)--> gone
 //! ```
 //!
-//! An exit and what was written stay readable until the process is removed. See [`crate::container`] for who makes the
-//! first process of a container, and [`exec`] for the others.
+//! An exit and what was written stay readable until the process is removed. `container::create` makes the
+//! first process of a container, `container::exec` the others; calls on both are in `container::processes`.
 
-mod exec;
-pub mod sys;
 pub mod tree;
 
-pub use exec::{remove_exec, start_exec};
-
-use crate::container::blocking;
-use crate::container::cgroup::{Cgroup, CgroupError};
-use crate::container::launch::LaunchError;
-use crate::container::spec::SpecError;
-use crate::container::state::StateError;
-use crate::error::AgentError;
-use crate::id::Id;
-use crate::reaper::Child;
-use crate::sandbox::Sandbox;
+use crate::reaper::ProcessHandle;
 use crate::stdio::Streams;
-use isopod_protocols::agent::*;
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use isopod_protocols::agent::ProcessExit;
 use tokio::sync::watch;
-use tree::TreeError;
-
-/// Largest signal number of Linux.
-const MAX_SIGNAL: u32 = 64;
-
-/// Why a process call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ProcessError {
-    /// No such process.
-    #[error("container {container} has no process {process:?}")]
-    Unknown {
-        /// The container.
-        container: Id,
-        /// The exec; empty for the container's first process.
-        process: String,
-    },
-    /// The id is taken.
-    #[error("container {container} has a process {process} already: remove it or use another id")]
-    Exists {
-        /// The container.
-        container: Id,
-        /// The exec.
-        process: Id,
-    },
-    /// A request that makes no sense.
-    #[error("{field} {rule}")]
-    Request {
-        /// Field of the request.
-        field: &'static str,
-        /// What it must be.
-        rule: &'static str,
-    },
-    /// The container is not in a state for this.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// Command or environment cannot be used.
-    #[error(transparent)]
-    Command(#[from] SpecError),
-    /// The process could not be made, or could not execute its command.
-    #[error("process {process} in container {container}")]
-    Launch {
-        /// The container.
-        container: Id,
-        /// The exec.
-        process: Id,
-        /// Why.
-        source: LaunchError,
-    },
-    /// The processes of a container could not be killed.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    /// An exec and its descendants could not be killed.
-    #[error("processes of an exec in container {container}")]
-    Tree {
-        /// The container.
-        container: Id,
-        /// Why.
-        source: TreeError,
-    },
-    /// A system call on the process or its streams.
-    #[error("process {process:?} in container {container} cannot be {action}")]
-    System {
-        /// The container.
-        container: Id,
-        /// The exec; empty for the container's first process.
-        process: String,
-        /// What was tried.
-        action: &'static str,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
-}
 
 /// A process that was made.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
+    handle: ProcessHandle,
     streams: Streams,
     exit: watch::Sender<Option<ProcessExit>>,
 }
 
 impl Process {
-    /// A process that is written down in the reaper's book.
-    pub fn new(child: Child, streams: Streams) -> Process {
-        Process { child, streams, exit: watch::Sender::new(None) }
+    /// A process that is registered with the reaper.
+    pub fn new(handle: ProcessHandle, streams: Streams) -> Process {
+        Process { handle, streams, exit: watch::Sender::new(None) }
     }
 
-    /// The process itself.
-    pub fn child(&self) -> &Child {
-        &self.child
+    /// The process for signals and lookups, and its end for those who wait.
+    pub fn handle(&self) -> &ProcessHandle {
+        &self.handle
     }
 
     /// Its streams.
@@ -136,86 +50,5 @@ impl Process {
     pub fn set_exit(&self, exit: ProcessExit) {
         self.streams.close_stdin();
         self.exit.send_replace(Some(exit));
-    }
-}
-
-/// Answers `WaitProcess`.
-pub async fn wait(
-    sandbox: &Arc<Sandbox>,
-    request: WaitProcessRequest,
-) -> Result<WaitProcessResponse, AgentError> {
-    let process = find(sandbox, &request.container_id, &request.process_id)?;
-    Ok(WaitProcessResponse { exit: Some(process.exit().await) })
-}
-
-/// Answers `SignalProcess`.
-pub async fn signal(
-    sandbox: &Arc<Sandbox>,
-    request: SignalProcessRequest,
-) -> Result<SignalProcessResponse, AgentError> {
-    let process = find(sandbox, &request.container_id, &request.process_id)?;
-    let container = Id::parse("container_id", &request.container_id)?;
-    if !(1..=MAX_SIGNAL).contains(&request.signal) {
-        return Err(ProcessError::Request { field: "signal", rule: "must be 1 to 64" }.into());
-    }
-    if request.whole_tree {
-        if request.signal != libc::SIGKILL as u32 {
-            let rule = "goes to a whole tree only when it is SIGKILL (9): the kernel offers no other";
-            return Err(ProcessError::Request { field: "signal", rule }.into());
-        }
-        kill_all(&process, &container, request.process_id.is_empty()).await?;
-    } else {
-        process.child.signal(request.signal as i32).map_err(|source| ProcessError::System {
-            container,
-            process: request.process_id,
-            action: "signalled",
-            source,
-        })?;
-    }
-    Ok(SignalProcessResponse {})
-}
-
-/// Kills all of a container with its first process, or an exec with its descendants.
-async fn kill_all(process: &Arc<Process>, container: &Id, first: bool) -> Result<(), ProcessError> {
-    if first {
-        return Ok(Cgroup::of_container(container).kill()?);
-    }
-    let process = process.clone();
-    let killed = blocking(move || tree::kill(process.child.pid(), process.child.as_fd())).await;
-    killed.map_err(|source| ProcessError::Tree { container: container.clone(), source })
-}
-
-/// Answers `ResizeTerminal`.
-pub async fn resize_terminal(
-    sandbox: &Arc<Sandbox>,
-    request: ResizeTerminalRequest,
-) -> Result<ResizeTerminalResponse, AgentError> {
-    let process = find(sandbox, &request.container_id, &request.process_id)?;
-    let rule = "must be 65535 characters at most";
-    let columns = u16::try_from(request.width).map_err(|_| ProcessError::Request { field: "width", rule })?;
-    let rows = u16::try_from(request.height).map_err(|_| ProcessError::Request { field: "height", rule })?;
-    if !process.streams.has_terminal() {
-        return Err(ProcessError::Request { field: "process", rule: "has no terminal" }.into());
-    }
-    // A terminal whose last process has gone takes no size; nobody would see it.
-    let _ = process.streams.resize(columns, rows);
-    Ok(ResizeTerminalResponse {})
-}
-
-fn find(sandbox: &Sandbox, container: &str, process: &str) -> Result<Arc<Process>, AgentError> {
-    let container = Id::parse("container_id", container)?;
-    let process = match process {
-        "" => None,
-        id => Some(Id::parse("process_id", id)?),
-    };
-    let found = sandbox.containers.process(&container, process.as_ref());
-    found.ok_or_else(|| unknown(&container, process.as_ref()).into())
-}
-
-/// Tells an unknown process in a known container from an unknown container.
-fn unknown(container: &Id, process: Option<&Id>) -> ProcessError {
-    ProcessError::Unknown {
-        container: container.clone(),
-        process: process.map(|id| id.as_str().to_owned()).unwrap_or_default(),
     }
 }

@@ -9,7 +9,7 @@
 //! the event loop. It must not hit a process that was given the number of another one: every process is held
 //! by a pidfd, and what was read about a number counts only if the pidfd's process exists afterwards.
 
-use super::sys;
+use crate::sys;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -66,7 +66,7 @@ pub enum TreeError {
 pub fn kill(pid: i32, pidfd: BorrowedFd<'_>) -> Result<(), TreeError> {
     let held = pidfd.try_clone_to_owned().map_err(|source| {
         // At least it; whether it has ended already makes no difference.
-        let _ = sys::pidfd_send_signal(pidfd, libc::SIGKILL);
+        let _ = sys::process::pidfd_send_signal(pidfd, libc::SIGKILL);
         TreeError::System { root: pid, pid, action: "held", source }
     });
     let pidfd = held?;
@@ -85,12 +85,12 @@ struct Member {
 impl Member {
     /// Whether it has not been collected, so that its number is its own.
     fn exists(&self) -> bool {
-        sys::pidfd_send_signal(self.pidfd.as_fd(), 0).is_ok()
+        sys::process::pidfd_send_signal(self.pidfd.as_fd(), 0).is_ok()
     }
 
     /// Sends a signal. A process that has ended is no error.
     fn signal(&self, signal: i32) -> io::Result<()> {
-        gone_is_none(sys::pidfd_send_signal(self.pidfd.as_fd(), signal)).map(|_| ())
+        gone_is_none(sys::process::pidfd_send_signal(self.pidfd.as_fd(), signal)).map(|_| ())
     }
 }
 
@@ -157,7 +157,7 @@ impl Tree {
             if self.index.get(&pid).is_some_and(|known| self.members[*known].exists()) {
                 continue;
             }
-            let held = absent_is_none(sys::pidfd_open(pid)).map_err(self.failed(pid, "held"))?;
+            let held = absent_is_none(sys::process::pidfd_open(pid)).map_err(self.failed(pid, "held"))?;
             let Some(pidfd) = held else { continue };
             let child = Member { pid, pidfd };
             // Both exist after the look, so that neither number was another process's during it.
@@ -168,8 +168,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Kills all, children before their parents: the end of a parent would let stopped children go on, where it
-    /// leaves their process group an orphan. Answers the first failure.
+    /// Kills all, children before their parents: the end of a parent would let stopped children go on, where
+    /// it leaves their process group an orphan. Answers the first failure.
     fn kill(&self) -> Result<(), TreeError> {
         let mut result = Ok(());
         for member in self.members.iter().rev() {
@@ -300,7 +300,7 @@ mod tests {
     }
 
     fn kill_child(child: &mut Child) -> Result<(), TreeError> {
-        let pidfd = sys::pidfd_open(pid(child)).unwrap();
+        let pidfd = sys::process::pidfd_open(pid(child)).unwrap();
         let killed = kill(pid(child), pidfd.as_fd());
         // A pidfd is readable once its process has ended.
         let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
@@ -334,11 +334,11 @@ mod tests {
         let orphan: i32 = lines.next().unwrap().unwrap().parse().unwrap();
         // Then the shell in between has ended.
         assert_eq!(lines.next().unwrap().unwrap(), "over");
-        let orphan = sys::pidfd_open(orphan).unwrap();
+        let orphan = sys::process::pidfd_open(orphan).unwrap();
         wait_until(|| sleepers(&left).len() == 1);
         kill_child(&mut root).unwrap();
         assert_eq!(sleepers(&left).len(), 1, "the orphan was hit");
-        sys::pidfd_send_signal(orphan.as_fd(), libc::SIGKILL).unwrap();
+        sys::process::pidfd_send_signal(orphan.as_fd(), libc::SIGKILL).unwrap();
     }
 
     #[test]
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn ended_process_has_no_descendants() {
         let mut child = Command::new("true").spawn().unwrap();
-        let pidfd = sys::pidfd_open(pid(&child)).unwrap();
+        let pidfd = sys::process::pidfd_open(pid(&child)).unwrap();
         child.wait().unwrap();
         // The number is another process's now, which has children.
         kill(std::os::unix::process::parent_id() as i32, pidfd.as_fd()).unwrap();

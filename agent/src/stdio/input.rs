@@ -1,17 +1,19 @@
 //! A process's standard input: filled from one connection at a time.
 //!
-//! How a connection ends matters. A host that closes only its sending direction says "end of file", and the process reads
-//! it. A connection that is gone as a whole is a break: the process's input stays open for the next one, unless it was
-//! asked to follow its first connection (`stdin_once`). So a host that has sent end of file keeps the connection until
-//! the agent closes it.
+//! How a connection ends matters. A host that closes only its sending direction says "end of file", and the
+//! process reads it. A connection that is gone as a whole is a break: the process's input stays open for the
+//! next one, unless it was asked to follow its first connection (`stdin_once`). So a host that has sent end
+//! of file keeps the connection until the agent closes it.
 
-use super::{Connection, answer, turn::Turn};
-use crate::process::sys;
+use super::connection::{Connection, send_opened};
+use super::turn::Turn;
+use crate::lock::locked;
+use crate::sys;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
 
@@ -20,7 +22,7 @@ const CHUNK: usize = 16 * 1024;
 
 /// What an input is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum InputKind {
     /// A pipe: its end is the end of file.
     Pipe,
     /// A terminal: it has no end of file, so closing changes nothing.
@@ -32,32 +34,32 @@ pub enum Kind {
 pub struct Input {
     /// Absent when the process has read, or will read, end of file.
     pipe: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
-    kind: Kind,
+    kind: InputKind,
     once: bool,
     turn: Turn,
 }
 
 impl Input {
     /// An input that writes to `pipe`, which must not block. With `once` it ends with its first connection.
-    pub fn new(pipe: OwnedFd, kind: Kind, once: bool) -> io::Result<Input> {
-        let pipe = Mutex::new(Some(Arc::new(sys::watch_readiness(pipe)?)));
+    pub fn new(pipe: OwnedFd, kind: InputKind, once: bool) -> io::Result<Input> {
+        let pipe = Mutex::new(Some(Arc::new(sys::descriptor::watch_readiness(pipe)?)));
         Ok(Input { pipe, kind, once, turn: Turn::default() })
     }
 
     /// Nobody will read any more: connections end, and later ones end at once.
     pub fn close(&self) {
-        self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take();
+        locked(&self.pipe).take();
         self.turn.retire();
     }
 
     fn pipe(&self) -> Option<Arc<AsyncFd<OwnedFd>>> {
-        self.pipe.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.pipe).clone()
     }
 
     /// Serves the stream on a connection, until the connection ends or another one takes its place.
     pub async fn serve<C: Connection>(&self, mut connection: C) {
         let mut turn = self.turn.take();
-        if answer::<_, &str>(&mut connection, Ok(0)).await.is_err() {
+        if send_opened::<_, &str>(&mut connection, Ok(0)).await.is_err() {
             return;
         }
         // Held only while this connection serves, so that a close from elsewhere ends the pipe.
@@ -73,8 +75,8 @@ impl Input {
             End::HalfClosed => true,
             End::Broken => self.once,
         };
-        if end_of_file && self.kind == Kind::Pipe {
-            self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if end_of_file && self.kind == InputKind::Pipe {
+            locked(&self.pipe).take();
         }
     }
 }
@@ -100,8 +102,9 @@ async fn copy<C: Connection>(connection: &mut C, pipe: &AsyncFd<OwnedFd>) -> End
     }
 }
 
-/// Whether the peer has closed both directions, of which `read` shows only one. Sending nothing sends nothing, and fails when
-/// the peer does not receive any more; poll's hang-up would not do, as vsock tells of it only after we have closed too.
+/// Whether the peer has closed both directions, of which `read` shows only one. Sending nothing sends
+/// nothing, and fails when the peer does not receive any more; poll's hang-up would not do, as vsock tells of
+/// it only after we have closed too.
 fn is_gone(connection: &impl AsFd) -> bool {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     send(connection.as_fd().as_raw_fd(), &[], flags) == Err(Errno::EPIPE)

@@ -2,38 +2,30 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`connection`] | what carries a stream, and how its opening is answered |
 //! | [`ring`] | bytes that the host has yet to keep; pure |
 //! | [`output`] | process -> ring -> connection |
 //! | [`input`] | connection -> process |
 //! | [`turn`] | the latest connection of a stream is the one that counts |
-//! | [`listen`] | accepts connections and finds their streams |
+//!
+//! `server::streams` accepts the connections and finds the process of each.
 
+pub mod connection;
 mod input;
-mod listen;
 mod output;
 mod ring;
 mod turn;
 
-pub use listen::serve;
-#[cfg(test)]
-pub use listen::serve_connection;
-
-use crate::process::sys;
-use input::{Input, Kind};
-use isopod_protocols::agent::{Stream, StreamOpened};
-use isopod_protocols::stdio::encode_opened;
+use crate::sys;
+use connection::{Connection, refuse};
+use input::{Input, InputKind};
+use isopod_protocols::agent::Stream;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Uid, fchown, pipe2};
 use output::Output;
-use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-
-/// What carries a stream: a vsock connection, or a unix one in tests.
-pub trait Connection: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static {}
-impl<T: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static> Connection for T {}
 
 /// The streams of one process. They outlive it, until they are closed.
 #[derive(Debug)]
@@ -53,12 +45,47 @@ pub struct Stdin {
     pub once: bool,
 }
 
+/// The streams of a process that is being made: its pipes are there before it, its terminal only after it.
+#[derive(Debug)]
+pub struct PendingStreams {
+    stdin: Stdin,
+    owner: u32,
+    /// Absent where the process gets a terminal.
+    streams: Option<Streams>,
+}
+
+impl PendingStreams {
+    /// Streams for a process of user `owner`, and what it gets as stdin, stdout and stderr if it gets no
+    /// terminal.
+    pub fn new(
+        terminal: bool,
+        stdin: Stdin,
+        owner: u32,
+    ) -> io::Result<(PendingStreams, Option<[OwnedFd; 3]>)> {
+        if terminal {
+            return Ok((PendingStreams { stdin, owner, streams: None }, None));
+        }
+        let (streams, pipes) = Streams::pipes(stdin, owner)?;
+        Ok((PendingStreams { stdin, owner, streams: Some(streams) }, Some(pipes)))
+    }
+
+    /// The streams of the process, once it was made; `terminal` is the controlling end of its terminal, if it
+    /// has one.
+    pub fn complete(self, terminal: Option<OwnedFd>) -> io::Result<Streams> {
+        match (self.streams, terminal) {
+            (Some(streams), _) => Ok(streams),
+            (None, Some(terminal)) => Streams::terminal(terminal, self.stdin, self.owner),
+            (None, None) => Err(io::Error::other("its terminal did not arrive")),
+        }
+    }
+}
+
 impl Streams {
     /// Pipes for a process of user `owner`: our ends as streams, and the process's stdin, stdout and stderr.
-    pub fn pipes(stdin: Stdin, owner: u32) -> io::Result<(Streams, [OwnedFd; 3])> {
+    fn pipes(stdin: Stdin, owner: u32) -> io::Result<(Streams, [OwnedFd; 3])> {
         let (input, their_stdin) = if stdin.open {
             let (theirs, ours) = pipe(owner)?;
-            let input = Input::new(unblocking(ours)?, Kind::Pipe, stdin.once)?;
+            let input = Input::new(unblocking(ours)?, InputKind::Pipe, stdin.once)?;
             (Some(input), theirs)
         } else {
             (None, OwnedFd::from(File::open("/dev/null")?))
@@ -75,11 +102,11 @@ impl Streams {
     }
 
     /// The streams of a process of user `owner` on a terminal, of which `controller` is the controlling end.
-    pub fn terminal(controller: OwnedFd, stdin: Stdin, owner: u32) -> io::Result<Streams> {
-        sys::give_terminal(controller.as_fd(), owner)?;
+    fn terminal(controller: OwnedFd, stdin: Stdin, owner: u32) -> io::Result<Streams> {
+        sys::terminal::give_terminal(controller.as_fd(), owner)?;
         let controller = unblocking(controller)?;
         let input = if stdin.open {
-            Some(Input::new(controller.try_clone()?, Kind::Terminal, stdin.once)?)
+            Some(Input::new(controller.try_clone()?, InputKind::Terminal, stdin.once)?)
         } else {
             None
         };
@@ -95,7 +122,7 @@ impl Streams {
     /// Sets the terminal's size, in characters. Without terminal nothing happens.
     pub fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
         match &self.terminal {
-            Some(controller) => sys::set_terminal_size(controller.as_fd(), columns, rows),
+            Some(controller) => sys::terminal::set_terminal_size(controller.as_fd(), columns, rows),
             None => Ok(()),
         }
     }
@@ -116,8 +143,8 @@ impl Streams {
         }
     }
 
-    /// The process is removed while others may still hold its pipes: what they write is read and dropped, so that they live
-    /// on. A terminal is closed, which hangs up whoever is on it.
+    /// The process is removed while others may still hold its pipes: what they write is read and dropped, so
+    /// that they live on. A terminal is closed, which hangs up whoever is on it.
     pub fn abandon(&self) {
         if self.has_terminal() {
             return self.close();
@@ -130,7 +157,7 @@ impl Streams {
     }
 
     /// Serves one of the streams on a connection until that ends.
-    async fn serve<C: Connection>(&self, stream: Stream, resume_at: Option<u64>, mut connection: C) {
+    pub async fn serve<C: Connection>(&self, stream: Stream, resume_at: Option<u64>, mut connection: C) {
         match stream {
             Stream::Stdin => match &self.stdin {
                 Some(stdin) => stdin.serve(connection).await,
@@ -143,20 +170,6 @@ impl Streams {
             },
         }
     }
-}
-
-/// Answers an opening message: with the number of the first byte that follows, or with why not.
-async fn answer<C: Connection, E: Display>(connection: &mut C, start: Result<u64, E>) -> io::Result<()> {
-    let opened = match start {
-        Ok(offset) => StreamOpened { error: String::new(), offset },
-        Err(error) => StreamOpened { error: error.to_string(), offset: 0 },
-    };
-    connection.write_all(&encode_opened(&opened)).await
-}
-
-async fn refuse<C: Connection>(connection: &mut C, why: impl Display) {
-    // If the host has gone there is nobody to tell.
-    let _ = answer(connection, Err(why)).await;
 }
 
 /// A pipe (reading end, writing end) that a process of user `owner` may open again through /dev/stdout.

@@ -1,13 +1,15 @@
 //! One output stream: read from the process, kept until the host has it, sent on one connection at a time.
 
+use super::connection::{Connection, send_opened};
 use super::ring::{Ring, RingError};
-use super::{Connection, answer, turn::Turn};
-use crate::process::sys;
+use super::turn::Turn;
+use crate::lock::locked;
+use crate::sys;
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
@@ -39,7 +41,7 @@ impl Output {
     /// Begins to read `pipe`, which must not block.
     pub fn new(pipe: OwnedFd) -> io::Result<Output> {
         let shared = Arc::new(Shared::default());
-        let pipe = sys::watch_readiness(pipe)?;
+        let pipe = sys::descriptor::watch_readiness(pipe)?;
         let pump = tokio::spawn(pump(shared.clone(), pipe)).abort_handle();
         Ok(Output { shared, pump })
     }
@@ -50,8 +52,8 @@ impl Output {
         self.shared.turn.retire();
     }
 
-    /// Ends the connection and drops what is held and all that follows. Whoever still writes to the pipe is neither held up
-    /// nor killed by SIGPIPE; the pipe is closed when its last writer has closed it.
+    /// Ends the connection and drops what is held and all that follows. Whoever still writes to the pipe is
+    /// neither held up nor killed by SIGPIPE; the pipe is closed when its last writer has closed it.
     pub fn abandon(&self) {
         self.shared.turn.retire();
         self.shared.abandoned.store(true, Ordering::Relaxed);
@@ -63,11 +65,11 @@ impl Output {
     pub async fn serve<C: Connection>(&self, mut connection: C, resume_at: Option<u64>) {
         let mut turn = self.shared.turn.take();
         let start = self.shared.ring().resume(resume_at);
-        let opened = answer(&mut connection, start.as_ref().copied()).await;
+        let opened = send_opened(&mut connection, start.as_ref().copied()).await;
         let (Ok(()), Ok(position)) = (opened, start) else { return };
         let (reader, writer) = tokio::io::split(connection);
-        // Both directions at once: a host that waits for us to take its acknowledgements does not read, and the other way
-        // round.
+        // Both directions at once: a host that waits for us to take its acknowledgements does not read, and
+        // the other way round.
         tokio::select! {
             () = self.shared.send(position, writer) => {}
             () = self.shared.take_acknowledgements(reader) => {}
@@ -90,12 +92,11 @@ impl Shared {
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
-        // No code panics while it holds the ring.
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.ring)
     }
 
-    /// Sends bytes from number `position` on as they come, then the end of the stream. Comes back when the connection is
-    /// broken.
+    /// Sends bytes from number `position` on as they come, then the end of the stream. Comes back when the
+    /// connection is broken.
     async fn send<C: Connection>(&self, mut position: u64, mut writer: WriteHalf<C>) {
         let mut chunk = vec![0; CHUNK];
         loop {
@@ -134,7 +135,8 @@ impl Shared {
     }
 }
 
-/// Moves bytes from the process's pipe into the ring as long as there is room, until all writers have closed it.
+/// Moves bytes from the process's pipe into the ring as long as there is room, until all writers have closed
+/// it.
 async fn pump(shared: Arc<Shared>, pipe: AsyncFd<OwnedFd>) {
     loop {
         while shared.ring().room() == 0 && !shared.is_abandoned() {

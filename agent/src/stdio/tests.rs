@@ -5,7 +5,7 @@ use isopod_protocols::stdio::{WINDOW, decode_opened, opening_length};
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 

@@ -1,8 +1,10 @@
-//! Copies what an image has at a path, with all that a file has: kind, owner, mode, links, attributes, times, holes.
+//! Copies what an image has at a path, with all that a file has: kind, owner, mode, links, attributes, times,
+//! holes.
 //!
-//! Called by `volume`, and by `rootfs` for the root directory's own attributes. The source is an image's, so it may be deep, wide and
-//! full of devices; nothing of it is followed or opened but directories and regular files. Nobody may change source or target
-//! meanwhile. A failure leaves what was copied so far to the caller.
+//! Called by `volume`, and by `rootfs` for the root directory's own attributes. The source is an image's, so
+//! it may be deep, wide and full of devices; nothing of it is followed or opened but directories and regular
+//! files. Nobody may change source or target meanwhile. A failure leaves what was copied so far to the
+//! caller.
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, SeekFrom, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
@@ -57,14 +59,14 @@ pub enum CopyError {
 }
 
 /// A copy on its way.
-struct Copy {
+struct CopyRun {
     deadline: Instant,
     /// Where files that have more names were copied to, and how many names are to come.
     linked: HashMap<(u64, u64), (PathBuf, u64)>,
 }
 
 /// A directory of which a part has been copied.
-struct Level {
+struct OpenDirectory {
     entries: fs::ReadDir,
     source: PathBuf,
     target: PathBuf,
@@ -72,7 +74,7 @@ struct Level {
 
 /// Copies a directory's content and attributes to `target`, an empty directory.
 pub fn directory(source: &Path, target: &Path, deadline: Instant) -> Result<(), CopyError> {
-    let mut copy = Copy { deadline, linked: HashMap::new() };
+    let mut copy = CopyRun { deadline, linked: HashMap::new() };
     let mut levels = vec![enter(source.to_owned(), target.to_owned())?];
     while let Some(level) = levels.last_mut() {
         let entry = level.entries.next().transpose().map_err(refused(&level.source))?;
@@ -98,11 +100,11 @@ pub fn directory(source: &Path, target: &Path, deadline: Instant) -> Result<(), 
     Ok(())
 }
 
-fn enter(source: PathBuf, target: PathBuf) -> Result<Level, CopyError> {
-    Ok(Level { entries: fs::read_dir(&source).map_err(refused(&source))?, source, target })
+fn enter(source: PathBuf, target: PathBuf) -> Result<OpenDirectory, CopyError> {
+    Ok(OpenDirectory { entries: fs::read_dir(&source).map_err(refused(&source))?, source, target })
 }
 
-impl Copy {
+impl CopyRun {
     fn on_time(&self, path: &Path) -> Result<(), CopyError> {
         if Instant::now() < self.deadline {
             return Ok(());
@@ -178,7 +180,8 @@ impl Copy {
     }
 }
 
-/// The next range of a file at or after `at` that is no hole. A file system that knows of no holes has one range.
+/// The next range of a file at or after `at` that is no hole. A file system that knows of no holes has one
+/// range.
 fn next_data(file: &File, at: u64, length: u64) -> rustix::io::Result<Option<(u64, u64)>> {
     if at >= length {
         return Ok(None);
@@ -199,8 +202,8 @@ fn node(target: &Path, found: &Metadata) -> rustix::io::Result<()> {
     rustix::fs::mknodat(CWD, target, kind, Mode::from_raw_mode(0o600), found.rdev())
 }
 
-/// Gives `target` the owner, mode, extended attributes and times of `source`, neither of them followed. The owner comes first, as
-/// its change takes setuid bits and capabilities away.
+/// Gives `target` the owner, mode, extended attributes and times of `source`, neither of them followed. The
+/// owner comes first, as its change takes setuid bits and capabilities away.
 pub fn attributes(source: &Path, target: &Path) -> Result<(), CopyError> {
     let found = fs::symlink_metadata(source).map_err(refused(source))?;
     lchown(target, Some(found.uid()), Some(found.gid())).map_err(refused(source))?;
@@ -218,8 +221,8 @@ pub fn attributes(source: &Path, target: &Path) -> Result<(), CopyError> {
         .map_err(|errno| refused(source)(errno.into()))
 }
 
-/// Copies extended attributes, but those of overlayfs and, as containerd does, SELinux. One that the target's file system has no
-/// place for is left out, as `cp -a` does.
+/// Copies extended attributes, but those of overlayfs and, as containerd does, SELinux. One that the target's
+/// file system has no place for is left out, as `cp -a` does.
 fn xattrs(source: &Path, target: &Path) -> rustix::io::Result<()> {
     let mut names = vec![0; MAX_ATTRIBUTE];
     let length = match rustix::fs::llistxattr(source, &mut names[..]) {

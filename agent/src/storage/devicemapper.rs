@@ -1,7 +1,7 @@
 //! Block devices out of ranges of the extent disk: one device-mapper device with one linear target each.
 //!
-//! Only what this needs of the kernel's interface (`linux/dm-ioctl.h`, version 4): create, load, resume, remove. There is no
-//! udev in the guest; devtmpfs makes `/dev/dm-N` before the load returns.
+//! Only what this needs of the kernel's interface (`linux/dm-ioctl.h`, version 4): create, load, resume,
+//! remove. There is no udev in the guest; devtmpfs makes `/dev/dm-N` before the load returns.
 
 use super::extent::ExtentRange;
 use crate::sys;
@@ -45,8 +45,8 @@ enum Command {
 /// Flag of a load: the device becomes read-only.
 const READ_ONLY: u32 = 1;
 
-/// How long a device may stay in use by mounts that are on their way out: namespaces of ended processes are taken apart by
-/// a worker of the kernel, after their exit was reported.
+/// How long a device may stay in use by mounts that are on their way out: namespaces of ended processes are
+/// taken apart by a worker of the kernel, after their exit was reported.
 const REMOVE_TRIES: u32 = 200;
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -67,7 +67,8 @@ pub fn create(name: &str, range: ExtentRange, access: Access) -> Result<PathBuf,
     Ok(PathBuf::from(format!("/dev/dm-{}", minor_of(&created))))
 }
 
-/// Removes the device `name`; one that is gone already is no error. Blocks up to two seconds while it is still in use.
+/// Removes the device `name`; one that is gone already is no error. Blocks up to two seconds while it is
+/// still in use.
 pub fn remove(name: &str) -> Result<(), DeviceError> {
     let control = open(name)?;
     let mut tries = 0;
@@ -95,7 +96,7 @@ fn open(name: &str) -> Result<File, DeviceError> {
 /// Sends a request and answers the kernel's header.
 fn call(control: &File, command: Command, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut buffer = request.to_vec();
-    sys::device_mapper(control, command as u32, &mut buffer)?;
+    sys::device_mapper::send(control, command as u32, &mut buffer)?;
     Ok(buffer)
 }
 

@@ -1,4 +1,5 @@
-//! Read-only image layers: each extent that holds one is mounted once, and shared by all containers that have it.
+//! Read-only image layers: each extent that holds one is mounted once, and shared by all containers that have
+//! it.
 //!
 //! ```text
 //!           acquire           acquire
@@ -10,8 +11,8 @@
 //!
 //! A user stays counted until the layer is gone, so a release that failed can be repeated.
 
-use super::StorageError;
 use super::devicemapper::{self, Access};
+use super::error::StorageError;
 use super::extent::ExtentRange;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::collections::HashMap;
@@ -53,7 +54,8 @@ impl Layers {
         Ok(directory(offset))
     }
 
-    /// Counts one user less, and takes the layer away with the last one. A layer that is not there is no error.
+    /// Counts one user less, and takes the layer away with the last one. A layer that is not there is no
+    /// error.
     pub fn release(&mut self, offset: u64) -> Result<(), StorageError> {
         match self.table.get_mut(&offset) {
             None => Ok(()),

@@ -1,8 +1,8 @@
 //! A container's root: an overlay of its layers and a throw-away upper directory.
 
-use super::{StorageError, copy, delete, scratch};
-use crate::id::Id;
-use isopod_protocols::guest;
+use super::error::StorageError;
+use super::paths::RootPaths;
+use super::{copy, delete};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount,
@@ -10,44 +10,6 @@ use rustix::mount::{
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-
-/// Where roots are mounted.
-const ROOTS: &str = "/run/isopod/roots";
-
-/// The places of one container's root, all made by the agent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
-    /// On scratch: upper and work directories.
-    pub writable: PathBuf,
-    /// What the container wrote.
-    pub upper: PathBuf,
-    /// Overlay's own.
-    work: PathBuf,
-    /// Empty; what is to be deleted is moved here.
-    trash: PathBuf,
-    /// Volumes of the image, by number; absent where it has none.
-    pub volumes: PathBuf,
-    /// Empty; the only layer of an image that has none.
-    bottom: PathBuf,
-    /// Where the root is mounted.
-    pub root: PathBuf,
-}
-
-impl Places {
-    /// The places of container `id`.
-    pub fn of(id: &Id) -> Places {
-        let writable = Path::new(scratch::DIRECTORY).join(id.as_str());
-        Places {
-            upper: writable.join("upper"),
-            work: writable.join("work"),
-            trash: writable.join("trash"),
-            volumes: guest::volumes(id.as_str()).into(),
-            bottom: writable.join("bottom"),
-            root: Path::new(ROOTS).join(id.as_str()),
-            writable,
-        }
-    }
-}
 
 /// One setting of the overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,13 +20,14 @@ enum Setting {
 
 /// The settings of an overlay; `layers` lowest first.
 ///
-/// Lower directories are given one by one, topmost first, as one `lowerdir` text ends at a page and about 50 layers.
-/// `volatile`: the upper directory dies with its container, so a sync inside it need not reach the host's disk.
-fn settings(layers: &[PathBuf], places: &Places) -> Vec<Setting> {
+/// Lower directories are given one by one, topmost first, as one `lowerdir` text ends at a page and about 50
+/// layers. `volatile`: the upper directory dies with its container, so a sync inside it need not reach the
+/// host's disk.
+fn settings(layers: &[PathBuf], paths: &RootPaths) -> Vec<Setting> {
     let mut settings: Vec<Setting> =
         layers.iter().rev().map(|layer| Setting::Text("lowerdir+", layer.clone())).collect();
-    settings.push(Setting::Text("upperdir", places.upper.clone()));
-    settings.push(Setting::Text("workdir", places.work.clone()));
+    settings.push(Setting::Text("upperdir", paths.upper.clone()));
+    settings.push(Setting::Text("workdir", paths.work.clone()));
     settings.push(Setting::Text("source", PathBuf::from("overlay")));
     settings.push(Setting::Flag("volatile"));
     settings
@@ -72,30 +35,30 @@ fn settings(layers: &[PathBuf], places: &Places) -> Vec<Setting> {
 
 /// Makes the directories of a root and mounts the overlay on it. The caller takes away what a failure leaves.
 ///
-/// The root directory's owner and mode are those of the upper directory, so they are taken over from the topmost layer. An image
-/// without layers has an empty root, as with containerd.
-pub fn mount_overlay(layers: &[PathBuf], places: &Places) -> Result<(), StorageError> {
-    for directory in [&places.upper, &places.work, &places.trash, &places.root] {
+/// The root directory's owner and mode are those of the upper directory, so they are taken over from the
+/// topmost layer. An image without layers has an empty root, as with containerd.
+pub fn mount_overlay(layers: &[PathBuf], paths: &RootPaths) -> Result<(), StorageError> {
+    for directory in [&paths.upper, &paths.work, &paths.trash, &paths.root] {
         fs::create_dir_all(directory).map_err(StorageError::at(directory))?;
     }
-    let bottom = [places.bottom.clone()];
+    let bottom = [paths.bottom.clone()];
     let layers = match layers.last() {
         Some(topmost) => {
-            copy::attributes(topmost, &places.upper).map_err(StorageError::RootDirectory)?;
+            copy::attributes(topmost, &paths.upper).map_err(StorageError::RootDirectory)?;
             layers
         }
         None => {
-            fs::create_dir_all(&places.bottom).map_err(StorageError::at(&places.bottom))?;
+            fs::create_dir_all(&paths.bottom).map_err(StorageError::at(&paths.bottom))?;
             &bottom
         }
     };
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| StorageError::Overlay {
-        root: places.root.clone(),
+        root: paths.root.clone(),
         reason: String::new(),
         source: errno.into(),
     })?;
-    attach(&context, &settings(layers, places), &places.root).map_err(|errno| StorageError::Overlay {
-        root: places.root.clone(),
+    attach(&context, &settings(layers, paths), &paths.root).map_err(|errno| StorageError::Overlay {
+        root: paths.root.clone(),
         reason: reasons(&context),
         source: errno.into(),
     })
@@ -129,27 +92,28 @@ fn reasons(context: &OwnedFd) -> String {
 }
 
 /// Takes away what the container wrote, and the mount point. What is gone already is no error.
-pub fn delete_places(places: &Places) -> Result<(), StorageError> {
-    if places.writable.exists() {
-        for tree in [&places.upper, &places.work, &places.volumes] {
-            delete::tree(tree, &places.trash).map_err(StorageError::at(tree))?;
+pub fn delete_root(paths: &RootPaths) -> Result<(), StorageError> {
+    if paths.writable.exists() {
+        for tree in [&paths.upper, &paths.work, &paths.volumes] {
+            delete::tree(tree, &paths.trash).map_err(StorageError::at(tree))?;
         }
-        for directory in [&places.bottom, &places.trash, &places.writable] {
+        for directory in [&paths.bottom, &paths.trash, &paths.writable] {
             delete::directory(directory).map_err(StorageError::at(directory))?;
         }
     }
-    delete::directory(&places.root).map_err(StorageError::at(&places.root))
+    delete::directory(&paths.root).map_err(StorageError::at(&paths.root))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::Id;
 
     #[test]
     fn layers_are_given_topmost_first() {
         let layers = [PathBuf::from("/base"), PathBuf::from("/middle"), PathBuf::from("/top")];
-        let places = Places::of(&Id::parse("container_id", "c1").unwrap());
-        let settings = settings(&layers, &places);
+        let paths = RootPaths::of(&Id::parse("container_id", "c1").unwrap());
+        let settings = settings(&layers, &paths);
         assert_eq!(settings[0], Setting::Text("lowerdir+", "/top".into()));
         assert_eq!(settings[2], Setting::Text("lowerdir+", "/base".into()));
         assert_eq!(settings[3], Setting::Text("upperdir", "/run/isopod/scratch/c1/upper".into()));
@@ -159,8 +123,8 @@ mod tests {
     #[test]
     fn hundred_layers_are_a_hundred_settings() {
         let layers: Vec<PathBuf> = (0..100).map(|n| PathBuf::from(format!("/layers/{n}"))).collect();
-        let places = Places::of(&Id::parse("container_id", "c1").unwrap());
+        let paths = RootPaths::of(&Id::parse("container_id", "c1").unwrap());
         let lower = |setting: &&Setting| matches!(setting, Setting::Text("lowerdir+", _));
-        assert_eq!(settings(&layers, &places).iter().filter(lower).count(), 100);
+        assert_eq!(settings(&layers, &paths).iter().filter(lower).count(), 100);
     }
 }

@@ -1,7 +1,8 @@
-//! Where the upper directories of containers live: an ext4 file system on the pod's writable extent, or memory.
+//! Where the upper directories of containers live: an ext4 file system on the pod's writable extent, or
+//! memory.
 
-use super::StorageError;
 use super::devicemapper::{self, Access};
+use super::error::StorageError;
 use super::extent::ExtentRange;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::ffi::CStr;
@@ -9,13 +10,14 @@ use std::fs;
 use std::io;
 
 /// Where it is mounted.
-pub const DIRECTORY: &str = isopod_protocols::guest::SCRATCH;
+const DIRECTORY: &str = isopod_protocols::guest::SCRATCH;
 
 /// Name of its device.
 const DEVICE: &str = "scratch";
 
-/// All of it is thrown away with the pod, so nothing waits for the host's disk: no barriers. Freed blocks are given back. The maps of
-/// blocks are read when they are needed: a thread of the kernel would read those of 10 GiB after the mount, and keep 0.9 MiB.
+/// All of it is thrown away with the pod, so nothing waits for the host's disk: no barriers. Freed blocks are
+/// given back. The maps of blocks are read when they are needed: a thread of the kernel would read those of
+/// 10 GiB after the mount, and keep 0.9 MiB.
 const EXT4_OPTIONS: &CStr = c"discard,barrier=0,no_prefetch_block_bitmaps";
 
 /// Mounts the pod's scratch. On failure nothing is left.

@@ -1,9 +1,10 @@
 //! A container's files as its processes will see them: its root with the mounts that are still to be made.
 //!
-//! `container::targets` and `volume` ask here where a path of the image leads, and have missing parts of it made. The image wrote
-//! every name and link in the root, so the path is walked one name at a time: no open ever follows a link, links are read and
-//! resolved here with the root as `/`, and `..` never leads above it. The answer holds no links, so that who uses it later resolves
-//! nothing of the image's again. It must not be used on the root of a container that runs: that one changes under the walk.
+//! `container::targets` and `volume` ask here where a path of the image leads, and have missing parts of it
+//! made. The image wrote every name and link in the root, so the path is walked one name at a time: no open
+//! ever follows a link, links are read and resolved here with the root as `/`, and `..` never leads above it.
+//! The answer holds no links, so that who uses it later resolves nothing of the image's again. It must not be
+//! used on the root of a container that runs: that one changes under the walk.
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,7 +19,8 @@ use std::rc::Rc;
 /// Most links on the way to one path, as the kernel has it (MAXSYMLINKS).
 const MAX_LINKS: usize = 40;
 
-/// Longest path that the kernel takes (PATH_MAX), in bytes; it also bounds how many directories are open during a walk.
+/// Longest path that the kernel takes (PATH_MAX), in bytes; it also bounds how many directories are open
+/// during a walk.
 const MAX_PATH: usize = 4096;
 
 /// Mode of the directories that are made.
@@ -74,7 +76,7 @@ pub enum ViewError {
 
 /// What a path leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// A directory.
     Directory,
     /// Anything else; a link it is not.
@@ -89,7 +91,7 @@ pub struct Found {
     /// The same place by a path without links and without `..`.
     pub path: PathBuf,
     /// What is there.
-    pub kind: Kind,
+    pub kind: FileKind,
     /// How many links were followed.
     pub links: usize,
 }
@@ -118,7 +120,7 @@ pub enum Content {
 
 /// What is at a mount point.
 #[derive(Debug, Clone)]
-enum Tree {
+enum Mounted {
     Directory(Rc<OwnedFd>),
     File,
     Fresh(String),
@@ -129,7 +131,7 @@ enum Tree {
 pub struct View {
     root: Rc<OwnedFd>,
     /// By paths without links; none hides another.
-    mounts: Vec<(PathBuf, Tree)>,
+    mounts: Vec<(PathBuf, Mounted)>,
 }
 
 /// Opens a directory or file to look at, following links: for paths of the agent's own.
@@ -146,9 +148,9 @@ impl View {
     /// Notes a mount at a path that [`View::find`] has answered. It hides what was mounted there or below.
     pub fn mount(&mut self, at: &Path, content: Content) {
         let tree = match content {
-            Content::Directory(directory) => Tree::Directory(Rc::new(directory)),
-            Content::File => Tree::File,
-            Content::Fresh(file_system) => Tree::Fresh(file_system),
+            Content::Directory(directory) => Mounted::Directory(Rc::new(directory)),
+            Content::File => Mounted::File,
+            Content::Fresh(file_system) => Mounted::Fresh(file_system),
         };
         self.mounts.retain(|(path, _)| !path.starts_with(at));
         self.mounts.push((at.to_owned(), tree));
@@ -193,11 +195,11 @@ struct Walk<'a> {
 }
 
 /// What one name was.
-enum Step {
+enum Visited {
     /// The walk goes on.
     On,
     /// The walk has ended with this.
-    End(Option<Kind>, PathBuf),
+    End(Option<FileKind>, PathBuf),
 }
 
 impl Walk<'_> {
@@ -207,33 +209,33 @@ impl Walk<'_> {
                 self.up();
                 continue;
             }
-            if let Step::End(kind, path) = self.step(&name)? {
+            if let Visited::End(kind, path) = self.step(&name)? {
                 let links = self.links;
                 return Ok(kind.map(|kind| Found { path, kind, links }));
             }
         }
-        Ok(Some(Found { path: self.path(), kind: Kind::Directory, links: self.links }))
+        Ok(Some(Found { path: self.path(), kind: FileKind::Directory, links: self.links }))
     }
 
-    fn step(&mut self, name: &OsStr) -> Result<Step, ViewError> {
+    fn step(&mut self, name: &OsStr) -> Result<Visited, ViewError> {
         let at = self.path().join(name);
         if at.as_os_str().len() >= MAX_PATH {
             return Err(ViewError::TooLong { path: self.asked.to_owned() });
         }
         if let Some((_, tree)) = self.view.mounts.iter().find(|(path, _)| *path == at) {
             return match tree.clone() {
-                Tree::Directory(directory) => {
+                Mounted::Directory(directory) => {
                     self.enter(name, directory);
-                    Ok(Step::On)
+                    Ok(Visited::On)
                 }
-                Tree::File => self.end_with_file(at),
-                Tree::Fresh(file_system) => self.end_in_fresh(at, file_system),
+                Mounted::File => self.end_with_file(at),
+                Mounted::Fresh(file_system) => self.end_in_fresh(at, file_system),
             };
         }
         let (file, kind) = match self.look(name) {
             Ok(found) => found,
             Err(Errno::NOENT) => match (self.missing, self.left.is_empty()) {
-                (Missing::Tell, _) => return Ok(Step::End(None, at)),
+                (Missing::Tell, _) => return Ok(Visited::End(None, at)),
                 (Missing::MakeFile, true) => return self.make_file(name, at),
                 (Missing::MakeDirectory, _) | (Missing::MakeFile, false) => self.make_directory(name, &at)?,
             },
@@ -242,11 +244,11 @@ impl Walk<'_> {
         match kind {
             FileType::Directory => {
                 self.enter(name, Rc::new(file));
-                Ok(Step::On)
+                Ok(Visited::On)
             }
             FileType::Symlink => {
                 self.follow(&file, at)?;
-                Ok(Step::On)
+                Ok(Visited::On)
             }
             _ => self.end_with_file(at),
         }
@@ -283,23 +285,23 @@ impl Walk<'_> {
             .map_err(|errno| self.refused(at.to_owned(), errno))
     }
 
-    fn make_file(&self, name: &OsStr, at: PathBuf) -> Result<Step, ViewError> {
+    fn make_file(&self, name: &OsStr, at: PathBuf) -> Result<Visited, ViewError> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
         match rustix::fs::openat(self.directory(), name, flags, FILE_MODE) {
-            Ok(_) => Ok(Step::End(Some(Kind::File), at)),
+            Ok(_) => Ok(Visited::End(Some(FileKind::File), at)),
             Err(errno) => Err(self.refused(at, errno)),
         }
     }
 
-    fn end_with_file(&self, at: PathBuf) -> Result<Step, ViewError> {
+    fn end_with_file(&self, at: PathBuf) -> Result<Visited, ViewError> {
         if self.left.is_empty() {
-            return Ok(Step::End(Some(Kind::File), at));
+            return Ok(Visited::End(Some(FileKind::File), at));
         }
         Err(ViewError::NotDirectory { path: self.asked.to_owned(), at })
     }
 
     /// Nothing is known of what follows: no link may have led here, and no name is looked up.
-    fn end_in_fresh(&self, at: PathBuf, file_system: String) -> Result<Step, ViewError> {
+    fn end_in_fresh(&self, at: PathBuf, file_system: String) -> Result<Visited, ViewError> {
         let inside = self.left.iter().fold(at, |path, name| path.join(name));
         if self.links > 0 {
             return Err(ViewError::IntoFresh { path: self.asked.to_owned(), at: inside, file_system });
@@ -307,7 +309,7 @@ impl Walk<'_> {
         if self.left.iter().any(|name| name == "..") {
             return Err(self.refused(inside, Errno::INVAL));
         }
-        Ok(Step::End(Some(Kind::Fresh(file_system)), inside))
+        Ok(Visited::End(Some(FileKind::Fresh(file_system)), inside))
     }
 
     fn enter(&mut self, name: &OsStr, directory: Rc<OwnedFd>) {
@@ -337,12 +339,12 @@ impl Walk<'_> {
     }
 }
 
-/// Kind of a path of the agent's own, links followed.
-pub fn kind_of(file: &OwnedFd) -> io::Result<Kind> {
+/// Returns the kind of a path of the agent's own, links followed.
+pub fn kind_of(file: &OwnedFd) -> io::Result<FileKind> {
     let stat = rustix::fs::statat(file, "", AtFlags::EMPTY_PATH)?;
     Ok(match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => Kind::Directory,
-        _ => Kind::File,
+        FileType::Directory => FileKind::Directory,
+        _ => FileKind::File,
     })
 }
 
@@ -379,7 +381,7 @@ mod tests {
         }
     }
 
-    fn found(view: &View, path: &str, missing: Missing) -> (String, Kind) {
+    fn found(view: &View, path: &str, missing: Missing) -> (String, FileKind) {
         let found = view.find(Path::new(path), missing).unwrap().unwrap();
         (found.path.display().to_string(), found.kind)
     }
@@ -388,7 +390,7 @@ mod tests {
     fn dangling_link_is_made_inside_the_root() {
         let root = Root::new().directory("etc").link("etc/resolv.conf", "../run/systemd/resolve/stub");
         let made = found(&root.view(), "/etc/resolv.conf", Missing::MakeFile);
-        assert_eq!(made, ("/run/systemd/resolve/stub".into(), Kind::File));
+        assert_eq!(made, ("/run/systemd/resolve/stub".into(), FileKind::File));
         assert!(root.path("run/systemd/resolve/stub").is_file());
         let mode = fs::metadata(root.path("run/systemd")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
@@ -420,7 +422,7 @@ mod tests {
         fs::write(root.path("file"), "").unwrap();
         let error = root.view().find(Path::new("/link/below"), Missing::MakeDirectory).unwrap_err();
         assert!(error.to_string().contains("/link/below needs a directory at /file"), "{error}");
-        assert_eq!(found(&root.view(), "/link", Missing::MakeDirectory), ("/file".into(), Kind::File));
+        assert_eq!(found(&root.view(), "/link", Missing::MakeDirectory), ("/file".into(), FileKind::File));
     }
 
     #[test]
@@ -445,7 +447,7 @@ mod tests {
         let root = Root::new().link("hosts", "proc/self/hosts").link("procfs", "/proc");
         let mut view = root.view();
         view.mount(Path::new("/proc"), Content::Fresh("proc".into()));
-        let expected = ("/proc/sys/x".into(), Kind::Fresh("proc".into()));
+        let expected = ("/proc/sys/x".into(), FileKind::Fresh("proc".into()));
         assert_eq!(found(&view, "/proc/sys/x", Missing::MakeFile), expected);
         for path in ["/hosts", "/procfs"] {
             let error = view.find(Path::new(path), Missing::MakeFile).unwrap_err();
@@ -459,7 +461,7 @@ mod tests {
         let mut view = root.view();
         view.mount(Path::new("/sys/fs/cgroup"), Content::Fresh("cgroup2".into()));
         view.mount(Path::new("/sys"), Content::Directory(open(other.0.path()).unwrap()));
-        assert_eq!(found(&view, "/sys/fs/cgroup", Missing::MakeDirectory).1, Kind::Directory);
+        assert_eq!(found(&view, "/sys/fs/cgroup", Missing::MakeDirectory).1, FileKind::Directory);
         assert!(other.path("fs/cgroup").is_dir() && !root.path("sys").exists());
     }
 
@@ -472,7 +474,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever links the image has, what is made is in the root, and the answer leads there without links.
+        /// Whatever links the image has, what is made is in the root, and the answer leads there without
+        /// links.
         #[test]
         fn nothing_is_made_outside(
             links in proptest::collection::vec(("[ab](/[ab])?", "(/|\\.\\./){0,4}[abc](/[abc]|/\\.\\.){0,3}"), 0..6),

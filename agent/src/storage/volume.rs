@@ -1,11 +1,12 @@
 //! Volumes of an image (`VOLUME`): directories on scratch that belong to one container and go with it.
 //!
-//! As containerd has them: each begins with a copy of what the image has at the volume's path, with owner and mode, or empty, 0755 of
-//! root, where no layer has the path. The runtime's spec mounts them. A copy is bounded by the scratch disk and by time.
+//! As containerd has them: each begins with a copy of what the image has at the volume's path, with owner and
+//! mode, or empty, 0755 of root, where no layer has the path. The runtime's spec mounts them. A copy is
+//! bounded by the scratch disk and by time.
 
 use super::copy::{self, CopyError};
-use super::rootfs::Places;
-use super::view::{Found, Kind, Missing, View, ViewError};
+use super::paths::RootPaths;
+use super::view::{FileKind, Found, Missing, View, ViewError};
 use isopod_protocols::guest::MAX_VOLUMES;
 use std::fs;
 use std::io;
@@ -13,8 +14,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long the copies of all volumes of one container may take. The runtime waits for the whole creation no longer than kubelet does,
-/// which is 2 minutes.
+/// How long the copies of all volumes of one container may take. The runtime waits for the whole creation no
+/// longer than kubelet does, which is 2 minutes.
 const DEADLINE: Duration = Duration::from_secs(45);
 
 /// Why a container's volumes could not be made.
@@ -57,17 +58,17 @@ pub enum VolumeError {
     },
 }
 
-/// Makes a directory for each of `volumes`, named by its number, and fills it from the container's root. The caller takes away what a
-/// failure leaves.
-pub fn make(places: &Places, volumes: &[String]) -> Result<(), VolumeError> {
+/// Makes a directory for each of `volumes`, named by its number, and fills it from the container's root. The
+/// caller takes away what a failure leaves.
+pub fn make(paths: &RootPaths, volumes: &[String]) -> Result<(), VolumeError> {
     if volumes.len() > MAX_VOLUMES {
         return Err(VolumeError::Count(volumes.len()));
     }
     let deadline = Instant::now() + DEADLINE;
-    let view = View::of_root(&places.root)
-        .map_err(|source| VolumeError::Directory { path: places.root.clone(), source })?;
+    let view = View::of_root(&paths.root)
+        .map_err(|source| VolumeError::Directory { path: paths.root.clone(), source })?;
     for (number, volume) in volumes.iter().enumerate() {
-        let target = places.volumes.join(number.to_string());
+        let target = paths.volumes.join(number.to_string());
         fs::DirBuilder::new()
             .mode(0o755)
             .recursive(true)
@@ -78,8 +79,8 @@ pub fn make(places: &Places, volumes: &[String]) -> Result<(), VolumeError> {
             .map_err(|source| VolumeError::Path { volume: volume.clone(), source })?;
         match found {
             None => {}
-            Some(Found { kind: Kind::Directory, path, .. }) => {
-                let source = places.root.join(path.strip_prefix("/").unwrap_or(&path));
+            Some(Found { kind: FileKind::Directory, path, .. }) => {
+                let source = paths.root.join(path.strip_prefix("/").unwrap_or(&path));
                 copy::directory(&source, &target, deadline)
                     .map_err(|source| VolumeError::Copy { volume: volume.clone(), source })?;
             }
@@ -95,36 +96,36 @@ mod tests {
     use crate::id::Id;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    fn places(directory: &Path) -> Places {
-        let mut places = Places::of(&Id::parse("container_id", "c1").unwrap());
+    fn paths(directory: &Path) -> RootPaths {
+        let mut paths = RootPaths::of(&Id::parse("container_id", "c1").unwrap());
         fs::create_dir_all(directory.join("root")).unwrap();
-        places.root = directory.join("root");
-        places.volumes = directory.join("volumes");
-        places
+        paths.root = directory.join("root");
+        paths.volumes = directory.join("volumes");
+        paths
     }
 
     #[test]
     fn volumes_begin_with_the_images_content_or_empty() {
         let directory = tempfile::tempdir().unwrap();
-        let places = places(directory.path());
-        fs::create_dir_all(places.root.join("real/data")).unwrap();
-        fs::write(places.root.join("real/data/file"), "text").unwrap();
-        fs::set_permissions(places.root.join("real/data"), fs::Permissions::from_mode(0o710)).unwrap();
-        symlink("/real", places.root.join("link")).unwrap();
-        symlink("nowhere", places.root.join("dangling")).unwrap();
-        make(&places, &["/link/data".into(), "/absent/deep".into(), "/dangling".into()]).unwrap();
-        assert_eq!(fs::read(places.volumes.join("0/file")).unwrap(), b"text");
-        let mode = |number| fs::metadata(places.volumes.join(number)).unwrap().permissions().mode() & 0o7777;
+        let paths = paths(directory.path());
+        fs::create_dir_all(paths.root.join("real/data")).unwrap();
+        fs::write(paths.root.join("real/data/file"), "text").unwrap();
+        fs::set_permissions(paths.root.join("real/data"), fs::Permissions::from_mode(0o710)).unwrap();
+        symlink("/real", paths.root.join("link")).unwrap();
+        symlink("nowhere", paths.root.join("dangling")).unwrap();
+        make(&paths, &["/link/data".into(), "/absent/deep".into(), "/dangling".into()]).unwrap();
+        assert_eq!(fs::read(paths.volumes.join("0/file")).unwrap(), b"text");
+        let mode = |number| fs::metadata(paths.volumes.join(number)).unwrap().permissions().mode() & 0o7777;
         assert_eq!(["0", "1", "2"].map(mode), [0o710, 0o755, 0o755]);
-        assert!(!places.root.join("absent").exists() && !places.root.join("nowhere").exists());
+        assert!(!paths.root.join("absent").exists() && !paths.root.join("nowhere").exists());
     }
 
     #[test]
     fn file_in_place_of_a_volume_is_refused_by_path() {
         let directory = tempfile::tempdir().unwrap();
-        let places = places(directory.path());
-        fs::write(places.root.join("file"), "").unwrap();
-        let error = make(&places, &["/file".into()]).unwrap_err();
+        let paths = paths(directory.path());
+        fs::write(paths.root.join("file"), "").unwrap();
+        let error = make(&paths, &["/file".into()]).unwrap_err();
         assert!(error.to_string().starts_with("volume /file: the image has a file"), "{error}");
     }
 
@@ -132,6 +133,6 @@ mod tests {
     fn too_many_volumes_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let volumes: Vec<String> = (0..=MAX_VOLUMES).map(|number| format!("/{number}")).collect();
-        assert!(matches!(make(&places(directory.path()), &volumes), Err(VolumeError::Count(_))));
+        assert!(matches!(make(&paths(directory.path()), &volumes), Err(VolumeError::Count(_))));
     }
 }

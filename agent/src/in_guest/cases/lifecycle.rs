@@ -1,5 +1,5 @@
-//! Cases about containers from creation to removal: what failed leaves nothing, calls that meet, what watchers are told.
-//! And how long each part of a life takes.
+//! Cases about containers from creation to removal: what failed leaves nothing, calls that meet, what
+//! watchers are told. And how long each part of a life takes.
 
 use super::super::guest::{Guest, assert_refused};
 use futures_util::StreamExt;
@@ -111,7 +111,7 @@ pub async fn calls_on_one_container_at_a_time_are_safe(guest: Guest) {
 
 pub async fn watchers_see_a_snapshot_and_every_change(guest: Guest) {
     let before = guest.shell("sleep 100").run().await;
-    let mut events = crate::container::watch(&guest.sandbox).unwrap();
+    let mut events = crate::server::watch::watch(&guest.sandbox.containers.states);
     let Some(Ok(Event { event: Some(event::Event::Snapshot(snapshot)) })) = events.next().await else {
         panic!()
     };

@@ -28,7 +28,7 @@ pub async fn commands_that_cannot_be_executed_are_named(guest: Guest) {
     ] {
         let container = guest.command(&[command]).create().await.unwrap();
         assert_refused(container.start().await, Code::InvalidArgument, command);
-        let states = guest.sandbox.containers.board.watch().0.containers;
+        let states = guest.sandbox.containers.states.watch().0.containers;
         let state = states.iter().find(|state| state.container_id == container.id).unwrap();
         assert_eq!((state.state(), state.started_at_ns), (State::Exited, 0));
         assert!([126, 127].contains(&container.wait("").await.code));
