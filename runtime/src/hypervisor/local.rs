@@ -40,7 +40,7 @@ impl LocalHypervisor {
         undo: &mut Undo,
     ) -> Result<Option<VmHandle>, HypervisorError> {
         let Some(template) = self.templates.ready(key) else { return Ok(None) };
-        let (vm, vsock) = LocalVm::start(&place(config), undo)?;
+        let (vm, vsock) = LocalVm::start(&place(config), undo).await?;
         let limit = config.boot_timeout;
         let restored = vm.bring_up(limit, vm.restore(&template, files, vsock, limit));
         match restored.instrument(info_span!("restore")).await {
@@ -69,7 +69,7 @@ impl LocalHypervisor {
         files: &Files,
         undo: &mut Undo,
     ) -> Result<VmHandle, HypervisorError> {
-        let (vm, vsock) = LocalVm::start(&place(config), undo)?;
+        let (vm, vsock) = LocalVm::start(&place(config), undo).await?;
         let limit = config.boot_timeout;
         vm.bring_up(limit, vm.boot(&config.boot_config(), files, vsock, None, limit)).await?;
         Ok(vm)

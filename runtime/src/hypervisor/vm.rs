@@ -80,7 +80,10 @@ pub struct LocalVm {
 
 impl LocalVm {
     /// Starts a VMM; what kills it is pushed to `undo`. The listener is the guest's vsock, which the VMM is still to get.
-    pub fn start(place: &Place<'_>, undo: &mut Undo) -> Result<(Arc<Self>, UnixListener), HypervisorError> {
+    pub async fn start(
+        place: &Place<'_>,
+        undo: &mut Undo,
+    ) -> Result<(Arc<Self>, UnixListener), HypervisorError> {
         let sockets = Sockets::bind(place.directory)?;
         let (id, largest_file) = (place.uid.to_string(), place.largest_file.to_string());
         let start = Start {
@@ -90,7 +93,7 @@ impl LocalVm {
             descriptors: &[sockets.control.as_fd()],
             cgroup: place.cgroup,
         };
-        let process = info_span!("spawn").in_scope(|| Process::start(&start))?;
+        let process = Process::start(&start).instrument(info_span!("spawn")).await?;
         let vm = Self { patience: place.patience, ..Self::new(place.id, place.directory, process) };
         let vm = Arc::new(vm);
         let killed = Arc::clone(&vm);

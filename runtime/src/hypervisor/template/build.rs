@@ -197,7 +197,7 @@ impl Builder {
             vmm: &recipe.vmm,
             patience: PATIENCE,
         };
-        let started = LocalVm::start(&place, undo)?;
+        let started = LocalVm::start(&place, undo).await?;
         self.places.give_way(name);
         self.boot_and_save(&place, key, &files, started, (&memory, &state), undo).await?;
 
@@ -207,7 +207,7 @@ impl Builder {
         undo.done("seal")?;
         let log = files::log(&directory)?;
         self.places.come_as_usual(name);
-        let holder = holder::start(place.vmm, place.uid, place.cgroup, log.as_fd(), (&memory, &state));
+        let holder = holder::start(place.vmm, place.uid, place.cgroup, log.as_fd(), (&memory, &state)).await;
         self.places.give_way(name);
         let holder = holder?;
         let template = Arc::new(Template::new(name, key, memory, state, holder));

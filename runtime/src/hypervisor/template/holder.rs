@@ -62,7 +62,7 @@ pub struct Record {
 }
 
 /// Starts the process that keeps the two files: the VMM's program, which jails itself and then only sleeps.
-pub fn start(
+pub async fn start(
     vmm: &Path,
     uid: u32,
     cgroup: Option<&Path>,
@@ -78,6 +78,7 @@ pub fn start(
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup,
     })
+    .await
 }
 
 impl Template {

@@ -74,9 +74,9 @@ impl Places {
     }
 
     /// Gives it the usual share while a process starts in it. Between its making and its program's first
-    /// instruction such a process holds the daemon's descriptors, and the daemon waits: at the share of what
-    /// comes last that took seconds on a busy node, and the next daemon could not bind the socket of one that
-    /// was killed then.
+    /// instruction such a process holds the daemon's descriptors, and a thread of the daemon waits: at the share
+    /// of what comes last that took seconds on a busy node, and the next daemon could not bind the socket of one
+    /// that was killed then.
     pub fn come_as_usual(&self, name: &str) {
         self.weigh(name, USUAL);
     }

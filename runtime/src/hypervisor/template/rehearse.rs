@@ -106,7 +106,7 @@ impl Builder {
             vmm: &recipe.vmm,
             patience: LIMIT,
         };
-        let (vm, vsock) = LocalVm::start(&place, undo)?;
+        let (vm, vsock) = LocalVm::start(&place, undo).await?;
         self.places.weigh(&template.name, weight);
         let pages = match timeout(LIMIT, self.live_and_look(&id, template, files, &vm, vsock)).await {
             Ok(found) => found?,

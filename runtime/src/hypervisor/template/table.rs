@@ -224,7 +224,7 @@ mod tests {
         assert!(table.begin(&key(1), now + MINUTE).is_none());
         let hash = key(1).hash();
         assert!(table.ready(&hash, now).is_none());
-        assert!(table.settle(&hash, Ok(template(1)), now).is_empty());
+        assert!(table.settle(&hash, Ok(template(1).await), now).is_empty());
         assert!(table.ready(&hash, now).is_some());
         assert!(table.begin(&key(1), now + MINUTE).is_none());
     }
@@ -249,21 +249,21 @@ mod tests {
     async fn lost_template_is_made_anew_at_once_and_after_a_pause_when_it_is_lost_again() {
         let (mut table, now) = (Table::default(), Instant::now());
         let hash = key(1).hash();
-        let ready = |table: &mut Table, name: &str| {
+        let ready = async |table: &mut Table, name: &str| {
             table.begin(&key(1), now).unwrap();
-            let made = template(1);
+            let made = template(1).await;
             assert_ne!(made.name, name);
             table.settle(&hash, Ok(Arc::clone(&made)), now);
             made.name.clone()
         };
-        let first = ready(&mut table, "");
+        let first = ready(&mut table, "").await;
         assert_eq!(table.lose(&first, "gone".into(), now).unwrap().name, first);
         assert!(table.lose(&first, "gone".into(), now).is_none());
-        let second = ready(&mut table, &first);
+        let second = ready(&mut table, &first).await;
         assert!(table.lose(&second, "gone".into(), now).is_some());
         assert!(table.begin(&key(1), now).is_none());
         assert!(table.begin(&key(1), now + MINUTE).is_some());
-        let third = template(1);
+        let third = template(1).await;
         table.settle(&hash, Ok(Arc::clone(&third)), now);
         table.proved(&third.name);
         table.lose(&third.name, "gone".into(), now);
@@ -277,7 +277,7 @@ mod tests {
         for size in sizes.clone() {
             let now = start + Duration::from_secs(size.into());
             assert!(table.begin(&key(size), now).unwrap().is_empty());
-            table.settle(&key(size).hash(), Ok(template(size)), now);
+            table.settle(&key(size).hash(), Ok(template(size).await), now);
         }
         assert!(table.begin(&key(60), start + MINUTE / 2).is_none(), "all are in use");
         let later = start + 2 * MINUTE;
@@ -298,14 +298,14 @@ mod tests {
         };
         let (mut table, now) = (Table::default(), Instant::now());
         let (old, other) = (with_kernel("old"), key(2));
-        let made = |key: &Key| super::super::tests::template_of(key);
+        let made = async |key: &Key| super::super::tests::template_of(key).await;
         for key in [&old, &other] {
             table.begin(key, now).unwrap();
-            table.settle(&key.hash(), Ok(made(key)), now);
+            table.settle(&key.hash(), Ok(made(key).await), now);
         }
         let new = with_kernel("newer");
         assert!(table.begin(&new, now).unwrap().is_empty());
-        let gone = table.settle(&new.hash(), Ok(made(&new)), now);
+        let gone = table.settle(&new.hash(), Ok(made(&new).await), now);
         assert_eq!(gone.iter().map(|t| t.key.clone()).collect::<Vec<_>>(), [old]);
         assert_eq!(table.entries().count(), 2);
         let gone = table.keep_only(|recipe| recipe.boot.vcpus == 2);

@@ -34,16 +34,16 @@ pub fn key(vcpus: u8) -> Key {
 }
 
 /// A template of [`key`].
-pub fn template(vcpus: u8) -> Arc<Template> {
-    template_of(&key(vcpus))
+pub async fn template(vcpus: u8) -> Arc<Template> {
+    template_of(&key(vcpus)).await
 }
 
 /// A template whose holder is any process that has the two files.
-pub fn template_of(key: &Key) -> Arc<Template> {
-    named_template(&new_id().unwrap(), key)
+pub async fn template_of(key: &Key) -> Arc<Template> {
+    named_template(&new_id().unwrap(), key).await
 }
 
-fn named_template(name: &str, key: &Key) -> Arc<Template> {
+async fn named_template(name: &str, key: &Key) -> Arc<Template> {
     let bytes = u64::from(key.recipe.boot.memory_mib) << 20;
     let memory = Sealed::seal(new_file("memory", bytes).unwrap()).unwrap();
     let state = Sealed::seal(new_file("state", 1).unwrap()).unwrap();
@@ -54,7 +54,8 @@ fn named_template(name: &str, key: &Key) -> Arc<Template> {
         log: null.as_fd(),
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup: None,
-    });
+    })
+    .await;
     Arc::new(Template::new(name, key, memory, state, holder.unwrap()))
 }
 
@@ -114,7 +115,7 @@ impl Make for Shared {
             });
         }
         self.1.make_directory(name, &mut undo)?;
-        let template = named_template(name, key);
+        let template = named_template(name, key).await;
         self.1.record(&template, &mut undo)?;
         undo.keep();
         self.0.last.lock().unwrap().push(Arc::clone(&template));
@@ -261,7 +262,7 @@ async fn later_daemon_takes_back_what_is_whole_and_removes_the_rest() {
 
 #[tokio::test]
 async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
-    let made = template(1);
+    let made = template(1).await;
     let record = made.record().unwrap();
     assert!(Template::find(&made.name, record.clone()).unwrap().is_some());
     let mut other = record.clone();
@@ -277,7 +278,8 @@ async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
         log: state.as_fd(),
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup: None,
-    });
+    })
+    .await;
     let holder = holder.unwrap();
     let unsealed = super::Record { pid: holder.pid, started_at_ticks: holder.started_at_ticks, ..record };
     assert!(Template::find("x", unsealed).is_err());
@@ -382,7 +384,8 @@ async fn vm_that_rehearsed_for_an_earlier_daemon_is_ended_and_the_holder_is_not(
         log: null.as_fd(),
         descriptors: &[],
         cgroup: None,
-    });
+    })
+    .await;
     let left = left.unwrap();
     let cgroup = PodCgroup::of_template(cgroups.path(), &template.name);
     cgroup.create().unwrap();
