@@ -3,7 +3,7 @@
 //! ```text
 //!   open files -> a template of this configuration?
 //!      yes -> start isopod-vmm -> Restore -----------------------> the agent answers
-//!              | anything goes wrong: the template is dropped
+//!              | anything goes wrong: the pod boots, and the template is dropped if it is at fault
 //!      no ---> start isopod-vmm -> Boot -> ListenVsock ----------> the agent knocks -> ask for a template
 //! ```
 //!
@@ -31,15 +31,14 @@ impl LocalHypervisor {
         Self { templates }
     }
 
-    /// A clone of the template of that key; `None` where there is none, or it would not run.
+    /// A clone of that template, or why it did not run.
     async fn clone_template(
         &self,
         config: &VmConfig,
-        key: &Key,
+        template: Arc<Template>,
         files: &Files,
         undo: &mut Undo,
-    ) -> Result<Option<VmHandle>, HypervisorError> {
-        let Some(template) = self.templates.ready(key) else { return Ok(None) };
+    ) -> Result<Result<VmHandle, FailedClone>, HypervisorError> {
         let (vm, vsock) = LocalVm::start(&place(config), undo).await?;
         let limit = config.boot_timeout;
         let restored = vm.bring_up(limit, vm.restore(&template, files, vsock, limit));
@@ -47,20 +46,16 @@ impl LocalHypervisor {
             Ok(()) => {
                 vm.count(Some(self.templates.cloned(&template)));
                 populate(Arc::clone(&vm), template);
-                Ok(Some(vm))
+                Ok(Ok(vm))
             }
             Err(error) => {
-                self.refused(&template, &error);
+                tracing::warn!(template = template.name, %error, "clone failed: the pod boots");
+                self.templates.clone_failed(&template, &error);
                 // Before the next one is born in its place. The undo stack kills it once more, which is no error.
                 vm.kill().await;
-                Ok(None)
+                Ok(Err(FailedClone { template, error }))
             }
         }
-    }
-
-    fn refused(&self, template: &Template, error: &HypervisorError) {
-        tracing::warn!(template = template.name, %error, "clone failed: the template goes, and the pod boots");
-        self.templates.refused(template, error);
     }
 
     async fn boot_cold(
@@ -74,6 +69,12 @@ impl LocalHypervisor {
         vm.bring_up(limit, vm.boot(&config.boot_config(), files, vsock, None, limit)).await?;
         Ok(vm)
     }
+}
+
+/// A clone that did not run.
+struct FailedClone {
+    template: Arc<Template>,
+    error: HypervisorError,
 }
 
 /// Gives a clone what it will write, while its pod waits for its network. A guest that gets nothing asks page
@@ -113,11 +114,18 @@ impl Hypervisor for LocalHypervisor {
         let _starting = self.templates.pod_starts();
         let files = Files::open(&config.kernel, &config.root_image)?;
         let Some(key) = Key::of(config, &files) else { return self.boot_cold(config, &files, undo).await };
-        if let Some(vm) = self.clone_template(config, &key, &files, undo).await? {
-            return Ok(vm);
-        }
+        let failed = match self.templates.ready(&key) {
+            Some(template) => match self.clone_template(config, template, &files, undo).await? {
+                Ok(vm) => return Ok(vm),
+                Err(failed) => Some(failed),
+            },
+            None => None,
+        };
         self.templates.missed();
         let booted = self.boot_cold(config, &files, undo).await?;
+        if let Some(FailedClone { template, error }) = failed {
+            self.templates.booted_instead(&template, &config.id, &error);
+        }
         // Only now: a configuration that does not boot makes no template either, and this pod comes first.
         self.templates.ask(&key);
         Ok(booted)

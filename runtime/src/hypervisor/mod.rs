@@ -238,6 +238,14 @@ pub enum HypervisorError {
     Injected(#[from] Injected),
 }
 
+impl HypervisorError {
+    /// Whether a VMM found a template's files damaged, or not what they should be. All other failures of a clone can be
+    /// the doing of its pod, such as a limit of memory in which no VMM runs.
+    pub fn is_of_template(&self) -> bool {
+        matches!(self, Self::Refused { kind: ErrorKind::Template, .. })
+    }
+}
+
 /// Makes VMs.
 #[async_trait]
 pub trait Hypervisor: Send + Sync {

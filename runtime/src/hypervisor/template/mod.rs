@@ -12,8 +12,11 @@
 //!                failed  |    | asked for,            |     replaced since, or of a configuration that is no more
 //!                        v    | after a pause         |
 //!                        Failed <---------------------+
-//!                                 its holder ended, or a clone of it would not run
+//!                                 its holder ended, or its clones would not run
 //! ```
+//!
+//! A clone that does not run is no proof against its template: a pod may have limits in which no VMM runs, and a tenant chooses them.
+//! The template goes where the VMM finds its files at fault, or where several pods in a row could boot and not be cloned.
 //!
 //! A pause is a minute after the first failure and doubles up to an hour; at its end the template is asked
 //! for again, whether a pod wants it or not. A template that was lost after it had served is made anew at
@@ -195,10 +198,23 @@ impl Templates {
         self.table().named(name).map(|template| template.lease())
     }
 
-    /// A clone of that template would not run: it goes.
-    pub fn refused(self: &Arc<Self>, template: &Template, error: &HypervisorError) {
-        self.lose(&template.name, format!("a clone failed: {error}"));
-        self.ask_later(&template.key);
+    /// A clone of that template did not run. The template goes at once if it is at fault.
+    pub fn clone_failed(self: &Arc<Self>, template: &Template, error: &HypervisorError) {
+        if error.is_of_template() {
+            self.lose(&template.name, format!("a clone failed: {error}"));
+            self.ask_later(&template.key);
+        }
+    }
+
+    /// The VM `id` booted after its clone of that template had failed: what kept the clone from running was not the pod alone.
+    /// The template goes when that has happened to several VMs in a row.
+    pub fn booted_instead(self: &Arc<Self>, template: &Template, id: &str, error: &HypervisorError) {
+        let lost = self.table().booted_instead(&template.name, id, error, Instant::now());
+        if let Some(lost) = lost {
+            tracing::warn!(template = lost.name, %error, "clones of several pods failed: the template goes");
+            self.discard(vec![lost]);
+            self.ask_later(&template.key);
+        }
     }
 
     /// All templates, those that are being made or failed too.

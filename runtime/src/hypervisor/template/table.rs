@@ -3,9 +3,10 @@
 //! Used by [`super::Templates`] under its lock. Only decisions are made here, and each says what to do about it; no process
 //! is started or ended, and time is a parameter.
 
+use super::super::HypervisorError;
 use super::holder::Template;
 use super::key::{Key, Recipe};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,10 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Pause after a first failure; each further one doubles it, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// VMs in a row whose clones failed, and that could boot, for which a template is given up. More than one, so that what happens to
+/// one pod, whose limits its owner chooses, takes the template from no other pod.
+const MOST_FAILED_CLONES: usize = 3;
 
 /// A template's state, see [`super`].
 pub enum State {
@@ -44,6 +49,8 @@ pub struct Entry {
     asked: Instant,
     /// Failures since the last clone that ran.
     failures: u32,
+    /// VMs that booted after their clones failed, since the last clone that ran; fewer than [`MOST_FAILED_CLONES`].
+    failed_clones: BTreeSet<String>,
 }
 
 /// All templates by the hash of their keys.
@@ -128,9 +135,30 @@ impl Table {
         let first_pause = self.first_pause;
         let entry = self.entries.values_mut().find(|entry| entry.is(name))?;
         entry.failures += 1;
+        entry.failed_clones.clear();
         let failed = State::Failed { reason, until: now + pause(first_pause, entry.failures - 1) };
         match std::mem::replace(&mut entry.state, failed) {
             State::Ready(template) => Some(template),
+            _ => None,
+        }
+    }
+
+    /// The VM `id` booted after its clone of the template of that name had failed. Answers the template if it is lost by that.
+    pub fn booted_instead(
+        &mut self,
+        name: &str,
+        id: &str,
+        error: &HypervisorError,
+        now: Instant,
+    ) -> Option<Arc<Template>> {
+        let entry = self.entries.values_mut().find(|entry| entry.is(name))?;
+        entry.failed_clones.insert(id.to_owned());
+        match entry.failed_clones.len() {
+            MOST_FAILED_CLONES => {
+                let reason =
+                    format!("clones of {MOST_FAILED_CLONES} pods in a row failed, the last one: {error}");
+                self.lose(name, reason, now)
+            }
             _ => None,
         }
     }
@@ -147,6 +175,7 @@ impl Table {
     pub fn proved(&mut self, name: &str) {
         if let Some(entry) = self.entries.values_mut().find(|entry| entry.is(name)) {
             entry.failures = 0;
+            entry.failed_clones.clear();
         }
     }
 
@@ -169,8 +198,9 @@ impl Table {
     }
 
     fn put(&mut self, key: &Key, state: State, now: Instant) -> Option<Entry> {
-        let entry = Entry { key: key.clone(), state, asked: now, failures: 0 };
-        self.entries.insert(key.hash(), entry)
+        let (key, failed_clones) = (key.clone(), BTreeSet::new());
+        let entry = Entry { key, state, asked: now, failures: 0, failed_clones };
+        self.entries.insert(entry.key.hash(), entry)
     }
 
     fn longest_idle(&self, now: Instant) -> Option<String> {

@@ -11,11 +11,12 @@ use super::table::Table;
 use super::{Templates, recorded};
 use crate::cgroup::PodCgroup;
 use crate::config::VmConfig;
+use crate::hypervisor::HypervisorError;
 use crate::hypervisor::process::{Process, Start};
 use crate::id::new_id;
 use crate::undo::Undo;
 use async_trait::async_trait;
-use isopod_protocols::vmm::PageRange;
+use isopod_protocols::vmm::{ErrorKind, PageRange};
 use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
@@ -217,6 +218,74 @@ async fn template_whose_holder_ends_is_dropped_and_made_anew() {
     let rest = directory.path().join("templates").join(&first.name);
     until(|| !rest.exists()).await;
     assert_eq!(recorded(directory.path()).len(), 1);
+    maker.end().await;
+}
+
+/// As of a VMM that its pod's cgroup has no memory for.
+fn killed() -> HypervisorError {
+    HypervisorError::Ended { id: "pod".into(), tail: Default::default() }
+}
+
+#[tokio::test]
+async fn pod_in_which_no_vmm_runs_keeps_no_other_pod_from_the_template() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, maker) = templates(directory.path(), false);
+    templates.ask(&key(1));
+    until(|| templates.ready(&key(1)).is_some()).await;
+    let template = templates.ready(&key(1)).unwrap();
+    let is_there = || templates.ready(&key(1)).is_some_and(|now| now.name == template.name);
+    for _ in 0..100 {
+        // Neither a clone nor a boot runs in a megabyte.
+        templates.clone_failed(&template, &killed());
+        assert!(is_there(), "a pod's own limit took the template from all others");
+    }
+    for _ in 0..100 {
+        templates.clone_failed(&template, &killed());
+        templates.booted_instead(&template, "one", &killed());
+        assert!(is_there(), "one pod took the template from all others");
+    }
+    templates.booted_instead(&template, "two", &killed());
+    drop(templates.cloned(&template));
+    for pod in ["three", "four"] {
+        templates.booted_instead(&template, pod, &killed());
+        assert!(is_there(), "pods before the last clone that ran are counted");
+    }
+    assert_eq!(maker.made.load(Ordering::Relaxed), 1);
+    maker.end().await;
+}
+
+#[tokio::test]
+async fn template_goes_when_several_pods_in_a_row_could_boot_and_not_be_cloned() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, maker) = templates(directory.path(), false);
+    templates.ask(&key(1));
+    until(|| templates.ready(&key(1)).is_some()).await;
+    let template = templates.ready(&key(1)).unwrap();
+    for pod in ["one", "two", "three"] {
+        assert!(templates.ready(&key(1)).is_some(), "it went before pod {pod}");
+        templates.booted_instead(&template, pod, &killed());
+    }
+    assert!(templates.ready(&key(1)).is_none());
+    let reason = templates.list()[0].reason.clone().unwrap();
+    assert!(reason.contains("3 pods in a row") && reason.contains("ended during boot"), "{reason}");
+    // As after any first loss: made anew as soon as a pod asks.
+    templates.ask(&key(1));
+    until(|| templates.ready(&key(1)).is_some_and(|now| now.name != template.name)).await;
+    maker.end().await;
+}
+
+#[tokio::test]
+async fn template_that_a_vmm_finds_at_fault_goes_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, maker) = templates(directory.path(), false);
+    templates.ask(&key(1));
+    until(|| templates.ready(&key(1)).is_some()).await;
+    let template = templates.ready(&key(1)).unwrap();
+    let (id, message) = ("pod".to_owned(), "the state is damaged".to_owned());
+    let damaged = HypervisorError::Refused { id, request: "restore", kind: ErrorKind::Template, message };
+    templates.clone_failed(&template, &damaged);
+    assert!(templates.ready(&key(1)).is_none());
+    assert!(templates.list()[0].reason.as_ref().unwrap().contains("the state is damaged"));
     maker.end().await;
 }
 
