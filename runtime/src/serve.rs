@@ -7,7 +7,7 @@ use crate::container::{ContainerError, Containers};
 use crate::cri::Node;
 use crate::cri::server::{self, ServerError};
 use crate::hypervisor::LocalHypervisor;
-use crate::hypervisor::template::{Recipe, Templates};
+use crate::hypervisor::template::{CloningHypervisor, Recipe, Templates};
 use crate::image::{ImageError, Images};
 use crate::network::{NetworkError, Networks};
 use crate::preparation::Agents;
@@ -128,7 +128,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 /// What sandboxes are made of on this node.
 fn host(config: &Config, templates: &Arc<Templates>, scratch: Arc<Scratch>) -> Result<Host, ServeError> {
     Ok(Host {
-        hypervisor: Arc::new(LocalHypervisor::new(Arc::clone(templates))),
+        hypervisor: Arc::new(CloningHypervisor::new(LocalHypervisor, Arc::clone(templates))),
         networks: Arc::new(Networks::new(network_config(config))?),
         scratch,
         cgroup_root: cgroup::ROOT.into(),

@@ -109,6 +109,24 @@ fn modules_import_only_downwards() {
     assert!(wrong.is_empty(), "imports that go the wrong way:\n{}", wrong.join("\n"));
 }
 
+/// Templates stand above the hypervisor's other files: `template::cloning` decides between a clone and a boot, and what
+/// starts, asks and ends VMs serves both.
+#[test]
+fn hypervisor_below_its_templates_knows_none() {
+    const BELOW: &[&str] = &["local", "vm", "process", "control", "files", "vsock", "sys", "fake"];
+    let mut wrong = Vec::new();
+    for name in BELOW {
+        let file = crate_root().join(format!("src/hypervisor/{name}.rs"));
+        for (number, line) in fs::read_to_string(&file).unwrap().lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if code.contains("template::") || code.contains("::template") {
+                wrong.push(format!("{}:{}: {}", file.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "the hypervisor's lower files use its templates:\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn products_meet_only_at_sockets() {
     let workspace = crate_root().parent().unwrap().to_owned();

@@ -61,7 +61,7 @@ impl Process {
     }
 
     /// The process of that number and start; `None` where it has ended.
-    pub fn find(pid: i32, started_at_ticks: u64) -> io::Result<Option<Self>> {
+    pub fn adopt(pid: i32, started_at_ticks: u64) -> io::Result<Option<Self>> {
         Ok(Self::open(pid)?.filter(|process| process.started_at_ticks == started_at_ticks))
     }
 
@@ -224,12 +224,12 @@ mod tests {
     #[tokio::test]
     async fn killed_process_has_ended_and_is_not_found_again() {
         let process = sleeper(Path::new("/usr/bin/sleep"), &[]).await;
-        let found = Process::find(process.pid, process.started_at_ticks).unwrap();
+        let found = Process::adopt(process.pid, process.started_at_ticks).unwrap();
         assert!(found.is_some());
-        assert!(Process::find(process.pid, process.started_at_ticks + 1).unwrap().is_none());
+        assert!(Process::adopt(process.pid, process.started_at_ticks + 1).unwrap().is_none());
         process.kill().await;
         process.kill().await;
         found.unwrap().ended().await;
-        assert!(Process::find(process.pid, process.started_at_ticks).unwrap().is_none());
+        assert!(Process::adopt(process.pid, process.started_at_ticks).unwrap().is_none());
     }
 }

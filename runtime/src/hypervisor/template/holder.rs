@@ -1,10 +1,11 @@
 //! A template that is made, and the process that keeps it: a jailed sleeper with the two files at descriptors 3 and 4, so
 //! that they outlive the daemon. A later one finds it by its record, and opens them through `/proc`.
 //!
-//! Used by `build` and `places`. The holder's end is the template's: what there is to see of it is gone then.
+//! Used by `build` and `store`. The holder's end is the template's: what there is to see of it is gone then.
 
 use super::super::HypervisorError;
 use super::super::process::{Process, Start};
+use super::super::vm::Snapshot;
 use super::clones::{Clones, Lease};
 use super::key::Key;
 use super::rehearsal::Rehearsal;
@@ -43,7 +44,7 @@ pub struct Template {
 
 /// What a later daemon needs to find it, one document each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct TemplateRecord {
     /// Process of the holder.
     pub pid: i32,
     /// When that process began, in clock ticks since the machine's boot.
@@ -97,9 +98,9 @@ impl Template {
         }
     }
 
-    /// Finds the template of a record again; `None` where it is no more, or is not what the record says.
-    pub fn find(name: &str, record: Record) -> io::Result<Option<Self>> {
-        let look = || Process::find(record.pid, record.started_at_ticks);
+    /// Takes over the template of a record, which an earlier daemon made; `None` where it is no more, or is not what the record says.
+    pub fn adopt(name: &str, record: TemplateRecord) -> io::Result<Option<Self>> {
+        let look = || Process::adopt(record.pid, record.started_at_ticks);
         let Some(holder) = look()? else { return Ok(None) };
         let file = |number| Sealed::open(Path::new(&format!("/proc/{}/fd/{number}", record.pid)));
         let (memory, state) = (file(MEMORY)?, file(STATE)?);
@@ -108,7 +109,7 @@ impl Template {
         // what a key is made of, the state says what no key says any more.
         let same =
             look()?.is_some() && memory.len()? == wanted && record.built_from == record.key.built_from();
-        let Record { key, built_from, built_at_ns, working_set, .. } = record;
+        let TemplateRecord { key, built_from, built_at_ns, working_set, .. } = record;
         let (name, clones) = (name.to_owned(), Arc::default());
         let rehearsal = Mutex::new(Rehearsal::recorded(working_set));
         let found = Self { name, key, built_from, built_at_ns, memory, state, rehearsal, holder, clones };
@@ -116,8 +117,8 @@ impl Template {
     }
 
     /// What [`Self::find`] needs.
-    pub fn record(&self) -> io::Result<Record> {
-        Ok(Record {
+    pub fn record(&self) -> io::Result<TemplateRecord> {
+        Ok(TemplateRecord {
             pid: self.holder.pid,
             started_at_ticks: self.holder.started_at_ticks,
             key: self.key.clone(),
@@ -146,6 +147,16 @@ impl Template {
         }
     }
 
+    /// What its clones are restored from.
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot {
+            built_from: &self.built_from,
+            shape: self.key.recipe.boot.shape(),
+            memory: self.memory.as_fd(),
+            state: self.state.as_fd(),
+        }
+    }
+
     /// Process of its holder.
     pub fn holder_pid(&self) -> i32 {
         self.holder.pid
@@ -163,7 +174,7 @@ impl Template {
 
     /// Counts a clone until the answer is dropped.
     pub fn lease(&self) -> Lease {
-        Lease::new(&self.name, Arc::clone(&self.clones))
+        Lease::new(Arc::clone(&self.clones))
     }
 
     /// Waits for the end of its holder.

@@ -1,6 +1,6 @@
 //! Templates: guests that were booted once, and saved before they had any identity. Pods' VMs are clones of one.
 //!
-//! `local` asks for a template at each pod's start, `serve` at the daemon's; nobody waits for one to be made. What a template may
+//! `cloning` asks for a template at each pod's start, `serve` at the daemon's; nobody waits for one to be made. What a template may
 //! be cloned for is in its [`Key`]. This module must not know pods, and a template must never know one.
 //!
 //! # States
@@ -24,44 +24,46 @@
 
 mod build;
 mod clones;
+mod cloning;
 mod holder;
 mod key;
-mod places;
 mod rehearsal;
 mod rehearse;
 mod sealed;
-mod shown;
 mod starts;
+mod status;
+mod store;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use build::{BuildError, Preparation};
 pub use clones::Lease;
-pub use holder::{Record, Template};
+pub use cloning::CloningHypervisor;
+pub use holder::{Template, TemplateRecord};
 pub use key::{Key, Recipe};
-pub use places::recorded;
-pub use shown::{Shown, age_seconds};
 pub use starts::Starting;
+pub use status::{TemplateStatus, age_seconds};
+pub use store::recorded;
 
 use super::HypervisorError;
 use crate::id::new_id;
 use crate::store::StoreError;
 use build::{Builder, Make};
-use places::Places;
 use rehearsal::Pauses;
 use starts::Starts;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use store::TemplateStore;
 use table::Table;
 use tokio::time::sleep_until;
 
 /// All templates of the node.
 pub struct Templates {
     maker: Box<dyn Make>,
-    places: Arc<Places>,
+    store: Arc<TemplateStore>,
     table: Mutex<Table>,
     /// Held by what makes or rehearses one: pods come first, so at most one processor is taken.
     turn: tokio::sync::Mutex<()>,
@@ -71,7 +73,7 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Takes back what an earlier daemon with this state directory left. `uid` is the host user of what makes and keeps
+    /// Adopts what an earlier daemon with this state directory left. `uid` is the host user of what makes and keeps
     /// templates; cgroups are made below `cgroup_root`.
     ///
     /// # Errors
@@ -82,25 +84,21 @@ impl Templates {
         uid: u32,
         preparation: Box<dyn Preparation>,
     ) -> Result<Arc<Self>, StoreError> {
-        let places = Arc::new(Places::open(state_dir, Some(cgroup_root))?);
-        let maker = Builder { places: Arc::clone(&places), uid, preparation };
-        let templates = Self::new(Box::new(maker), places, Table::default(), Pauses::default());
-        templates.take_back().await?;
+        let store = Arc::new(TemplateStore::open(state_dir, Some(cgroup_root))?);
+        let maker = Builder { store: Arc::clone(&store), uid, preparation };
+        let templates = Self::new(Box::new(maker), store, Table::default(), Pauses::default());
+        templates.adopt().await?;
         Ok(templates)
     }
 
-    fn new(maker: Box<dyn Make>, places: Arc<Places>, table: Table, pauses: Pauses) -> Arc<Self> {
+    fn new(maker: Box<dyn Make>, store: Arc<TemplateStore>, table: Table, pauses: Pauses) -> Arc<Self> {
         let (table, turn, misses) = (Mutex::new(table), tokio::sync::Mutex::default(), AtomicU64::new(0));
-        Arc::new(Self { maker, places, table, turn, misses, starts: Starts::default(), pauses })
+        Arc::new(Self { maker, store, table, turn, misses, starts: Starts::default(), pauses })
     }
 
-    async fn take_back(self: &Arc<Self>) -> Result<(), StoreError> {
-        for template in self.places.take_back().await? {
-            tracing::info!(
-                template = template.name,
-                built_from = template.built_from,
-                "template is taken back"
-            );
+    async fn adopt(self: &Arc<Self>) -> Result<(), StoreError> {
+        for template in self.store.adopt().await? {
+            tracing::info!(template = template.name, built_from = template.built_from, "template is adopted");
             let replaced = self.table().adopt(Arc::clone(&template), Instant::now());
             self.rehearse(&template);
             self.watch(template);
@@ -218,8 +216,8 @@ impl Templates {
     }
 
     /// All templates, those that are being made or failed too.
-    pub fn list(&self) -> Vec<Shown> {
-        self.table().entries().map(Shown::new).collect()
+    pub fn list(&self) -> Vec<TemplateStatus> {
+        self.table().entries().map(TemplateStatus::new).collect()
     }
 
     /// VMs that could have been clones and had to boot, since the daemon started.
@@ -255,7 +253,7 @@ impl Templates {
             tokio::spawn(async move {
                 tracing::info!(template = template.name, built_from = template.built_from, "template goes");
                 template.kill().await;
-                templates.places.clear(&template.name).await;
+                templates.store.clear(&template.name).await;
             });
         }
     }

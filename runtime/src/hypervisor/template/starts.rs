@@ -1,6 +1,6 @@
 //! Pods' VMs that are being started, so that background work can wait for a moment when there are none.
 //!
-//! [`super::Templates`] holds the count; `local` counts each VM that it starts. It must never hold a pod's
+//! [`super::Templates`] holds the count; `cloning` counts each VM that it starts. It must never hold a pod's
 //! start up.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

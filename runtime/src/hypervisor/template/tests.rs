@@ -3,10 +3,10 @@
 use super::build::{BuildError, Make};
 use super::holder::Template;
 use super::key::{Key, Recipe};
-use super::places::Places;
 use super::rehearsal::{Pauses, Rehearsal};
 use super::rehearse::RehearsalError;
 use super::sealed::{Sealed, new_file};
+use super::store::TemplateStore;
 use super::table::Table;
 use super::{Templates, recorded};
 use crate::cgroup::PodCgroup;
@@ -100,7 +100,7 @@ impl Maker {
 }
 
 /// The table owns its maker, and a test looks at it.
-struct Shared(Arc<Maker>, Arc<Places>);
+struct Shared(Arc<Maker>, Arc<TemplateStore>);
 
 #[async_trait]
 impl Make for Shared {
@@ -144,9 +144,9 @@ fn templates_of(
     pauses: Pauses,
 ) -> (Arc<Templates>, Arc<Maker>) {
     let maker = Arc::new(maker);
-    let places = Arc::new(Places::open(directory, None).unwrap());
-    let shared = Shared(Arc::clone(&maker), Arc::clone(&places));
-    (Templates::new(Box::new(shared), places, table, pauses), maker)
+    let store = Arc::new(TemplateStore::open(directory, None).unwrap());
+    let shared = Shared(Arc::clone(&maker), Arc::clone(&store));
+    (Templates::new(Box::new(shared), store, table, pauses), maker)
 }
 
 /// One whose first rehearsals fail so.
@@ -321,7 +321,7 @@ async fn later_daemon_takes_back_what_is_whole_and_removes_the_rest() {
     fs::write(&record, text).unwrap();
 
     let (later, _) = templates(directory.path(), false);
-    later.take_back().await.unwrap();
+    later.adopt().await.unwrap();
     let back = later.ready(&key(1)).unwrap();
     assert_eq!((&back.name, &back.built_from), (&lives.name, &lives.built_from));
     assert_eq!(back.record().unwrap(), lives.record().unwrap());
@@ -333,12 +333,12 @@ async fn later_daemon_takes_back_what_is_whole_and_removes_the_rest() {
 async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
     let made = template(1).await;
     let record = made.record().unwrap();
-    assert!(Template::find(&made.name, record.clone()).unwrap().is_some());
+    assert!(Template::adopt(&made.name, record.clone()).unwrap().is_some());
     let mut other = record.clone();
     other.key.recipe.boot.memory_mib = 65;
-    assert!(Template::find(&made.name, other).unwrap().is_none());
+    assert!(Template::adopt(&made.name, other).unwrap().is_none());
     made.kill().await;
-    assert!(Template::find(&made.name, record.clone()).unwrap().is_none());
+    assert!(Template::adopt(&made.name, record.clone()).unwrap().is_none());
 
     let (memory, state) = (new_file("memory", 64 << 20).unwrap(), new_file("state", 1).unwrap());
     let holder = Process::start(&Start {
@@ -350,8 +350,9 @@ async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
     })
     .await;
     let holder = holder.unwrap();
-    let unsealed = super::Record { pid: holder.pid, started_at_ticks: holder.started_at_ticks, ..record };
-    assert!(Template::find("x", unsealed).is_err());
+    let unsealed =
+        super::TemplateRecord { pid: holder.pid, started_at_ticks: holder.started_at_ticks, ..record };
+    assert!(Template::adopt("x", unsealed).is_err());
     holder.kill().await;
 }
 
@@ -402,12 +403,12 @@ async fn template_without_a_working_set_is_rehearsed_by_the_next_daemon() {
     fs::write(&path, document.to_string()).unwrap();
 
     let (later, _) = templates(directory.path(), false);
-    later.take_back().await.unwrap();
+    later.adopt().await.unwrap();
     let back = rehearsed(&later, 1).await;
     assert_eq!(back.name, template.name);
     until(|| recorded(directory.path())[0].working_set == SET).await;
     let (last, idle) = templates(directory.path(), false);
-    last.take_back().await.unwrap();
+    last.adopt().await.unwrap();
     assert!(matches!(last.ready(&key(1)).unwrap().rehearsal(), Rehearsal::Done(_)));
     sleep(SHORT.first * 2).await;
     assert!(idle.weights.lock().unwrap().is_empty(), "what is known is not looked for again");
@@ -461,11 +462,11 @@ async fn vm_that_rehearsed_for_an_earlier_daemon_is_ended_and_the_holder_is_not(
     let listed = format!("{}\n{}\n", template.holder_pid(), left.pid);
     fs::write(cgroup.path().join("cgroup.procs"), listed).unwrap();
 
-    let places = Places::open(directory.path(), Some(cgroups.path().to_owned())).unwrap();
-    let back = places.take_back().await.unwrap();
+    let store = TemplateStore::open(directory.path(), Some(cgroups.path().to_owned())).unwrap();
+    let back = store.adopt().await.unwrap();
     assert_eq!(back.len(), 1);
     timeout(Duration::from_secs(20), left.ended()).await.unwrap();
     let record = template.record().unwrap();
-    assert!(Process::find(record.pid, record.started_at_ticks).unwrap().is_some(), "the holder was killed");
+    assert!(Process::adopt(record.pid, record.started_at_ticks).unwrap().is_some(), "the holder was killed");
     maker.end().await;
 }
