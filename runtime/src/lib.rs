@@ -3,7 +3,8 @@
 //! Imports go one way, and a test holds them to it (`tests/import_direction.rs`):
 //!
 //! ```text
-//! serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch
+//! serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch,
+//!                                                           host_users
 //!                                                       ->  store, undo, config, id, trace, hostile_text, private,
 //!                                                           cpu_list, cpu_rate
 //! ```
@@ -29,6 +30,7 @@ pub mod cpu_rate;
 pub mod cri;
 #[cfg(test)]
 mod fuzz_targets;
+pub mod host_users;
 pub mod hostile_text;
 pub mod hypervisor;
 pub mod id;

@@ -2,7 +2,7 @@
 //! the daemon can be killed at any moment and, started again, serves the same lists. Only the daemon's user
 //! can read them.
 //!
-//! Used by `sandbox`, `container` and `image`, each for its own kind of document. It must not know what is in them.
+//! Used by `sandbox`, `container`, `image` and others, each for its own kind of document. It must not know what is in them.
 
 use crate::private;
 use serde::Serialize;
@@ -112,6 +112,20 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
         }
     }
 
+    /// The ids of all documents, also of those that cannot be read.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] where the directory cannot be read.
+    pub fn ids(&self) -> Result<Vec<String>, StoreError> {
+        let failed = |source| StoreError::Io { path: self.directory.clone(), source };
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            ids.extend(name.to_str().and_then(|name| name.strip_suffix(".json")).map(str::to_owned));
+        }
+        Ok(ids)
+    }
+
     /// Reads all documents, for a starting daemon. Half-written files of a killed one are removed.
     ///
     /// # Errors
@@ -189,6 +203,9 @@ mod tests {
         documents.put("a", &vec![1]).unwrap();
         let loaded = documents.load().unwrap();
         assert_eq!(loaded.documents, [("a".to_owned(), vec![1]), ("b".to_owned(), vec![2])]);
+        let mut ids = documents.ids().unwrap();
+        ids.sort_unstable();
+        assert_eq!(ids, ["a", "b"]);
     }
 
     #[test]
