@@ -3,7 +3,7 @@
 //! Imports go one way, and a test holds them to it (`tests/import_direction.rs`):
 //!
 //! ```text
-//! serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch,
+//! command  ->  serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch,
 //!                                                           host_users
 //!                                                       ->  store, undo, config, id, trace, hostile_text, private,
 //!                                                           cpu_list, cpu_rate
@@ -23,6 +23,7 @@ use fuzz_targets::fuzz_target;
 pub mod agent_client;
 pub mod cgroup;
 pub mod check;
+pub mod command;
 pub mod config;
 pub mod container;
 pub mod cpu_list;

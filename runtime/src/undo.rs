@@ -13,6 +13,7 @@ use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What a release may fail with.
@@ -160,9 +161,12 @@ async fn release_all(operation: &'static str, steps: Vec<Step>) -> Result<(), Le
     if failed.is_empty() { Ok(()) } else { Err(Leftovers(failed)) }
 }
 
-/// A failure that a test orders: the file named by the environment variable [`Fault::FILE`] holds
-/// `OPERATION NUMBER [abort]`. After that operation's step of that number the step fails, or the process dies as by
-/// SIGKILL. Without the variable there is no cost and no effect.
+/// Where faults are ordered. Only [`Fault::look_in`] sets it, which no released program calls.
+static FAULT_FILE: OnceLock<PathBuf> = OnceLock::new();
+
+/// A failure that a test orders: the file of [`Fault::look_in`] holds `OPERATION NUMBER [abort]`. After that operation's
+/// step of that number the step fails, or the process dies as by SIGKILL. Where no file is set there is no cost and no
+/// effect.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fault {
     operation: String,
@@ -171,12 +175,15 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Environment variable that names the fault file.
-    pub const FILE: &'static str = "ISOPOD_FAULT_FILE";
+    /// Has all operations of this process look for faults in `file`, which need not exist, at each step from now on; a later
+    /// call changes nothing. Only for `isopod-with-faults` and for tests: the released program must have no way here.
+    pub fn look_in(file: PathBuf) {
+        // The first one stays.
+        let _ = FAULT_FILE.set(file);
+    }
 
     fn for_step(operation: &str, number: u32) -> Option<Self> {
-        let path = PathBuf::from(std::env::var_os(Self::FILE)?);
-        let fault = Self::parse(&std::fs::read_to_string(path).ok()?)?;
+        let fault = Self::parse(&std::fs::read_to_string(FAULT_FILE.get()?).ok()?)?;
         (fault.operation == operation && fault.number == number).then_some(fault)
     }
 

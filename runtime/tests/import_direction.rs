@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules and what each may use, beside those of the lowest level.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("command", &["serve", "check", "image", "trace"]),
     (
         "serve",
         &[
