@@ -274,7 +274,7 @@ pub trait Hypervisor: Send + Sync {
     async fn adopt(&self, id: &str, record: &VmRecord) -> Result<Option<VmHandle>, HypervisorError>;
 }
 
-/// A VM.
+/// A VM, and nothing else: a pod's environment that is none would stand beside it (docs/decisions/0019).
 #[async_trait]
 pub trait Vm: Send + Sync {
     /// Maps a file into the extent disk; answers the offset of its first byte there. `length` is a multiple of 512.
