@@ -8,12 +8,13 @@
 //! whichever other records are lost or cannot be read. The last id of the configured range is for templates
 //! ([`VmConfig::template_uid`](crate::config::VmConfig::template_uid)) and never allocated here.
 
+use crate::lock::lock;
 use crate::store::{Collection, Durability, StoreError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// Allocates host users.
 pub struct HostUsers {
@@ -51,7 +52,7 @@ impl HostUsers {
     /// # Errors
     /// Where the records cannot be listed, or that of the id cannot be written.
     pub fn allocate(&self, owner: &str) -> Result<Option<u32>, StoreError> {
-        let _one_at_a_time = self.allocating.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&self.allocating);
         let taken: HashSet<u32> = self.records.ids()?.iter().filter_map(|id| id.parse().ok()).collect();
         let Some(uid) = self.uids.clone().find(|uid| !taken.contains(uid)) else { return Ok(None) };
         self.take(uid, owner)?;

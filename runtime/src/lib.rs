@@ -5,7 +5,7 @@
 //! ```text
 //! command  ->  serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch,
 //!                                                           host_users
-//!                                                       ->  store, undo, config, id, trace, hostile_text, private,
+//!                                                       ->  store, undo, config, id, lock, trace, hostile_text, private,
 //!                                                           cpu_list, cpu_rate
 //! ```
 //!
@@ -36,6 +36,7 @@ pub mod hostile_text;
 pub mod hypervisor;
 pub mod id;
 pub mod image;
+pub mod lock;
 pub mod network;
 pub mod preparation;
 pub mod private;

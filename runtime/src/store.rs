@@ -82,7 +82,7 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
         let path = self.path(id)?;
         let json = serde_json::to_vec_pretty(document)
             .map_err(|source| StoreError::Encode { path: path.clone(), source })?;
-        self.replace(&path, &json).map_err(|source| StoreError::Io { path, source })
+        replace(&path, &json, self.durability).map_err(|source| StoreError::Io { path, source })
     }
 
     /// Reads one document, if it is there.
@@ -162,26 +162,31 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
         Ok(())
     }
 
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let new = path.with_extension("new");
-        let mut file = private::new_file(&new)?;
-        file.write_all(bytes)?;
-        if self.durability == Durability::Machine {
-            file.sync_all()?;
-        }
-        fs::rename(&new, path)?;
-        if self.durability == Durability::Machine {
-            File::open(&self.directory)?.sync_all()?;
-        }
-        Ok(())
-    }
-
     fn path(&self, id: &str) -> Result<PathBuf, StoreError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if id.is_empty() || id.starts_with('.') || id.len() > 200 || !id.chars().all(plain) {
             return Err(StoreError::BadId(id.to_owned()));
         }
         Ok(self.directory.join(format!("{id}.json")))
+    }
+}
+
+/// Writes a file that only the daemon's user can read, whole or not at all, in place of an older one: under the same name with
+/// the extension `new` first.
+///
+/// # Errors
+/// Those of the system; the old file is still whole after any of them.
+pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = private::new_file(&new)?;
+    file.write_all(bytes)?;
+    if durability == Durability::Machine {
+        file.sync_all()?;
+    }
+    fs::rename(&new, path)?;
+    match path.parent() {
+        Some(directory) if durability == Durability::Machine => File::open(directory)?.sync_all(),
+        _ => Ok(()),
     }
 }
 

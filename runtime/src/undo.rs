@@ -84,6 +84,22 @@ impl fmt::Display for Leftovers {
 
 impl Error for Leftovers {}
 
+/// An operation that failed, and whose releases were run.
+#[derive(Debug)]
+pub struct Failed<E> {
+    /// Why it failed.
+    pub cause: E,
+    /// What could not be released. It is in the log as well.
+    pub leftovers: Option<Leftovers>,
+}
+
+impl<E> Failed<E> {
+    /// Why it failed, for operations whose leftovers are removed later by themselves.
+    pub fn into_cause(self) -> E {
+        self.cause
+    }
+}
+
 impl Undo {
     /// An empty stack. `operation` names it in messages and in [`Fault`]s.
     pub fn new(operation: &'static str) -> Self {
@@ -113,6 +129,21 @@ impl Undo {
     /// As [`Self::push`].
     pub fn done(&self, name: &str) -> Result<(), Injected> {
         self.count.done(name)
+    }
+
+    /// The operation came to `outcome`: what it took stays where that is a success, and is released, last taken first, where
+    /// it is a failure.
+    ///
+    /// # Errors
+    /// That of the outcome, with what could not be released.
+    pub async fn settle<T, E>(self, outcome: Result<T, E>) -> Result<T, Failed<E>> {
+        match outcome {
+            Ok(done) => {
+                self.keep();
+                Ok(done)
+            }
+            Err(cause) => Err(Failed { cause, leftovers: self.run().await.err() }),
+        }
     }
 
     /// The operation succeeded: what it took stays.
@@ -234,6 +265,21 @@ mod tests {
         let leftovers = undo.run().await.expect_err("one release fails");
         assert_eq!(leftovers.to_string(), "tap: device busy");
         assert_eq!(seen(&log), ["tap", "netns"]);
+    }
+
+    #[tokio::test]
+    async fn outcome_decides_whether_what_was_taken_stays() {
+        let log = Log::default();
+        let mut undo = Undo::new("test");
+        push(&mut undo, &log, "netns", Ok(()));
+        assert_eq!(undo.settle(Ok::<_, &str>(7)).await.expect("it succeeded"), 7);
+        assert!(seen(&log).is_empty());
+        let mut undo = Undo::new("test");
+        push(&mut undo, &log, "netns", Ok(()));
+        push(&mut undo, &log, "tap", Err("device busy"));
+        let failed = undo.settle(Err::<(), _>("no address")).await.expect_err("it failed");
+        assert_eq!(failed.leftovers.expect("one release fails").to_string(), "tap: device busy");
+        assert_eq!((failed.cause, seen(&log)), ("no address", vec!["tap", "netns"]));
     }
 
     #[tokio::test]

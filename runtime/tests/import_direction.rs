@@ -41,8 +41,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// What everybody may use, and what uses nothing but its own kind.
-const LOWEST: &[&str] =
-    &["config", "store", "undo", "id", "hostile_text", "private", "wall_clock", "cpu_list", "cpu_rate"];
+const LOWEST: &[&str] = &[
+    "config",
+    "store",
+    "undo",
+    "id",
+    "lock",
+    "hostile_text",
+    "private",
+    "wall_clock",
+    "cpu_list",
+    "cpu_rate",
+];
 
 fn crate_root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

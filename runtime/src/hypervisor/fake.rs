@@ -3,6 +3,7 @@
 //! Used by unit tests of `sandbox` and `container`. It must never be reachable from the daemon's configuration.
 
 use super::{Booted, Extent, Hypervisor, HypervisorError, Vm, VmHandle, VmRecord, VmSpec};
+use crate::lock::lock;
 use crate::undo::Undo;
 use async_trait::async_trait;
 use isopod_protocols::vmm::{ErrorKind, Stats};
@@ -11,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
@@ -196,9 +197,4 @@ impl Vm for FakeVm {
         // The sender lives as long as `self`, so the only way out is the value.
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
-}
-
-/// No critical section here can panic half-way, so a poisoned table is still whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

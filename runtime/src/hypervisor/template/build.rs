@@ -19,7 +19,7 @@ use super::store::TemplateStore;
 use crate::cgroup::CgroupError;
 use crate::hostile_text::Tail;
 use crate::store::StoreError;
-use crate::undo::{Injected, Undo};
+use crate::undo::{Failed, Injected, Undo};
 use async_trait::async_trait;
 use isopod_protocols::vmm::PageRange;
 use std::error::Error;
@@ -161,12 +161,8 @@ impl Make for Builder {
     async fn make(&self, name: &str, key: &Key) -> Result<Arc<Template>, BuildError> {
         let mut undo = Undo::new("BuildTemplate");
         let made = self.steps(name, key, &mut undo).await;
-        match made {
-            Ok(_) => undo.keep(),
-            // What stays is in the log already, and the next daemon tries to remove it.
-            Err(_) => drop(undo.run().await),
-        }
-        made
+        // What stays is in the log already, and the next daemon tries to remove it.
+        undo.settle(made).await.map_err(Failed::into_cause)
     }
 
     async fn rehearse(&self, template: &Template, weight: u32) -> Result<Vec<PageRange>, RehearsalError> {

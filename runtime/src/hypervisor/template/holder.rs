@@ -10,13 +10,14 @@ use super::clones::{Clones, Lease};
 use super::key::Key;
 use super::rehearsal::Rehearsal;
 use super::sealed::Sealed;
+use crate::lock::lock;
 use crate::wall_clock::now_ns;
 use isopod_protocols::vmm::PageRange;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Descriptors of a holder.
 const MEMORY: i32 = 3;
@@ -131,12 +132,12 @@ impl Template {
 
     /// Notes what a rehearsal has come to.
     pub fn set_rehearsal(&self, rehearsal: Rehearsal) {
-        *self.rehearsal.lock().unwrap_or_else(PoisonError::into_inner) = rehearsal;
+        *lock(&self.rehearsal) = rehearsal;
     }
 
     /// What its rehearsals have come to until now.
     pub fn rehearsal(&self) -> Rehearsal {
-        self.rehearsal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.rehearsal).clone()
     }
 
     /// What every clone writes, in rising order; empty where that is not known.

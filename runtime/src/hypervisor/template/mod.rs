@@ -48,13 +48,14 @@ pub use store::recorded;
 
 use super::HypervisorError;
 use crate::id::new_id;
+use crate::lock::lock;
 use crate::store::StoreError;
 use build::{Builder, Make};
 use rehearsal::Pauses;
 use starts::Starts;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use store::TemplateStore;
 use table::Table;
@@ -259,7 +260,6 @@ impl Templates {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // No change of it can panic half-way.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
