@@ -125,7 +125,8 @@ impl AgentClient {
         Self::connected(id, vm, None)
     }
 
-    /// As [`Self::new`], where there may be a connection to the agent already; it is used before others are made.
+    /// As [`Self::new`], where there may be a connection to the agent already; it is used before others are
+    /// made.
     pub fn connected(id: &str, vm: VmHandle, mut connection: Option<UnixStream>) -> Self {
         let connect = service_fn(move |_: Uri| {
             let (vm, connection) = (VmHandle::clone(&vm), connection.take());

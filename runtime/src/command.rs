@@ -1,6 +1,7 @@
 //! The command line: `serve` is the daemon, `check` tells whether this machine can run it.
 //!
-//! Called by the programs in `bin`, and all that they have in common. It must not know of faults that tests order.
+//! Called by the programs in `bin`, and all that they have in common. It must not know of faults that tests
+//! order.
 
 use crate::config::Config;
 use crate::image::worker;
@@ -29,7 +30,8 @@ struct Arguments {
 enum Command {
     /// Serve the CRI on a unix socket.
     Serve,
-    /// Tell whether this machine can run pods, and what to do where it cannot. Exit code 0: it can; 1: it cannot.
+    /// Tell whether this machine can run pods, and what to do where it cannot. Exit code 0: it can; 1: it
+    /// cannot.
     Check,
     /// Print where the time of the last pod start went.
     Phases,

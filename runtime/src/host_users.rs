@@ -1,12 +1,14 @@
-//! Host users: the user and group id that the processes of a pod's VM have on the node, which are no other pod's.
+//! Host users: the user and group id that the processes of a pod's VM have on the node, which are no other
+//! pod's.
 //!
 //! ```text
 //!   STATE_DIR/users/UID.json   names the owner, as long as the id is taken
 //! ```
 //!
-//! Used by `sandbox`, an owner by its id. What is on disk is all there is: an id whose record is there is given to nobody,
-//! whichever other records are lost or cannot be read. The last id of the configured range is for templates
-//! ([`VmConfig::template_uid`](crate::config::VmConfig::template_uid)) and never allocated here.
+//! Used by `sandbox`, an owner by its id. What is on disk is all there is: an id whose record is there is
+//! given to nobody, whichever other records are lost or cannot be read. The last id of the configured range
+//! is for templates ([`VmConfig::template_uid`](crate::config::VmConfig::template_uid)) and never allocated
+//! here.
 
 use crate::lock::lock;
 use crate::store::{Collection, Durability, StoreError};
@@ -59,8 +61,8 @@ impl HostUsers {
         Ok(Some(uid))
     }
 
-    /// Frees an id that `owner` has; one that is free, or another owner's, stays as it is. No process may run as that user
-    /// any more.
+    /// Frees an id that `owner` has; one that is free, or another owner's, stays as it is. No process may run
+    /// as that user any more.
     ///
     /// # Errors
     /// Where the record cannot be read or removed: the id stays taken.
@@ -72,9 +74,9 @@ impl HostUsers {
         }
     }
 
-    /// Brings the records in line with what a starting daemon found: `held` are the ids that owners have by their own
-    /// records, of which a daemon of an earlier version wrote none here. Frees ids whose owner has none of these, except
-    /// where `may_run` says that something of the owner may still run.
+    /// Brings the records in line with what a starting daemon found: `held` are the ids that owners have by
+    /// their own records, of which a daemon of an earlier version wrote none here. Frees ids whose owner has
+    /// none of these, except where `may_run` says that something of the owner may still run.
     ///
     /// # Errors
     /// Where a record cannot be read, written or removed.

@@ -1,7 +1,8 @@
 //! Locks of tables that tasks share: held for a look or a change, never across a wait.
 //!
-//! Used by every module that has one. A lock is poisoned when its holder panics; what these protect is whole even then,
-//! as no change of it can panic half-way. A table for which that is not so must not be locked by this.
+//! Used by every module that has one. A lock is poisoned when its holder panics; what these protect is whole
+//! even then, as no change of it can panic half-way. A table for which that is not so must not be locked by
+//! this.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -2,7 +2,8 @@
 //! the daemon can be killed at any moment and, started again, serves the same lists. Only the daemon's user
 //! can read them.
 //!
-//! Used by `sandbox`, `container`, `image` and others, each for its own kind of document. It must not know what is in them.
+//! Used by `sandbox`, `container`, `image` and others, each for its own kind of document. It must not know
+//! what is in them.
 
 use crate::private;
 use serde::Serialize;
@@ -171,8 +172,8 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
     }
 }
 
-/// Writes a file that only the daemon's user can read, whole or not at all, in place of an older one: under the same name with
-/// the extension `new` first.
+/// Writes a file that only the daemon's user can read, whole or not at all, in place of an older one: under
+/// the same name with the extension `new` first.
 ///
 /// # Errors
 /// Those of the system; the old file is still whole after any of them.

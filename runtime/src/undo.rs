@@ -131,8 +131,8 @@ impl Undo {
         self.count.done(name)
     }
 
-    /// The operation came to `outcome`: what it took stays where that is a success, and is released, last taken first, where
-    /// it is a failure.
+    /// The operation came to `outcome`: what it took stays where that is a success, and is released, last
+    /// taken first, where it is a failure.
     ///
     /// # Errors
     /// That of the outcome, with what could not be released.
@@ -195,9 +195,9 @@ async fn release_all(operation: &'static str, steps: Vec<Step>) -> Result<(), Le
 /// Where faults are ordered. Only [`Fault::look_in`] sets it, which no released program calls.
 static FAULT_FILE: OnceLock<PathBuf> = OnceLock::new();
 
-/// A failure that a test orders: the file of [`Fault::look_in`] holds `OPERATION NUMBER [abort]`. After that operation's
-/// step of that number the step fails, or the process dies as by SIGKILL. Where no file is set there is no cost and no
-/// effect.
+/// A failure that a test orders: the file of [`Fault::look_in`] holds `OPERATION NUMBER [abort]`. After that
+/// operation's step of that number the step fails, or the process dies as by SIGKILL. Where no file is set
+/// there is no cost and no effect.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fault {
     operation: String,
@@ -206,8 +206,9 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Has all operations of this process look for faults in `file`, which need not exist, at each step from now on; a later
-    /// call changes nothing. Only for `isopod-with-faults` and for tests: the released program must have no way here.
+    /// Has all operations of this process look for faults in `file`, which need not exist, at each step from
+    /// now on; a later call changes nothing. Only for `isopod-with-faults` and for tests: the released
+    /// program must have no way here.
     pub fn look_in(file: PathBuf) {
         // The first one stays.
         let _ = FAULT_FILE.set(file);

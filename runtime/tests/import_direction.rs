@@ -122,8 +122,8 @@ fn modules_import_only_downwards() {
     assert!(wrong.is_empty(), "imports that go the wrong way:\n{}", wrong.join("\n"));
 }
 
-/// Templates stand above the hypervisor's other files: `template::cloning` decides between a clone and a boot, and what
-/// starts, asks and ends VMs serves both.
+/// Templates stand above the hypervisor's other files: `template::cloning` decides between a clone and a
+/// boot, and what starts, asks and ends VMs serves both.
 #[test]
 fn hypervisor_below_its_templates_knows_none() {
     const BELOW: &[&str] = &["local", "vm", "process", "control", "files", "vsock", "sys", "fake"];

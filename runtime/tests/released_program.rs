@@ -1,5 +1,5 @@
-//! What users install has no faults that can be ordered: `isopod` does not even know the name of the variable by which
-//! `isopod-with-faults`, the same daemon for the failure tests, is told of them.
+//! What users install has no faults that can be ordered: `isopod` does not even know the name of the variable
+//! by which `isopod-with-faults`, the same daemon for the failure tests, is told of them.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs;

@@ -125,7 +125,8 @@ fn named(variable: &str, make: impl FnOnce() -> Result<PathBuf>) -> Result<PathB
 fn program(name: &str) -> Result<PathBuf> {
     static BUILT: OnceLock<()> = OnceLock::new();
     if BUILT.get().is_none() {
-        // all of them and the whole workspace, as `make build` does: a narrower choice has other features, and builds all anew
+        // all of them and the whole workspace, as `make build` does: a narrower choice has other features,
+        // and builds all anew
         let programs = ["--bin", "isopod", "--bin", "isopod-with-faults", "--bin", "isopod-vmm"];
         build(&[&["--release", "--workspace"][..], &programs[..]].concat())?;
         BUILT.get_or_init(|| ());

@@ -1,7 +1,8 @@
-//! `isopod` for the failure tests: its operations fail, or the process dies, after the steps that a test orders. The
-//! environment variable `ISOPOD_FAULT_FILE` names the file with the order, see [`Fault`].
+//! `isopod` for the failure tests: its operations fail, or the process dies, after the steps that a test
+//! orders. The environment variable `ISOPOD_FAULT_FILE` names the file with the order, see [`Fault`].
 //!
-//! Nobody installs it. `isopod` is another program so that it has no way to faults at all: only this one reads the variable.
+//! Nobody installs it. `isopod` is another program so that it has no way to faults at all: only this one
+//! reads the variable.
 
 use isopod_runtime::undo::Fault;
 

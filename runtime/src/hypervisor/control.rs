@@ -1,6 +1,7 @@
 //! The client of a VMM's control socket: one JSON message per packet, descriptors beside it, one answer to each.
 //!
-//! Used by `vm` and `files`. A VMM may be in the hands of its guest: answers are bounded, checked and have a deadline.
+//! Used by `vm` and `files`. A VMM may be in the hands of its guest: answers are bounded, checked and have a
+//! deadline.
 
 use super::{HypervisorError, sys};
 use crate::hostile_text;

@@ -4,8 +4,8 @@
 //!   open files -> start isopod-vmm -> Boot -> ListenVsock -> the agent sends its ready signal
 //! ```
 //!
-//! [`LocalHypervisor`] is a whole [`Hypervisor`]. [`CloningHypervisor`](super::template::CloningHypervisor) stands above it
-//! and boots by it what is no clone; nothing here knows of that.
+//! [`LocalHypervisor`] is a whole [`Hypervisor`]. [`CloningHypervisor`](super::template::CloningHypervisor)
+//! stands above it and boots by it what is no clone; nothing here knows of that.
 
 use super::files::Files;
 use super::process::Process;

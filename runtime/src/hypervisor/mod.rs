@@ -1,6 +1,7 @@
 //! What makes virtual machines, as a trait with two implementations: [`local`], our own VMM in a process of its own, and
-//! [`fake`], for tests that have neither KVM nor root. [`template`] stands above the first: it keeps booted guests, makes
-//! pods' VMs as clones of them, and boots where it has none. Nothing else here knows of templates.
+//! [`fake`], for tests that have neither KVM nor root. [`template`] stands above the first: it keeps booted
+//! guests, makes pods' VMs as clones of them, and boots where it has none. Nothing else here knows of
+//! templates.
 //!
 //! Called by `sandbox` to boot, adopt and kill VMs, and by `container` to attach and detach extents and to reach guest
 //! ports. It must not know what a pod is, and whatever a guest or a VMM says is bounded and has a deadline here.
@@ -84,7 +85,8 @@ pub struct Booted {
     pub vm: VmHandle,
     /// What [`Hypervisor::adopt`] needs.
     pub record: VmRecord,
-    /// A connection to its agent that was made on the way, for the first who talks to it; `None`: connect anew.
+    /// A connection to its agent that was made on the way, for the first who talks to it; `None`: connect
+    /// anew.
     pub agent: Option<UnixStream>,
 }
 
@@ -250,8 +252,8 @@ pub enum HypervisorError {
 }
 
 impl HypervisorError {
-    /// Whether a VMM found a template's files damaged, or not what they should be. All other failures of a clone can be
-    /// the doing of its pod, such as a limit of memory in which no VMM runs.
+    /// Whether a VMM found a template's files damaged, or not what they should be. All other failures of a
+    /// clone can be the doing of its pod, such as a limit of memory in which no VMM runs.
     pub fn is_of_template(&self) -> bool {
         matches!(self, Self::Refused { kind: ErrorKind::Template, .. })
     }

@@ -43,13 +43,13 @@ pub struct Start<'a> {
 }
 
 impl Process {
-    /// Starts a process; its standard input and output are nothing. A caller that leaves before the answer leaves no
-    /// process behind.
+    /// Starts a process; its standard input and output are nothing. A caller that leaves before the answer
+    /// leaves no process behind.
     pub async fn start(start: &Start<'_>) -> Result<Self, HypervisorError> {
         let failed = |source| HypervisorError::Spawn { path: start.program.to_owned(), source };
         let program = program_of(start).map_err(failed)?;
-        // On a thread that serves no tasks: it sleeps until a child in the pod's cgroup has got to its exec, so a pod that
-        // hardly gets a processor would stop the service of all others.
+        // On a thread that serves no tasks: it sleeps until a child in the pod's cgroup has got to its exec,
+        // so a pod that hardly gets a processor would stop the service of all others.
         let started = tokio::task::spawn_blocking(move || sys::spawn(&program)).await;
         let started = started.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)?;
         let pid = started.pid;
@@ -151,8 +151,8 @@ mod tests {
         Process::start(&start).await.unwrap()
     }
 
-    /// A program whose exec takes until this is let go: the kernel asks whoever has a lease on a file before it lets
-    /// another process open it, as for an exec.
+    /// A program whose exec takes until this is let go: the kernel asks whoever has a lease on a file before
+    /// it lets another process open it, as for an exec.
     struct Slow {
         lease: File,
         path: PathBuf,

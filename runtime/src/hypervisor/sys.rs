@@ -21,7 +21,8 @@ const ABOVE_TARGETS: RawFd = 10;
 /// Bytes of stack for a process on its way to exec: a few system calls. It is a multiple of 16.
 const STACK: usize = 32 << 10;
 
-/// A program to be started. It owns all that it needs: the thread that starts it may outlast whoever asked for it.
+/// A program to be started. It owns all that it needs: the thread that starts it may outlast whoever asked
+/// for it.
 pub struct Program {
     /// Its file.
     pub path: CString,
@@ -33,8 +34,8 @@ pub struct Program {
     pub cgroup: Option<OwnedFd>,
 }
 
-/// A process that was started. If it is dropped before its descriptor was taken, nobody waits for the process any more:
-/// it is killed and reaped.
+/// A process that was started. If it is dropped before its descriptor was taken, nobody waits for the process
+/// any more: it is killed and reaped.
 pub struct Started {
     /// Its number.
     pub pid: i32,
@@ -64,8 +65,8 @@ impl Drop for Started {
 }
 
 /// Starts a program in a session of its own, without environment, with default signal handling; answers when it runs.
-/// The calling thread sleeps until then. That is the time which the child needs to get to its exec on the processors of
-/// its cgroup: seconds, where that is starved, so no thread that serves tasks may call this.
+/// The calling thread sleeps until then. That is the time which the child needs to get to its exec on the
+/// processors of its cgroup: seconds, where that is starved, so no thread that serves tasks may call this.
 ///
 /// Being born in its cgroup instead of moved there saves the kernel's grace period of a move (tens of milliseconds); sharing
 /// this process's memory until exec, as vfork does, saves a copy of its page tables and the faults that follow a copy.
@@ -183,8 +184,8 @@ fn clone_into(cgroup: Option<BorrowedFd<'_>>, errand: &Errand<'_>) -> io::Result
     }
 }
 
-/// Duplicates descriptors for [`Program::descriptors`]: their numbers are above those at which a program finds them, so
-/// that putting one in its place closes no other. At most [`ABOVE_TARGETS`].
+/// Duplicates descriptors for [`Program::descriptors`]: their numbers are above those at which a program
+/// finds them, so that putting one in its place closes no other. At most [`ABOVE_TARGETS`].
 ///
 /// # Errors
 /// EMFILE.

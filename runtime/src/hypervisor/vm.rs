@@ -5,9 +5,9 @@
 //!                                         -> restore: Restore, the agent's port answers
 //! ```
 //!
-//! Used by `local` and `template`. It boots from files, saves to files and restores from them; it must not choose between
-//! these, nor know whose files they are. A VMM outlives the daemon; a later one finds it by its process descriptor and its
-//! control socket.
+//! Used by `local` and `template`. It boots from files, saves to files and restores from them; it must not
+//! choose between these, nor know whose files they are. A VMM outlives the daemon; a later one finds it by
+//! its process descriptor and its control socket.
 
 use super::control::{Control, GuestConnections};
 use super::files::{CONTROL, Files, Sockets, VSOCK, log_tail};
@@ -187,8 +187,8 @@ impl LocalVm {
         }
     }
 
-    /// From the first request to the agent's ready signal. With `memory`, that file is the guest's memory, and the VM can be
-    /// saved. The caller sets the deadline, by [`Self::bring_up`].
+    /// From the first request to the agent's ready signal. With `memory`, that file is the guest's memory,
+    /// and the VM can be saved. The caller sets the deadline, by [`Self::bring_up`].
     pub async fn boot(
         &self,
         config: &BootConfig,
@@ -217,8 +217,8 @@ impl LocalVm {
         guest.ready(READY_PORT).instrument(info_span!("guest")).await.map_err(failed)
     }
 
-    /// Goes on from a snapshot, whose agent serves already; answers the connection by which that was seen. The caller sets
-    /// the deadline, by [`Self::bring_up`].
+    /// Goes on from a snapshot, whose agent serves already; answers the connection by which that was seen.
+    /// The caller sets the deadline, by [`Self::bring_up`].
     pub async fn restore(
         &self,
         snapshot: &Snapshot<'_>,
@@ -231,13 +231,13 @@ impl LocalVm {
             [files.kvm.as_fd(), snapshot.memory, snapshot.state, files.root_image.as_fd(), vsock.as_fd()];
         self.done("restore", &request, &descriptors, limit).await?;
         drop(vsock);
-        // A guest that runs and does not live would fail its pod, which a cold boot would not. The first call to the agent
-        // needs this connection anyway.
+        // A guest that runs and does not live would fail its pod, which a cold boot would not. The first call
+        // to the agent needs this connection anyway.
         self.connect_vsock(AGENT_PORT).await
     }
 
-    /// What this VM has written since it was restored from a snapshot with that memory. What it has not becomes large pages
-    /// of the snapshot, as far as the host has some.
+    /// What this VM has written since it was restored from a snapshot with that memory. What it has not
+    /// becomes large pages of the snapshot, as far as the host has some.
     pub async fn working_set(&self, memory: BorrowedFd<'_>) -> Result<WorkingSet, HypervisorError> {
         match self.ask("rehearsed", &Request::Rehearsed {}, &[memory], REQUEST_LIMIT).await? {
             Response::WorkingSet { pages, large_pages, refused_large_pages }
@@ -257,8 +257,8 @@ impl LocalVm {
         Ok(())
     }
 
-    /// Stops the guest for good, and has its state written to `state`; with the memory that it booted with, that is a
-    /// [`Snapshot`].
+    /// Stops the guest for good, and has its state written to `state`; with the memory that it booted with,
+    /// that is a [`Snapshot`].
     pub async fn save(&self, built_from: &str, state: &File, limit: Duration) -> Result<(), HypervisorError> {
         let request = Request::Save { built_from: built_from.to_owned() };
         self.done("save", &request, &[state.as_fd()], limit).await

@@ -159,7 +159,8 @@ impl Sandboxes {
     pub(super) fn forget(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
         let mut table = self.write();
         self.records.remove(&sandbox.id)?;
-        // After the record, which names it: a daemon that is killed in between leaves an id that the next one frees.
+        // After the record, which names it: a daemon that is killed in between leaves an id that the next one
+        // frees.
         self.host.users.release(sandbox.record().uid, &sandbox.id)?;
         table.remove(&sandbox.id);
         Ok(())

@@ -34,8 +34,8 @@ impl Sandboxes {
         self.adopt_users()
     }
 
-    /// Frees the host users of sandboxes that are gone. Where a cgroup of one could not be removed its VMM may still run, and
-    /// its user is given to nobody.
+    /// Frees the host users of sandboxes that are gone. Where a cgroup of one could not be removed its VMM
+    /// may still run, and its user is given to nobody.
     fn adopt_users(&self) -> Result<(), SandboxError> {
         let held = self.all().iter().map(|sandbox| (sandbox.snapshot().uid, sandbox.id.clone())).collect();
         let cgroups = cgroup::find_all(&self.host.cgroup_root);

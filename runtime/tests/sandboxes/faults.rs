@@ -11,7 +11,8 @@ use std::process::Command;
 /// The stacks that RunPodSandbox has.
 const STACKS: [&str; 3] = ["RunPodSandbox", "RunPodSandbox.network", "RunPodSandbox.vm"];
 
-/// Names the file of faults to the process of its own in which they are tried, as they come over all its operations.
+/// Names the file of faults to the process of its own in which they are tried, as they come over all its
+/// operations.
 const FAULT_FILE: &str = "ISOPOD_TEST_FAULT_FILE";
 
 #[test]

@@ -120,8 +120,8 @@ pub trait Preparation: Send + Sync {
         patience: Duration,
     ) -> Result<(), Box<dyn Error + Send + Sync>>;
 
-    /// Has a clone do what every pod's guest does, up to a first container. Its agent is reached by the connection `agent`, and
-    /// `root_image` serves as its image. Every call has at least `patience`.
+    /// Has a clone do what every pod's guest does, up to a first container. Its agent is reached by the
+    /// connection `agent`, and `root_image` serves as its image. Every call has at least `patience`.
     ///
     /// # Errors
     /// Whatever broke the rehearsal off.

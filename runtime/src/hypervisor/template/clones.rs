@@ -1,6 +1,7 @@
 //! How many clones of a template there are, and have been.
 //!
-//! Used by `holder`, which has the count, and by `cloning`, which holds a [`Lease`] as long as the clone lives.
+//! Used by `holder`, which has the count, and by `cloning`, which holds a [`Lease`] as long as the clone
+//! lives.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

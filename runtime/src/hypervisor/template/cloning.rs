@@ -7,7 +7,8 @@
 //!      no ---> LocalHypervisor boots -> ask for a template
 //! ```
 //!
-//! Called by `sandbox` through [`Hypervisor`]. It must never fail a pod because of a template, nor wait for one to be made.
+//! Called by `sandbox` through [`Hypervisor`]. It must never fail a pod because of a template, nor wait for
+//! one to be made.
 
 use super::super::files::Files;
 use super::super::vm::{Launch, LocalVm};
@@ -61,7 +62,8 @@ impl CloningHypervisor {
             Err(error) => {
                 tracing::warn!(template = template.name, %error, "clone failed: the pod boots");
                 self.templates.clone_failed(&template, &error);
-                // Before the next one is born in its place. The undo stack kills it once more, which is no error.
+                // Before the next one is born in its place. The undo stack kills it once more, which is no
+                // error.
                 vm.kill().await;
                 Ok(Err(FailedClone { template, error }))
             }

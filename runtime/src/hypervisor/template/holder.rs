@@ -99,7 +99,8 @@ impl Template {
         }
     }
 
-    /// Takes over the template of a record, which an earlier daemon made; `None` where it is no more, or is not what the record says.
+    /// Takes over the template of a record, which an earlier daemon made; `None` where it is no more, or is
+    /// not what the record says.
     pub fn adopt(name: &str, record: TemplateRecord) -> io::Result<Option<Self>> {
         let look = || Process::adopt(record.pid, record.started_at_ticks);
         let Some(holder) = look()? else { return Ok(None) };

@@ -1,7 +1,8 @@
 //! Templates: guests that were booted once, and saved before they had any identity. Pods' VMs are clones of one.
 //!
-//! `cloning` asks for a template at each pod's start, `serve` at the daemon's; nobody waits for one to be made. What a template may
-//! be cloned for is in its [`Key`]. This module must not know pods, and a template must never know one.
+//! `cloning` asks for a template at each pod's start, `serve` at the daemon's; nobody waits for one to be
+//! made. What a template may be cloned for is in its [`Key`]. This module must not know pods, and a template
+//! must never know one.
 //!
 //! # States
 //!
@@ -15,8 +16,9 @@
 //!                                 its holder ended, or its clones would not run
 //! ```
 //!
-//! A clone that does not run is no proof against its template: a pod may have limits in which no VMM runs, and a tenant chooses them.
-//! The template goes where the VMM finds its files at fault, or where several pods in a row could boot and not be cloned.
+//! A clone that does not run is no proof against its template: a pod may have limits in which no VMM runs,
+//! and a tenant chooses them. The template goes where the VMM finds its files at fault, or where several pods
+//! in a row could boot and not be cloned.
 //!
 //! A pause is a minute after the first failure and doubles up to an hour; at its end the template is asked
 //! for again, whether a pod wants it or not. A template that was lost after it had served is made anew at
@@ -74,8 +76,8 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Adopts what an earlier daemon with this state directory left. `uid` is the host user of what makes and keeps
-    /// templates; cgroups are made below `cgroup_root`.
+    /// Adopts what an earlier daemon with this state directory left. `uid` is the host user of what makes and
+    /// keeps templates; cgroups are made below `cgroup_root`.
     ///
     /// # Errors
     /// Where the records cannot be read: what goes wrong with one template only loses that one.
@@ -205,8 +207,8 @@ impl Templates {
         }
     }
 
-    /// The VM `id` booted after its clone of that template had failed: what kept the clone from running was not the pod alone.
-    /// The template goes when that has happened to several VMs in a row.
+    /// The VM `id` booted after its clone of that template had failed: what kept the clone from running was
+    /// not the pod alone. The template goes when that has happened to several VMs in a row.
     pub fn booted_instead(self: &Arc<Self>, template: &Template, id: &str, error: &HypervisorError) {
         let lost = self.table().booted_instead(&template.name, id, error, Instant::now());
         if let Some(lost) = lost {

@@ -1,11 +1,13 @@
-//! What there is of templates on the host: for each a record, a directory for sockets and log, and a cgroup, all of its name.
+//! What there is of templates on the host: for each a record, a directory for sockets and log, and a cgroup,
+//! all of its name.
 //!
 //! ```text
 //!   STATE_DIR/templates/NAME.json   STATE_DIR/templates/NAME/   /sys/fs/cgroup/isopod-template-NAME/
 //! ```
 //!
-//! Used by `build`, which makes them, and [`super::Templates`], which has them cleared. The directory is made first and removed
-//! last: whose directory is there, and no record that holds good, was left by a daemon that was killed, and goes.
+//! Used by `build`, which makes them, and [`super::Templates`], which has them cleared. The directory is made
+//! first and removed last: whose directory is there, and no record that holds good, was left by a daemon that
+//! was killed, and goes.
 
 use super::super::process::Process;
 use super::build::BuildError;
@@ -35,7 +37,8 @@ pub struct TemplateStore {
 }
 
 impl TemplateStore {
-    /// Those below a state directory and a cgroup; without one, which is in tests only, holders live where the daemon does.
+    /// Those below a state directory and a cgroup; without one, which is in tests only, holders live where
+    /// the daemon does.
     pub fn open(state_dir: &Path, cgroup_root: Option<PathBuf>) -> Result<Self, StoreError> {
         let directory = state_dir.join("templates");
         let records = Collection::open(&directory, Durability::Process)?;
@@ -74,9 +77,9 @@ impl TemplateStore {
     }
 
     /// Gives it the usual share while a process starts in it. Between its making and its program's first
-    /// instruction such a process holds the daemon's descriptors, and a thread of the daemon waits: at the share
-    /// of what comes last that took seconds on a busy node, and the next daemon could not bind the socket of one
-    /// that was killed then.
+    /// instruction such a process holds the daemon's descriptors, and a thread of the daemon waits: at the
+    /// share of what comes last that took seconds on a busy node, and the next daemon could not bind the
+    /// socket of one that was killed then.
     pub fn come_as_usual(&self, name: &str) {
         self.weigh(name, USUAL);
     }

@@ -21,8 +21,8 @@ const IDLE: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// VMs in a row whose clones failed, and that could boot, for which a template is given up. More than one, so that what happens to
-/// one pod, whose limits its owner chooses, takes the template from no other pod.
+/// VMs in a row whose clones failed, and that could boot, for which a template is given up. More than one, so
+/// that what happens to one pod, whose limits its owner chooses, takes the template from no other pod.
 const MOST_FAILED_CLONES: usize = 3;
 
 /// A template's state, see [`super`].
@@ -49,7 +49,8 @@ pub struct Entry {
     asked: Instant,
     /// Failures since the last clone that ran.
     failures: u32,
-    /// VMs that booted after their clones failed, since the last clone that ran; fewer than [`MOST_FAILED_CLONES`].
+    /// VMs that booted after their clones failed, since the last clone that ran; fewer than
+    /// [`MOST_FAILED_CLONES`].
     failed_clones: BTreeSet<String>,
 }
 
@@ -143,7 +144,8 @@ impl Table {
         }
     }
 
-    /// The VM `id` booted after its clone of the template of that name had failed. Answers the template if it is lost by that.
+    /// The VM `id` booted after its clone of the template of that name had failed. Answers the template if it
+    /// is lost by that.
     pub fn booted_instead(
         &mut self,
         name: &str,
