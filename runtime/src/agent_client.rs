@@ -15,7 +15,7 @@ pub use events::check as check_event;
 pub use events::{AgentEvent, AgentEvents};
 
 use crate::hostile_text;
-use crate::hypervisor::VmHandle;
+use crate::hypervisor::{HypervisorError, VmHandle};
 use answers::Bounded;
 use hyper_util::rt::TokioIo;
 use isopod_protocols::agent::agent_client::AgentClient as Rpc;
@@ -30,6 +30,7 @@ use isopod_protocols::vsock::AGENT_PORT;
 use paced::Paced;
 use std::future::Future;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use tower::service_fn;
@@ -121,9 +122,21 @@ pub struct AgentClient {
 impl AgentClient {
     /// The agent in `vm`; nothing is sent yet.
     pub fn new(id: &str, vm: VmHandle) -> Self {
+        Self::connected(id, vm, None)
+    }
+
+    /// As [`Self::new`], where there may be a connection to the agent already; it is used before others are
+    /// made.
+    pub fn connected(id: &str, vm: VmHandle, mut connection: Option<UnixStream>) -> Self {
         let connect = service_fn(move |_: Uri| {
-            let vm = VmHandle::clone(&vm);
-            async move { vm.connect_vsock(AGENT_PORT).await.map(|stream| TokioIo::new(Paced::new(stream))) }
+            let (vm, connection) = (VmHandle::clone(&vm), connection.take());
+            async move {
+                let stream = match connection {
+                    Some(stream) => stream,
+                    None => vm.connect_vsock(AGENT_PORT).await?,
+                };
+                Ok::<_, HypervisorError>(TokioIo::new(Paced::new(stream)))
+            }
         });
         // The address is never resolved: the connector knows where to go.
         let channel = Endpoint::from_static("http://agent")

@@ -2,7 +2,8 @@
 //! before, which the next one follows on. Kept in memory by whoever owns the counter, so nothing is read on a timer, which
 //! would wake idle guests.
 
-use std::sync::{Mutex, PoisonError};
+use crate::lock::lock;
+use std::sync::Mutex;
 
 /// Readings that are closer together say little: the rate of those before is given again.
 const CLOSE_NS: i64 = 1_000_000_000;
@@ -23,7 +24,7 @@ impl CpuRate {
     /// Takes a reading: nanoseconds of CPU time used until a point in time. Answers nanoseconds per second since the reading
     /// before; none at the first one.
     pub fn read(&self, at_ns: i64, used_ns: u64) -> Option<u64> {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.0);
         let rate = match *last {
             // A counter that goes back is another one: it begins anew.
             Some(before) if used_ns >= before.used_ns => {

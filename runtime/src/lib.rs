@@ -3,8 +3,9 @@
 //! Imports go one way, and a test holds them to it (`tests/import_direction.rs`):
 //!
 //! ```text
-//! serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch
-//!                                                       ->  store, undo, config, id, trace, hostile_text, private,
+//! command  ->  serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch,
+//!                                                           host_users
+//!                                                       ->  store, undo, config, id, lock, trace, hostile_text, private,
 //!                                                           cpu_list, cpu_rate
 //! ```
 //!
@@ -22,6 +23,7 @@ use fuzz_targets::fuzz_target;
 pub mod agent_client;
 pub mod cgroup;
 pub mod check;
+pub mod command;
 pub mod config;
 pub mod container;
 pub mod cpu_list;
@@ -29,10 +31,12 @@ pub mod cpu_rate;
 pub mod cri;
 #[cfg(test)]
 mod fuzz_targets;
+pub mod host_users;
 pub mod hostile_text;
 pub mod hypervisor;
 pub mod id;
 pub mod image;
+pub mod lock;
 pub mod network;
 pub mod preparation;
 pub mod private;

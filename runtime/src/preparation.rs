@@ -26,6 +26,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::UnixStream;
 
 /// The rehearsal's pod and container.
 const NAME: &str = "rehearsal";
@@ -78,10 +79,12 @@ impl Preparation for Agents {
         &self,
         id: &str,
         vm: VmHandle,
+        agent: UnixStream,
         root_image: File,
         patience: Duration,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
-        Ok(self.live(id, vm, root_image, patience).await?)
+        let agent = AgentClient::connected(id, VmHandle::clone(&vm), Some(agent)).with_patience(patience);
+        Ok(self.live(id, vm, agent, root_image).await?)
     }
 }
 
@@ -90,10 +93,9 @@ impl Agents {
         &self,
         id: &str,
         vm: VmHandle,
+        agent: AgentClient,
         root_image: File,
-        patience: Duration,
     ) -> Result<(), RehearsedPodError> {
-        let agent = AgentClient::new(id, VmHandle::clone(&vm)).with_patience(patience);
         let mut entropy = [0; ENTROPY];
         fill_random(&mut entropy)?;
         agent.hello(entropy).await?;

@@ -6,8 +6,9 @@ use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::cri::Node;
 use crate::cri::server::{self, ServerError};
+use crate::host_users::HostUsers;
 use crate::hypervisor::LocalHypervisor;
-use crate::hypervisor::template::{Recipe, Templates};
+use crate::hypervisor::template::{CloningHypervisor, Recipe, Templates};
 use crate::image::{ImageError, Images};
 use crate::network::{NetworkError, Networks};
 use crate::preparation::Agents;
@@ -45,9 +46,9 @@ pub enum ServeError {
     /// The scratch disks.
     #[error(transparent)]
     Scratch(#[from] ScratchError),
-    /// The templates.
+    /// The records of templates or of host users.
     #[error(transparent)]
-    Templates(#[from] StoreError),
+    Store(#[from] StoreError),
     /// The networks.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -128,9 +129,10 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 /// What sandboxes are made of on this node.
 fn host(config: &Config, templates: &Arc<Templates>, scratch: Arc<Scratch>) -> Result<Host, ServeError> {
     Ok(Host {
-        hypervisor: Arc::new(LocalHypervisor::new(Arc::clone(templates))),
+        hypervisor: Arc::new(CloningHypervisor::new(LocalHypervisor, Arc::clone(templates))),
         networks: Arc::new(Networks::new(network_config(config))?),
         scratch,
+        users: HostUsers::open(&config.daemon.state_dir, config.vm.pod_uids())?,
         cgroup_root: cgroup::ROOT.into(),
     })
 }

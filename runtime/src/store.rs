@@ -2,7 +2,8 @@
 //! the daemon can be killed at any moment and, started again, serves the same lists. Only the daemon's user
 //! can read them.
 //!
-//! Used by `sandbox`, `container` and `image`, each for its own kind of document. It must not know what is in them.
+//! Used by `sandbox`, `container`, `image` and others, each for its own kind of document. It must not know
+//! what is in them.
 
 use crate::private;
 use serde::Serialize;
@@ -82,7 +83,7 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
         let path = self.path(id)?;
         let json = serde_json::to_vec_pretty(document)
             .map_err(|source| StoreError::Encode { path: path.clone(), source })?;
-        self.replace(&path, &json).map_err(|source| StoreError::Io { path, source })
+        replace(&path, &json, self.durability).map_err(|source| StoreError::Io { path, source })
     }
 
     /// Reads one document, if it is there.
@@ -110,6 +111,20 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Io { path, source }),
             _ => Ok(()),
         }
+    }
+
+    /// The ids of all documents, also of those that cannot be read.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] where the directory cannot be read.
+    pub fn ids(&self) -> Result<Vec<String>, StoreError> {
+        let failed = |source| StoreError::Io { path: self.directory.clone(), source };
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            ids.extend(name.to_str().and_then(|name| name.strip_suffix(".json")).map(str::to_owned));
+        }
+        Ok(ids)
     }
 
     /// Reads all documents, for a starting daemon. Half-written files of a killed one are removed.
@@ -148,26 +163,31 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
         Ok(())
     }
 
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let new = path.with_extension("new");
-        let mut file = private::new_file(&new)?;
-        file.write_all(bytes)?;
-        if self.durability == Durability::Machine {
-            file.sync_all()?;
-        }
-        fs::rename(&new, path)?;
-        if self.durability == Durability::Machine {
-            File::open(&self.directory)?.sync_all()?;
-        }
-        Ok(())
-    }
-
     fn path(&self, id: &str) -> Result<PathBuf, StoreError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if id.is_empty() || id.starts_with('.') || id.len() > 200 || !id.chars().all(plain) {
             return Err(StoreError::BadId(id.to_owned()));
         }
         Ok(self.directory.join(format!("{id}.json")))
+    }
+}
+
+/// Writes a file that only the daemon's user can read, whole or not at all, in place of an older one: under
+/// the same name with the extension `new` first.
+///
+/// # Errors
+/// Those of the system; the old file is still whole after any of them.
+pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = private::new_file(&new)?;
+    file.write_all(bytes)?;
+    if durability == Durability::Machine {
+        file.sync_all()?;
+    }
+    fs::rename(&new, path)?;
+    match path.parent() {
+        Some(directory) if durability == Durability::Machine => File::open(directory)?.sync_all(),
+        _ => Ok(()),
     }
 }
 
@@ -189,6 +209,9 @@ mod tests {
         documents.put("a", &vec![1]).unwrap();
         let loaded = documents.load().unwrap();
         assert_eq!(loaded.documents, [("a".to_owned(), vec![1]), ("b".to_owned(), vec![2])]);
+        let mut ids = documents.ids().unwrap();
+        ids.sort_unstable();
+        assert_eq!(ids, ["a", "b"]);
     }
 
     #[test]

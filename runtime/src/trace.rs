@@ -6,15 +6,17 @@
 //! else to do.
 
 use crate::config::{DaemonConfig, LogFormat};
-use crate::{hostile_text, private};
+use crate::hostile_text;
+use crate::lock::lock;
+use crate::store::{self, Durability};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id};
@@ -171,16 +173,12 @@ impl Phases {
     }
 
     fn keep(&self, name: &str, operation: Operation) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         last.insert(name.to_owned(), operation);
         let (path, json) = (self.path.clone(), serde_json::to_vec_pretty(&*last));
         let write = move || {
-            let new = path.with_extension("new");
             // Losing a measurement is no reason to fail, or to log from within the log.
-            let _ = json.map(|json| {
-                private::new_file(&new)?.write_all(&json)?;
-                fs::rename(&new, &path)
-            });
+            let _ = json.map(|json| store::replace(&path, &json, Durability::Process));
         };
         // The caller of the operation waits for the end of its span.
         match tokio::runtime::Handle::try_current() {
@@ -232,6 +230,7 @@ fn micros(duration: std::time::Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
     use std::sync::Arc;
     use tracing::info_span;
 

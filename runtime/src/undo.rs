@@ -13,6 +13,7 @@ use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What a release may fail with.
@@ -83,6 +84,22 @@ impl fmt::Display for Leftovers {
 
 impl Error for Leftovers {}
 
+/// An operation that failed, and whose releases were run.
+#[derive(Debug)]
+pub struct Failed<E> {
+    /// Why it failed.
+    pub cause: E,
+    /// What could not be released. It is in the log as well.
+    pub leftovers: Option<Leftovers>,
+}
+
+impl<E> Failed<E> {
+    /// Why it failed, for operations whose leftovers are removed later by themselves.
+    pub fn into_cause(self) -> E {
+        self.cause
+    }
+}
+
 impl Undo {
     /// An empty stack. `operation` names it in messages and in [`Fault`]s.
     pub fn new(operation: &'static str) -> Self {
@@ -112,6 +129,21 @@ impl Undo {
     /// As [`Self::push`].
     pub fn done(&self, name: &str) -> Result<(), Injected> {
         self.count.done(name)
+    }
+
+    /// The operation came to `outcome`: what it took stays where that is a success, and is released, last
+    /// taken first, where it is a failure.
+    ///
+    /// # Errors
+    /// That of the outcome, with what could not be released.
+    pub async fn settle<T, E>(self, outcome: Result<T, E>) -> Result<T, Failed<E>> {
+        match outcome {
+            Ok(done) => {
+                self.keep();
+                Ok(done)
+            }
+            Err(cause) => Err(Failed { cause, leftovers: self.run().await.err() }),
+        }
     }
 
     /// The operation succeeded: what it took stays.
@@ -160,9 +192,12 @@ async fn release_all(operation: &'static str, steps: Vec<Step>) -> Result<(), Le
     if failed.is_empty() { Ok(()) } else { Err(Leftovers(failed)) }
 }
 
-/// A failure that a test orders: the file named by the environment variable [`Fault::FILE`] holds
-/// `OPERATION NUMBER [abort]`. After that operation's step of that number the step fails, or the process dies as by
-/// SIGKILL. Without the variable there is no cost and no effect.
+/// Where faults are ordered. Only [`Fault::look_in`] sets it, which no released program calls.
+static FAULT_FILE: OnceLock<PathBuf> = OnceLock::new();
+
+/// A failure that a test orders: the file of [`Fault::look_in`] holds `OPERATION NUMBER [abort]`. After that
+/// operation's step of that number the step fails, or the process dies as by SIGKILL. Where no file is set
+/// there is no cost and no effect.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fault {
     operation: String,
@@ -171,12 +206,16 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Environment variable that names the fault file.
-    pub const FILE: &'static str = "ISOPOD_FAULT_FILE";
+    /// Has all operations of this process look for faults in `file`, which need not exist, at each step from
+    /// now on; a later call changes nothing. Only for `isopod-with-faults` and for tests: the released
+    /// program must have no way here.
+    pub fn look_in(file: PathBuf) {
+        // The first one stays.
+        let _ = FAULT_FILE.set(file);
+    }
 
     fn for_step(operation: &str, number: u32) -> Option<Self> {
-        let path = PathBuf::from(std::env::var_os(Self::FILE)?);
-        let fault = Self::parse(&std::fs::read_to_string(path).ok()?)?;
+        let fault = Self::parse(&std::fs::read_to_string(FAULT_FILE.get()?).ok()?)?;
         (fault.operation == operation && fault.number == number).then_some(fault)
     }
 
@@ -227,6 +266,21 @@ mod tests {
         let leftovers = undo.run().await.expect_err("one release fails");
         assert_eq!(leftovers.to_string(), "tap: device busy");
         assert_eq!(seen(&log), ["tap", "netns"]);
+    }
+
+    #[tokio::test]
+    async fn outcome_decides_whether_what_was_taken_stays() {
+        let log = Log::default();
+        let mut undo = Undo::new("test");
+        push(&mut undo, &log, "netns", Ok(()));
+        assert_eq!(undo.settle(Ok::<_, &str>(7)).await.expect("it succeeded"), 7);
+        assert!(seen(&log).is_empty());
+        let mut undo = Undo::new("test");
+        push(&mut undo, &log, "netns", Ok(()));
+        push(&mut undo, &log, "tap", Err("device busy"));
+        let failed = undo.settle(Err::<(), _>("no address")).await.expect_err("it failed");
+        assert_eq!(failed.leftovers.expect("one release fails").to_string(), "tap: device busy");
+        assert_eq!((failed.cause, seen(&log)), ("no address", vec!["tap", "netns"]));
     }
 
     #[tokio::test]

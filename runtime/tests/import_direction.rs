@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules and what each may use, beside those of the lowest level.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("command", &["serve", "check", "image", "trace"]),
     (
         "serve",
         &[
@@ -19,12 +20,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "network",
             "cgroup",
             "scratch",
+            "host_users",
         ],
     ),
     ("check", &["sandbox", "hypervisor", "network", "cgroup", "scratch"]),
     ("cri", &["container", "image", "sandbox", "agent_client", "hypervisor", "network", "cgroup", "scratch"]),
     ("container", &["sandbox", "image", "hypervisor", "agent_client", "cgroup"]),
-    ("sandbox", &["hypervisor", "agent_client", "network", "cgroup", "scratch"]),
+    ("sandbox", &["hypervisor", "agent_client", "network", "cgroup", "scratch", "host_users"]),
     ("preparation", &["container", "agent_client", "hypervisor", "scratch"]),
     ("image", &[]),
     ("agent_client", &["hypervisor"]),
@@ -32,14 +34,25 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("network", &[]),
     ("cgroup", &[]),
     ("scratch", &[]),
+    ("host_users", &[]),
     ("trace", &[]),
     // Tests only.
     ("fuzz_targets", &["container", "image", "network"]),
 ];
 
 /// What everybody may use, and what uses nothing but its own kind.
-const LOWEST: &[&str] =
-    &["config", "store", "undo", "id", "hostile_text", "private", "wall_clock", "cpu_list", "cpu_rate"];
+const LOWEST: &[&str] = &[
+    "config",
+    "store",
+    "undo",
+    "id",
+    "lock",
+    "hostile_text",
+    "private",
+    "wall_clock",
+    "cpu_list",
+    "cpu_rate",
+];
 
 fn crate_root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -107,6 +120,24 @@ fn modules_import_only_downwards() {
         }
     }
     assert!(wrong.is_empty(), "imports that go the wrong way:\n{}", wrong.join("\n"));
+}
+
+/// Templates stand above the hypervisor's other files: `template::cloning` decides between a clone and a
+/// boot, and what starts, asks and ends VMs serves both.
+#[test]
+fn hypervisor_below_its_templates_knows_none() {
+    const BELOW: &[&str] = &["local", "vm", "process", "control", "files", "vsock", "sys", "fake"];
+    let mut wrong = Vec::new();
+    for name in BELOW {
+        let file = crate_root().join(format!("src/hypervisor/{name}.rs"));
+        for (number, line) in fs::read_to_string(&file).unwrap().lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if code.contains("template::") || code.contains("::template") {
+                wrong.push(format!("{}:{}: {}", file.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "the hypervisor's lower files use its templates:\n{}", wrong.join("\n"));
 }
 
 #[test]

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             corrupt_kernel_is_named,
             guest_that_never_answers_is_told_with_its_console,
             concurrent_stops_and_removes_of_one_pod_succeed,
+            released_daemon_ignores_faults_that_are_ordered,
         ],
     )
 }
@@ -88,6 +89,18 @@ fn run_pod_sandbox_failing_at_any_step_leaves_nothing() -> Result<()> {
         held::nothing_more_than(&before, "at the end")?;
     }
     Ok(())
+}
+
+fn released_daemon_ignores_faults_that_are_ordered() -> Result<()> {
+    drop(cri()?);
+    daemon::kill()?;
+    daemon::start_released()?;
+    let cri = Cri::connect()?;
+    daemon::order_fault(Some("RunPodSandbox 1"))?;
+    let outcome = cri.run_pod("fine");
+    daemon::order_fault(None)?;
+    cri.remove_pod(&outcome.context("the fault was not ignored")?.id)?;
+    daemon::restart()
 }
 
 fn create_container_failing_at_any_step_leaves_nothing() -> Result<()> {

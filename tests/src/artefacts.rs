@@ -35,6 +35,8 @@ pub fn target() -> PathBuf {
 pub struct Artefacts {
     /// The command and daemon `isopod`.
     pub isopod: PathBuf,
+    /// The same program with faults that a case can order, which nobody installs.
+    pub isopod_with_faults: PathBuf,
     /// The virtual machine monitor.
     pub vmm: PathBuf,
     /// The guest kernel, an uncompressed `vmlinux`.
@@ -52,6 +54,7 @@ impl Artefacts {
     pub fn locate() -> Result<Artefacts> {
         Ok(Artefacts {
             isopod: named("ISOPOD_ISOPOD", || program("isopod"))?,
+            isopod_with_faults: named("ISOPOD_WITH_FAULTS", || program("isopod-with-faults"))?,
             vmm: named("ISOPOD_VMM", || program("isopod-vmm"))?,
             kernel: named("ISOPOD_KERNEL", || made_by("guest-image/kernel/build.sh", &[]))?,
             root_image: named("ISOPOD_ROOT_IMAGE", || {
@@ -75,9 +78,10 @@ impl Artefacts {
     }
 
     /// The variables that make [`Artefacts::locate`] find the same again.
-    pub fn variables(&self) -> [(&'static str, &Path); 6] {
+    pub fn variables(&self) -> [(&'static str, &Path); 7] {
         [
             ("ISOPOD_ISOPOD", &self.isopod),
+            ("ISOPOD_WITH_FAULTS", &self.isopod_with_faults),
             ("ISOPOD_VMM", &self.vmm),
             ("ISOPOD_KERNEL", &self.kernel),
             ("ISOPOD_ROOT_IMAGE", &self.root_image),
@@ -121,8 +125,10 @@ fn named(variable: &str, make: impl FnOnce() -> Result<PathBuf>) -> Result<PathB
 fn program(name: &str) -> Result<PathBuf> {
     static BUILT: OnceLock<()> = OnceLock::new();
     if BUILT.get().is_none() {
-        // both and the whole workspace, as `make build` does: a narrower choice has other features, and builds all anew
-        build(&["--release", "--workspace", "--bin", "isopod", "--bin", "isopod-vmm"])?;
+        // all of them and the whole workspace, as `make build` does: a narrower choice has other features,
+        // and builds all anew
+        let programs = ["--bin", "isopod", "--bin", "isopod-with-faults", "--bin", "isopod-vmm"];
+        build(&[&["--release", "--workspace"][..], &programs[..]].concat())?;
         BUILT.get_or_init(|| ());
     }
     Ok(target().join(TARGET).join("release").join(name))

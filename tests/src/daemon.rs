@@ -16,6 +16,12 @@ pub const FAULTS: &str = "/run/isopod-faults";
 /// Log of the daemons that [`start`] starts, beside those of the node, which outlive it when a case fails.
 pub const LOG: &str = "/run/node/isopod-case.log";
 
+/// The daemon as it is released, which the node starts.
+const RELEASED: &str = "/usr/lib/isopod/isopod";
+
+/// The daemon that looks for faults.
+const WITH_FAULTS: &str = "/usr/lib/isopod/with-faults/isopod";
+
 /// Kills the daemon as the kernel would for want of memory, and waits until it is gone.
 pub fn kill() -> Result<()> {
     for pid in pids()? {
@@ -37,10 +43,19 @@ pub fn wait_gone() -> Result<()> {
 
 /// Starts a daemon that looks for faults, and waits until it serves.
 pub fn start() -> Result<()> {
+    start_program(WITH_FAULTS)
+}
+
+/// Starts the daemon as it is released, and tells it where faults are ordered all the same.
+pub fn start_released() -> Result<()> {
+    start_program(RELEASED)
+}
+
+fn start_program(program: &str) -> Result<()> {
     let log = File::options().create(true).append(true).open(LOG)?;
     // Its children are not this process's: nobody waits for them here.
     Command::new("setsid")
-        .args(["--fork", "/usr/lib/isopod/isopod", "serve"])
+        .args(["--fork", program, "serve"])
         .env("ISOPOD_FAULT_FILE", FAULTS)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -68,7 +83,7 @@ pub fn start() -> Result<()> {
 /// Starts a daemon that looks for faults, and does not wait until it serves: it may be told to die before.
 pub fn begin() -> Result<Child> {
     let log = File::options().create(true).append(true).open(LOG)?;
-    let mut serve = Command::new("/usr/lib/isopod/isopod");
+    let mut serve = Command::new(WITH_FAULTS);
     serve.arg("serve").env("ISOPOD_FAULT_FILE", FAULTS);
     serve.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     serve.spawn().context("cannot start the daemon")

@@ -201,7 +201,7 @@ impl VmConfig {
         Ok(())
     }
 
-    /// Host user and group ids of pods' VMMs.
+    /// Host user and group ids of pods' VMMs; `host_users` says which are taken.
     pub fn pod_uids(&self) -> Range<u32> {
         self.first_uid..self.template_uid()
     }

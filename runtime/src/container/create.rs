@@ -10,7 +10,7 @@ use super::{Container, ContainerError, Containers, Named, volumes};
 use crate::id::new_id;
 use crate::image::Image;
 use crate::sandbox::{Machine, Sandbox};
-use crate::undo::Undo;
+use crate::undo::{Failed, Undo};
 use crate::wall_clock::now_ns;
 use isopod_protocols::agent::{CreateContainerRequest, Extent, PidNamespace, RemoveContainerRequest, User};
 use isopod_protocols::cri::{
@@ -68,21 +68,14 @@ impl Containers {
             Err(oneshot::error::TryRecvError::Closed) => Err(ContainerError::Abandoned(container.id.clone())),
             _ => Ok(container),
         });
-        match made {
-            Ok(container) => {
-                undo.keep();
-                Ok(container)
+        undo.settle(made).await.map_err(|Failed { cause, leftovers }| {
+            // Without its CPUs.
+            self.place(&sandbox, None);
+            match leftovers {
+                None => cause,
+                Some(leftovers) => ContainerError::Undo { cause: Box::new(cause), leftovers },
             }
-            Err(cause) => {
-                let undone = undo.run().await;
-                // Without its CPUs.
-                self.place(&sandbox, None);
-                match undone {
-                    Ok(()) => Err(cause),
-                    Err(leftovers) => Err(ContainerError::Undo { cause: Box::new(cause), leftovers }),
-                }
-            }
-        }
+        })
     }
 
     async fn make(

@@ -113,14 +113,14 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::hypervisor::fake::FakeHypervisor;
-    use crate::hypervisor::{Hypervisor, VmConfig};
+    use crate::hypervisor::{Hypervisor, VmSpec};
 
     #[tokio::test]
     async fn first_failure_ends_the_detaching() {
         let hypervisor = FakeHypervisor::new(drop);
         let mut undo = Undo::new("layers");
-        let config = VmConfig { id: "vm".into(), ..VmConfig::new(config::VmConfig::default()) };
-        let vm = hypervisor.boot(&config, &mut undo).await.unwrap();
+        let spec = VmSpec { id: "vm".into(), ..VmSpec::new(config::VmConfig::default()) };
+        let vm = hypervisor.boot(&spec, &mut undo).await.unwrap().vm;
         undo.keep();
         let mut offsets = Vec::new();
         for _ in 0..3 {

@@ -212,7 +212,7 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::hypervisor::fake::{Connection, FakeHypervisor, FakeVm};
-    use crate::hypervisor::{Hypervisor, VmConfig};
+    use crate::hypervisor::{Hypervisor, VmSpec};
     use crate::undo::Undo;
     use isopod_protocols::agent::StreamOpened;
     use isopod_protocols::stdio as wire;
@@ -241,8 +241,8 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let (hypervisor, guest) = FakeHypervisor::with_connections();
             let mut undo = Undo::new("carry");
-            let config = VmConfig { id: "vm".into(), ..VmConfig::new(config::VmConfig::default()) };
-            let handle = hypervisor.boot(&config, &mut undo).await.unwrap();
+            let spec = VmSpec { id: "vm".into(), ..VmSpec::new(config::VmConfig::default()) };
+            let handle = hypervisor.boot(&spec, &mut undo).await.unwrap().vm;
             undo.keep();
             let path = LogPath::new(directory.path(), Path::new("0.log")).unwrap();
             let log = Arc::new(LogFile::open(path).unwrap());

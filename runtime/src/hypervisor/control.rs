@@ -1,6 +1,7 @@
 //! The client of a VMM's control socket: one JSON message per packet, descriptors beside it, one answer to each.
 //!
-//! Used by `local`. A VMM may be in the hands of its guest: answers are bounded, checked and have a deadline.
+//! Used by `vm` and `files`. A VMM may be in the hands of its guest: answers are bounded, checked and have a
+//! deadline.
 
 use super::{HypervisorError, sys};
 use crate::hostile_text;
@@ -165,8 +166,8 @@ impl GuestConnections {
         Ok((Self { socket: sys::awaitable(ours, Interest::READABLE)? }, theirs))
     }
 
-    /// Waits for a connection to `port`, and closes it.
-    pub async fn knock(&self, port: u32) -> io::Result<()> {
+    /// Waits for a connection to `port`, the ready signal of an agent, and closes it.
+    pub async fn ready(&self, port: u32) -> io::Result<()> {
         loop {
             if receive(&self.socket, 4).await? == port.to_le_bytes() {
                 return Ok(());
@@ -283,12 +284,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn guest_that_knocks_is_heard() {
+    async fn ready_signal_of_an_agent_is_received() {
         let (connections, vmm) = GuestConnections::new().unwrap();
         nix::unistd::write(&vmm, &9u32.to_le_bytes()).unwrap();
         nix::unistd::write(&vmm, &7u32.to_le_bytes()).unwrap();
-        connections.knock(7).await.unwrap();
+        connections.ready(7).await.unwrap();
         drop(vmm);
-        assert!(connections.knock(7).await.is_err());
+        assert!(connections.ready(7).await.is_err());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Used by unit tests of `sandbox` and `container`. It must never be reachable from the daemon's configuration.
 
-use super::{Extent, Hypervisor, HypervisorError, Vm, VmConfig, VmHandle, VmRecord};
+use super::{Booted, Extent, Hypervisor, HypervisorError, Vm, VmHandle, VmRecord, VmSpec};
+use crate::lock::lock;
 use crate::undo::Undo;
 use async_trait::async_trait;
 use isopod_protocols::vmm::{ErrorKind, Stats};
@@ -11,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
@@ -62,34 +63,31 @@ impl FakeHypervisor {
 
 #[async_trait]
 impl Hypervisor for FakeHypervisor {
-    async fn boot(&self, config: &VmConfig, undo: &mut Undo) -> Result<VmHandle, HypervisorError> {
+    async fn boot(&self, spec: &VmSpec, undo: &mut Undo) -> Result<Booted, HypervisorError> {
         let pid = {
             let mut next = lock(&self.next_pid);
             *next += 1;
             *next
         };
+        let directory = spec.directory.clone();
+        let record = VmRecord { pid, started_at_ticks: 0, directory, template: None };
         let vm = Arc::new(FakeVm {
-            id: config.id.clone(),
-            record: VmRecord {
-                pid,
-                started_at_ticks: 0,
-                directory: config.directory.clone(),
-                template: None,
-            },
+            id: spec.id.clone(),
+            record: record.clone(),
             guest: Arc::clone(&self.guest),
             extents: Mutex::default(),
-            memory_mib: AtomicU32::new(config.boot_memory_mib),
+            memory_mib: AtomicU32::new(spec.boot_memory_mib),
             resizing: tokio::sync::Mutex::default(),
             answering: tokio::sync::Mutex::default(),
             ended: watch::Sender::new(false),
         });
-        lock(&self.running).insert(config.id.clone(), Arc::clone(&vm));
+        lock(&self.running).insert(spec.id.clone(), Arc::clone(&vm));
         let killed = Arc::clone(&vm);
         undo.push("vmm", move || async move {
             killed.kill().await;
             Ok::<_, io::Error>(())
         })?;
-        Ok(vm)
+        Ok(Booted { vm, record, agent: None })
     }
 
     async fn adopt(&self, id: &str, record: &VmRecord) -> Result<Option<VmHandle>, HypervisorError> {
@@ -134,10 +132,6 @@ impl FakeVm {
 
 #[async_trait]
 impl Vm for FakeVm {
-    fn record(&self) -> VmRecord {
-        self.record.clone()
-    }
-
     async fn attach_extent(&self, _file: File, length: u64, read_only: bool) -> Result<u64, HypervisorError> {
         if self.is_ended() {
             return Err(self.refused("attach_extent", "the vm has ended"));
@@ -203,9 +197,4 @@ impl Vm for FakeVm {
         // The sender lives as long as `self`, so the only way out is the value.
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
-}
-
-/// No critical section here can panic half-way, so a poisoned table is still whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
 //! What a VMM is given at its start: files that are opened for it, and the sockets and the log in its VM's directory.
 //!
-//! Used by `local` and `template`: a VMM opens nothing by path, so all that it uses is opened here. The log has a fixed size, which
-//! no VMM can change, and only its end is ever read.
+//! Used by `local`, `vm` and `template`: a VMM opens nothing by path, so all that it uses is opened here. The
+//! log has a fixed size, which no VMM can change, and only its end is ever read.
 
 use super::{HypervisorError, control};
 use isopod_protocols::vmm::LOG_BYTES;

@@ -1,135 +1,55 @@
-//! Our own VMM, a process per VM: pods' VMs are clones of a template where there is one, and boot where there is none.
+//! Our own VMM, a process per VM that boots its guest.
 //!
 //! ```text
-//!   open files -> a template of this configuration?
-//!      yes -> start isopod-vmm -> Restore -----------------------> the agent answers
-//!              | anything goes wrong: the template is dropped
-//!      no ---> start isopod-vmm -> Boot -> ListenVsock ----------> the agent knocks -> ask for a template
+//!   open files -> start isopod-vmm -> Boot -> ListenVsock -> the agent sends its ready signal
 //! ```
 //!
-//! Called by `sandbox` through [`Hypervisor`]. It must never fail a pod because of a template, nor wait for one to be made.
+//! [`LocalHypervisor`] is a whole [`Hypervisor`]. [`CloningHypervisor`](super::template::CloningHypervisor)
+//! stands above it and boots by it what is no clone; nothing here knows of that.
 
 use super::files::Files;
 use super::process::Process;
-use super::template::{Key, Template, Templates};
-use super::vm::{LocalVm, Place};
-use super::{Hypervisor, HypervisorError, Vm, VmConfig, VmHandle, VmRecord};
+use super::vm::{Launch, LocalVm};
+use super::{Booted, Hypervisor, HypervisorError, Vm, VmHandle, VmRecord, VmSpec};
 use crate::undo::Undo;
 use async_trait::async_trait;
 use std::sync::Arc;
-use std::time::Duration;
-use tracing::{Instrument, info_span};
 
-/// Starts VMMs.
-pub struct LocalHypervisor {
-    templates: Arc<Templates>,
-}
+/// Starts VMMs. It holds nothing: all that there is of a VM is in its process and in its directory.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalHypervisor;
 
 impl LocalHypervisor {
-    /// One whose pods are clones of these templates.
-    pub fn new(templates: Arc<Templates>) -> Self {
-        Self { templates }
-    }
-
-    /// A clone of the template of that key; `None` where there is none, or it would not run.
-    async fn clone_template(
+    /// As [`Hypervisor::boot`], from files that are open already.
+    ///
+    /// # Errors
+    /// As [`Hypervisor::boot`].
+    pub async fn boot_from(
         &self,
-        config: &VmConfig,
-        key: &Key,
+        spec: &VmSpec,
         files: &Files,
         undo: &mut Undo,
-    ) -> Result<Option<VmHandle>, HypervisorError> {
-        let Some(template) = self.templates.ready(key) else { return Ok(None) };
-        let (vm, vsock) = LocalVm::start(&place(config), undo)?;
-        let limit = config.boot_timeout;
-        let restored = vm.bring_up(limit, vm.restore(&template, files, vsock, limit));
-        match restored.instrument(info_span!("restore")).await {
-            Ok(()) => {
-                vm.count(Some(self.templates.cloned(&template)));
-                populate(Arc::clone(&vm), template);
-                Ok(Some(vm))
-            }
-            Err(error) => {
-                self.refused(&template, &error);
-                // Before the next one is born in its place. The undo stack kills it once more, which is no error.
-                vm.kill().await;
-                Ok(None)
-            }
-        }
-    }
-
-    fn refused(&self, template: &Template, error: &HypervisorError) {
-        tracing::warn!(template = template.name, %error, "clone failed: the template goes, and the pod boots");
-        self.templates.refused(template, error);
-    }
-
-    async fn boot_cold(
-        &self,
-        config: &VmConfig,
-        files: &Files,
-        undo: &mut Undo,
-    ) -> Result<VmHandle, HypervisorError> {
-        let (vm, vsock) = LocalVm::start(&place(config), undo)?;
-        let limit = config.boot_timeout;
-        vm.bring_up(limit, vm.boot(&config.boot_config(), files, vsock, None, limit)).await?;
-        Ok(vm)
-    }
-}
-
-/// Gives a clone what it will write, while its pod waits for its network. A guest that gets nothing asks page
-/// by page, which is counted.
-fn populate(vm: Arc<LocalVm>, template: Arc<Template>) {
-    let work = async move {
-        let pages = template.working_set();
-        let populated = tokio::select! {
-            // A VM that is gone needs no pages.
-            biased;
-            () = vm.ended() => return,
-            populated = vm.populate(&pages) => populated,
-        };
-        if let Err(error) = populated {
-            template.clones().not_populated();
-            tracing::warn!(template = template.name, %error, "clone is not populated: it faults page by page");
-        }
-    };
-    tokio::spawn(work.instrument(info_span!("populate")));
-}
-
-fn place(config: &VmConfig) -> Place<'_> {
-    Place {
-        id: &config.id,
-        directory: &config.directory,
-        cgroup: config.cgroup.as_deref(),
-        uid: config.uid,
-        largest_file: config.largest_file,
-        vmm: &config.vmm,
-        patience: Duration::ZERO,
+    ) -> Result<Booted, HypervisorError> {
+        let (vm, vsock) = LocalVm::start(&Launch::of_pod(spec), undo).await?;
+        let limit = spec.boot_timeout;
+        vm.bring_up(limit, vm.boot(&spec.boot_config(), files, vsock, None, limit)).await?;
+        // The agent connected itself, and the connection was closed with that.
+        Ok(Booted { record: vm.record(), vm, agent: None })
     }
 }
 
 #[async_trait]
 impl Hypervisor for LocalHypervisor {
-    async fn boot(&self, config: &VmConfig, undo: &mut Undo) -> Result<VmHandle, HypervisorError> {
-        let _starting = self.templates.pod_starts();
-        let files = Files::open(&config.kernel, &config.root_image)?;
-        let Some(key) = Key::of(config, &files) else { return self.boot_cold(config, &files, undo).await };
-        if let Some(vm) = self.clone_template(config, &key, &files, undo).await? {
-            return Ok(vm);
-        }
-        self.templates.missed();
-        let booted = self.boot_cold(config, &files, undo).await?;
-        // Only now: a configuration that does not boot makes no template either, and this pod comes first.
-        self.templates.ask(&key);
-        Ok(booted)
+    async fn boot(&self, spec: &VmSpec, undo: &mut Undo) -> Result<Booted, HypervisorError> {
+        self.boot_from(spec, &Files::open(&spec.kernel, &spec.root_image)?, undo).await
     }
 
     async fn adopt(&self, id: &str, record: &VmRecord) -> Result<Option<VmHandle>, HypervisorError> {
-        let found = Process::find(record.pid, record.started_at_ticks);
+        let adopted = Process::adopt(record.pid, record.started_at_ticks);
         let failed = |source| HypervisorError::Control { id: id.to_owned(), request: "adopt", source };
-        let Some(process) = found.map_err(failed)? else { return Ok(None) };
+        let Some(process) = adopted.map_err(failed)? else { return Ok(None) };
         let vm = LocalVm::new(id, &record.directory, process);
         vm.stats().await?;
-        vm.count(record.template.as_deref().and_then(|template| self.templates.clone_of(template)));
         Ok(Some(Arc::new(vm)))
     }
 }

@@ -1,5 +1,7 @@
 //! What makes virtual machines, as a trait with two implementations: [`local`], our own VMM in a process of its own, and
-//! [`fake`], for tests that have neither KVM nor root. [`template`] keeps booted guests that pods' VMs are cloned from.
+//! [`fake`], for tests that have neither KVM nor root. [`template`] stands above the first: it keeps booted
+//! guests, makes pods' VMs as clones of them, and boots where it has none. Nothing else here knows of
+//! templates.
 //!
 //! Called by `sandbox` to boot, adopt and kill VMs, and by `container` to attach and detach extents and to reach guest
 //! ports. It must not know what a pod is, and whatever a guest or a VMM says is bounded and has a deadline here.
@@ -38,9 +40,9 @@ use tokio::net::UnixStream;
 /// A running VM, shared by all who work with it.
 pub type VmHandle = Arc<dyn Vm>;
 
-/// The VM to be booted.
+/// The VM to be made.
 #[derive(Debug, Clone)]
-pub struct VmConfig {
+pub struct VmSpec {
     /// Name of the VM in logs: the sandbox's id.
     pub id: String,
     /// Directory of its sockets and its log. It exists, and the caller removes it.
@@ -74,10 +76,21 @@ pub struct VmConfig {
     /// Time until the agent must be there.
     pub boot_timeout: Duration,
     /// Among which VMs it may share a template, by the name of that scope: empty for all of the node. `None`: it boots.
-    pub template: Option<String>,
+    pub template_scope: Option<String>,
 }
 
-impl VmConfig {
+/// A VM that was made, and runs.
+pub struct Booted {
+    /// The VM.
+    pub vm: VmHandle,
+    /// What [`Hypervisor::adopt`] needs.
+    pub record: VmRecord,
+    /// A connection to its agent that was made on the way, for the first who talks to it; `None`: connect
+    /// anew.
+    pub agent: Option<UnixStream>,
+}
+
+impl VmSpec {
     /// A VM with these settings; what is its own (id, directory, cgroup, user, scope) is still to be filled in.
     pub fn new(settings: config::VmConfig) -> Self {
         let max_vcpus = most_vcpus(&settings, settings.vcpus);
@@ -99,7 +112,7 @@ impl VmConfig {
             nested_virtualization: settings.nested_virtualization,
             kernel_args: settings.kernel_args,
             boot_timeout: Duration::from_secs(settings.boot_timeout_s.into()),
-            template: None,
+            template_scope: None,
         }
     }
 
@@ -238,6 +251,14 @@ pub enum HypervisorError {
     Injected(#[from] Injected),
 }
 
+impl HypervisorError {
+    /// Whether a VMM found a template's files damaged, or not what they should be. All other failures of a
+    /// clone can be the doing of its pod, such as a limit of memory in which no VMM runs.
+    pub fn is_of_template(&self) -> bool {
+        matches!(self, Self::Refused { kind: ErrorKind::Template, .. })
+    }
+}
+
 /// Makes VMs.
 #[async_trait]
 pub trait Hypervisor: Send + Sync {
@@ -246,21 +267,18 @@ pub trait Hypervisor: Send + Sync {
     ///
     /// # Errors
     /// With the last lines of the console where a guest was there. What was taken is on `undo`.
-    async fn boot(&self, config: &VmConfig, undo: &mut Undo) -> Result<VmHandle, HypervisorError>;
+    async fn boot(&self, spec: &VmSpec, undo: &mut Undo) -> Result<Booted, HypervisorError>;
 
-    /// Finds a VM again that an earlier daemon booted; `None` where it has ended.
+    /// Takes over a VM that an earlier daemon made; `None` where it has ended.
     ///
     /// # Errors
     /// Where it runs and does not answer.
     async fn adopt(&self, id: &str, record: &VmRecord) -> Result<Option<VmHandle>, HypervisorError>;
 }
 
-/// A VM.
+/// A VM, and nothing else: a pod's environment that is none would stand beside it (docs/decisions/0019).
 #[async_trait]
 pub trait Vm: Send + Sync {
-    /// What [`Hypervisor::adopt`] needs.
-    fn record(&self) -> VmRecord;
-
     /// Maps a file into the extent disk; answers the offset of its first byte there. `length` is a multiple of 512.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use std::arch::asm;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -21,42 +21,63 @@ const ABOVE_TARGETS: RawFd = 10;
 /// Bytes of stack for a process on its way to exec: a few system calls. It is a multiple of 16.
 const STACK: usize = 32 << 10;
 
-/// A program to be started.
-pub struct Program<'a> {
+/// A program to be started. It owns all that it needs: the thread that starts it may outlast whoever asked
+/// for it.
+pub struct Program {
     /// Its file.
-    pub path: &'a CStr,
+    pub path: CString,
     /// Its arguments, the name first.
-    pub arguments: &'a [CString],
-    /// What it finds at descriptors 0, 1, 2 and so on; at most [`ABOVE_TARGETS`].
-    pub descriptors: &'a [BorrowedFd<'a>],
+    pub arguments: Vec<CString>,
+    /// What it finds at descriptors 0, 1, 2 and so on, see [`above_targets`].
+    pub descriptors: Vec<OwnedFd>,
     /// The cgroup it is born in.
-    pub cgroup: Option<BorrowedFd<'a>>,
+    pub cgroup: Option<OwnedFd>,
 }
 
-/// A process that was started.
+/// A process that was started. If it is dropped before its descriptor was taken, nobody waits for the process
+/// any more: it is killed and reaped.
 pub struct Started {
     /// Its number.
     pub pid: i32,
-    /// Its descriptor.
-    pub pidfd: OwnedFd,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Started {
+    /// The process descriptor; the process is the caller's from here on.
+    pub fn into_pidfd(mut self) -> OwnedFd {
+        self.pidfd.take().expect("only this and the drop, which both consume it, take the descriptor")
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let Some(pidfd) = self.pidfd.take() else { return };
+        if let Err(error) = pidfd_kill(pidfd.as_fd()) {
+            tracing::error!(pid = self.pid, %error, "process that nobody waits for cannot be killed");
+        }
+        // In a thread: a process in a cgroup that hardly gets a processor takes its time to end.
+        let reap = move || waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);
+        let reaper = std::thread::Builder::new().name("reaper".to_owned()).spawn(reap);
+        if let Err(error) = reaper {
+            tracing::error!(pid = self.pid, %error, "process that nobody waits for stays a zombie");
+        }
+    }
 }
 
 /// Starts a program in a session of its own, without environment, with default signal handling; answers when it runs.
+/// The calling thread sleeps until then. That is the time which the child needs to get to its exec on the
+/// processors of its cgroup: seconds, where that is starved, so no thread that serves tasks may call this.
 ///
 /// Being born in its cgroup instead of moved there saves the kernel's grace period of a move (tens of milliseconds); sharing
 /// this process's memory until exec, as vfork does, saves a copy of its page tables and the faults that follow a copy.
 ///
 /// # Errors
 /// Of the clone, or of the exec; nothing runs then.
-pub fn spawn(program: &Program<'_>) -> io::Result<Started> {
+pub fn spawn(program: &Program) -> io::Result<Started> {
     // All memory of the child is prepared here: between clone and exec only system calls are allowed.
     let mut argv: Vec<*const libc::c_char> = program.arguments.iter().map(|a| a.as_ptr()).collect();
     argv.push(ptr::null());
-    let mut sources = Vec::with_capacity(program.descriptors.len());
-    for descriptor in program.descriptors {
-        sources.push(duplicate_above_targets(*descriptor)?);
-    }
-    let raw: Vec<RawFd> = sources.iter().map(AsRawFd::as_raw_fd).collect();
+    let raw: Vec<RawFd> = program.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let errand = Errand {
         path: program.path.as_ptr(),
         argv: argv.as_ptr(),
@@ -64,11 +85,11 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Started> {
         sources: &raw,
         failure: AtomicI32::new(0),
     };
-    let started = clone_into(program.cgroup, &errand)?;
+    let started = clone_into(program.cgroup.as_ref().map(AsFd::as_fd), &errand)?;
     match errand.failure.into_inner() {
         0 => Ok(started),
         errno => {
-            waitid(Id::PIDFd(started.pidfd.as_fd()), WaitPidFlag::WEXITED)?;
+            waitid(Id::PIDFd(started.into_pidfd().as_fd()), WaitPidFlag::WEXITED)?;
             Err(io::Error::from_raw_os_error(errno))
         }
     }
@@ -157,16 +178,24 @@ fn clone_into(cgroup: Option<BorrowedFd<'_>>, errand: &Errand<'_>) -> io::Result
     }
     match i32::try_from(pid) {
         // SAFETY: the kernel has just put a new descriptor there, which nobody else owns.
-        Ok(pid) if pid > 0 => Ok(Started { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+        Ok(pid) if pid > 0 => Ok(Started { pid, pidfd: Some(unsafe { OwnedFd::from_raw_fd(pidfd) }) }),
         Ok(errno) => Err(io::Error::from_raw_os_error(-errno)),
         Err(_) => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
-fn duplicate_above_targets(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let duplicate = nix::fcntl::fcntl(descriptor, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(ABOVE_TARGETS))?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+/// Duplicates descriptors for [`Program::descriptors`]: their numbers are above those at which a program
+/// finds them, so that putting one in its place closes no other. At most [`ABOVE_TARGETS`].
+///
+/// # Errors
+/// EMFILE.
+pub fn above_targets(descriptors: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+    let duplicate = |descriptor: &BorrowedFd<'_>| {
+        let number = nix::fcntl::fcntl(*descriptor, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(ABOVE_TARGETS))?;
+        // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    };
+    descriptors.iter().map(duplicate).collect()
 }
 
 /// The descriptor of a process that this one need not be the parent of.
@@ -215,18 +244,17 @@ mod tests {
 
     fn run(path: &str, arguments: &[&str], out: &File) -> io::Result<Started> {
         let path = CString::new(path).unwrap();
-        let arguments: Vec<CString> = arguments.iter().map(|a| CString::new(*a).unwrap()).collect();
-        let out = out.as_fd();
-        spawn(&Program { path: &path, arguments: &arguments, descriptors: &[out; 4], cgroup: None })
+        let arguments = arguments.iter().map(|a| CString::new(*a).unwrap()).collect();
+        let descriptors = above_targets(&[out.as_fd(); 4]).unwrap();
+        spawn(&Program { path, arguments, descriptors, cgroup: None })
     }
 
     #[test]
     fn program_finds_its_descriptors_and_no_environment() {
         let mut out = tempfile::tempfile().unwrap();
         let script = "env | grep -v -e ^PWD= -e ^SHLVL= -e ^_=; echo three >&3; ls /proc/self/fd | wc -l";
-        let started = run("/bin/sh", &["sh", "-c", script], &out).unwrap();
-        let id = Id::PIDFd(started.pidfd.as_fd());
-        waitid(id, WaitPidFlag::WEXITED).unwrap();
+        let pidfd = run("/bin/sh", &["sh", "-c", script], &out).unwrap().into_pidfd();
+        waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED).unwrap();
         let mut said = String::new();
         out.seek(SeekFrom::Start(0)).unwrap();
         out.read_to_string(&mut said).unwrap();
@@ -245,10 +273,10 @@ mod tests {
     fn killing_twice_succeeds() {
         let out = tempfile::tempfile().unwrap();
         let started = run("/bin/sleep", &["sleep", "1000"], &out).unwrap();
-        pidfd_kill(started.pidfd.as_fd()).unwrap();
-        let id = Id::PIDFd(started.pidfd.as_fd());
-        waitid(id, WaitPidFlag::WEXITED).unwrap();
-        pidfd_kill(started.pidfd.as_fd()).unwrap();
-        assert_eq!(pidfd_open(started.pid).err().unwrap().raw_os_error(), Some(libc::ESRCH));
+        let (pid, pidfd) = (started.pid, started.into_pidfd());
+        pidfd_kill(pidfd.as_fd()).unwrap();
+        waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED).unwrap();
+        pidfd_kill(pidfd.as_fd()).unwrap();
+        assert_eq!(pidfd_open(pid).err().unwrap().raw_os_error(), Some(libc::ESRCH));
     }
 }

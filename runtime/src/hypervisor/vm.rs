@@ -1,23 +1,25 @@
 //! A VM of ours: a VMM's process, its control socket, and the guest behind it.
 //!
 //! ```text
-//!   start: sockets, process in its cgroup -> boot: Boot, ListenVsock, the agent knocks
+//!   start: sockets, process in its cgroup -> boot: Boot, ListenVsock, the agent's ready signal -> save: Save
 //!                                         -> restore: Restore, the agent's port answers
 //! ```
 //!
-//! Used by `local` for pods and by `template` for what they are cloned from. It must not choose between the two ways. A VMM
-//! outlives the daemon; a later one finds it by its process descriptor and its control socket.
+//! Used by `local` and `template`. It boots from files, saves to files and restores from them; it must not
+//! choose between these, nor know whose files they are. A VMM outlives the daemon; a later one finds it by
+//! its process descriptor and its control socket.
 
 use super::control::{Control, GuestConnections};
 use super::files::{CONTROL, Files, Sockets, VSOCK, log_tail};
 use super::process::{Process, Start};
-use super::template::{Lease, Template};
 use super::vsock::connect_guest;
-use super::{HypervisorError, Vm, VmRecord};
+use super::{HypervisorError, Vm, VmRecord, VmSpec};
 use crate::hostile_text::Tail;
 use crate::undo::Undo;
 use async_trait::async_trait;
-use isopod_protocols::vmm::{BootConfig, Extent, MAX_PAGE_RANGES, PageRange, Request, Response, Stats};
+use isopod_protocols::vmm::{
+    BootConfig, Extent, MAX_PAGE_RANGES, PageRange, Request, Response, Shape, Stats,
+};
 use isopod_protocols::vsock::{AGENT_PORT, READY_PORT};
 use std::fs::File;
 use std::future::Future;
@@ -25,7 +27,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -46,8 +48,8 @@ const POPULATED_AT_ONCE: u64 = 128;
 /// Most extents that a VM has at a time: those that its VMM has room for.
 const MAX_EXTENTS: usize = 1024;
 
-/// Where a VMM runs, and as whom.
-pub struct Place<'a> {
+/// How a VMM is started: where, and as whom.
+pub struct Launch<'a> {
     /// Name of the VM in logs.
     pub id: &'a str,
     /// Directory of its sockets and its log.
@@ -65,6 +67,43 @@ pub struct Place<'a> {
     pub patience: Duration,
 }
 
+impl<'a> Launch<'a> {
+    /// As a pod's VMM is started.
+    pub fn of_pod(spec: &'a VmSpec) -> Self {
+        Self {
+            id: &spec.id,
+            directory: &spec.directory,
+            cgroup: spec.cgroup.as_deref(),
+            uid: spec.uid,
+            largest_file: spec.largest_file,
+            vmm: &spec.vmm,
+            patience: Duration::ZERO,
+        }
+    }
+}
+
+/// A VM that was saved: what [`LocalVm::restore`] goes on from.
+pub struct Snapshot<'a> {
+    /// What [`LocalVm::save`] was told: a VMM refuses a state that says otherwise.
+    pub built_from: &'a str,
+    /// The machine that was booted: so is a state of another one.
+    pub shape: Shape,
+    /// Guest memory, for reading.
+    pub memory: BorrowedFd<'a>,
+    /// Processors and devices, for reading.
+    pub state: BorrowedFd<'a>,
+}
+
+/// What a restored VM has written since, see [`LocalVm::working_set`].
+pub struct WorkingSet {
+    /// Pages, in rising order; at most [`MAX_PAGE_RANGES`] ranges.
+    pub pages: Vec<PageRange>,
+    /// Blocks of 2 MiB of the snapshot's memory that are large pages of the host now.
+    pub large_pages: u32,
+    /// Blocks that could be such pages, and of which the host made none.
+    pub refused_large_pages: u32,
+}
+
 /// A VM.
 pub struct LocalVm {
     id: String,
@@ -72,26 +111,25 @@ pub struct LocalVm {
     control: Control,
     process: Process,
     patience: Duration,
-    /// A clone's, as long as it lives.
-    lease: Mutex<Option<Lease>>,
-    /// The connection by which a clone's agent was found to serve, for the first who asks for one.
-    agent: Mutex<Option<UnixStream>>,
 }
 
 impl LocalVm {
     /// Starts a VMM; what kills it is pushed to `undo`. The listener is the guest's vsock, which the VMM is still to get.
-    pub fn start(place: &Place<'_>, undo: &mut Undo) -> Result<(Arc<Self>, UnixListener), HypervisorError> {
-        let sockets = Sockets::bind(place.directory)?;
-        let (id, largest_file) = (place.uid.to_string(), place.largest_file.to_string());
+    pub async fn start(
+        launch: &Launch<'_>,
+        undo: &mut Undo,
+    ) -> Result<(Arc<Self>, UnixListener), HypervisorError> {
+        let sockets = Sockets::bind(launch.directory)?;
+        let (id, largest_file) = (launch.uid.to_string(), launch.largest_file.to_string());
         let start = Start {
-            program: place.vmm,
+            program: launch.vmm,
             words: &["isopod-vmm", "--uid", &id, "--gid", &id, "--largest-file", &largest_file],
             log: sockets.log.as_fd(),
             descriptors: &[sockets.control.as_fd()],
-            cgroup: place.cgroup,
+            cgroup: launch.cgroup,
         };
-        let process = info_span!("spawn").in_scope(|| Process::start(&start))?;
-        let vm = Self { patience: place.patience, ..Self::new(place.id, place.directory, process) };
+        let process = Process::start(&start).instrument(info_span!("spawn")).await?;
+        let vm = Self { patience: launch.patience, ..Self::new(launch.id, launch.directory, process) };
         let vm = Arc::new(vm);
         let killed = Arc::clone(&vm);
         undo.push("vmm", move || async move {
@@ -110,17 +148,25 @@ impl LocalVm {
             control: Control::new(id, directory.join(CONTROL)),
             process,
             patience: Duration::ZERO,
-            lease: Mutex::default(),
-            agent: Mutex::default(),
+        }
+    }
+
+    /// What [`Hypervisor::adopt`](super::Hypervisor::adopt) needs. It names no template.
+    pub fn record(&self) -> VmRecord {
+        VmRecord {
+            pid: self.process.pid,
+            started_at_ticks: self.process.started_at_ticks,
+            directory: self.directory.clone(),
+            template: None,
         }
     }
 
     /// Does the first work with a VMM, within `limit`. Its death and its slowness become errors that bring its last words.
-    pub async fn bring_up(
+    pub async fn bring_up<T>(
         &self,
         limit: Duration,
-        work: impl Future<Output = Result<(), HypervisorError>>,
-    ) -> Result<(), HypervisorError> {
+        work: impl Future<Output = Result<T, HypervisorError>>,
+    ) -> Result<T, HypervisorError> {
         let done = tokio::select! {
             // In this order: a VMM that died has also broken its socket, and its log tells why.
             biased;
@@ -141,8 +187,8 @@ impl LocalVm {
         }
     }
 
-    /// From the first request to the agent's knock. With `memory` the VM is to become a template, and that is its memory.
-    /// The caller sets the deadline, by [`Self::bring_up`].
+    /// From the first request to the agent's ready signal. With `memory`, that file is the guest's memory,
+    /// and the VM can be saved. The caller sets the deadline, by [`Self::bring_up`].
     pub async fn boot(
         &self,
         config: &BootConfig,
@@ -168,52 +214,36 @@ impl LocalVm {
         self.done("listen_vsock", &listen, &[for_vmm.as_fd()], REQUEST_LIMIT).await?;
         // The VMM alone holds the other end now, so its death is seen here too.
         drop(for_vmm);
-        guest.knock(READY_PORT).instrument(info_span!("guest")).await.map_err(failed)
+        guest.ready(READY_PORT).instrument(info_span!("guest")).await.map_err(failed)
     }
 
-    /// Makes it a clone, whose agent serves already. The caller sets the deadline, by [`Self::bring_up`].
+    /// Goes on from a snapshot, whose agent serves already; answers the connection by which that was seen.
+    /// The caller sets the deadline, by [`Self::bring_up`].
     pub async fn restore(
         &self,
-        template: &Template,
+        snapshot: &Snapshot<'_>,
         files: &Files,
         vsock: UnixListener,
         limit: Duration,
-    ) -> Result<(), HypervisorError> {
-        let (built_from, shape) = (template.built_from.clone(), template.key.recipe.boot.shape());
-        let request = Request::Restore { built_from, shape };
-        let descriptors = [
-            files.kvm.as_fd(),
-            template.memory.as_fd(),
-            template.state.as_fd(),
-            files.root_image.as_fd(),
-            vsock.as_fd(),
-        ];
+    ) -> Result<UnixStream, HypervisorError> {
+        let request = Request::Restore { built_from: snapshot.built_from.to_owned(), shape: snapshot.shape };
+        let descriptors =
+            [files.kvm.as_fd(), snapshot.memory, snapshot.state, files.root_image.as_fd(), vsock.as_fd()];
         self.done("restore", &request, &descriptors, limit).await?;
         drop(vsock);
-        // A clone that runs and does not live would fail its pod, which a cold boot would not. The first call to the agent
-        // needs this connection anyway.
-        let agent = self.connect_vsock(AGENT_PORT).await?;
-        *lock(&self.agent) = Some(agent);
-        Ok(())
+        // A guest that runs and does not live would fail its pod, which a cold boot would not. The first call
+        // to the agent needs this connection anyway.
+        self.connect_vsock(AGENT_PORT).await
     }
 
-    /// What this clone of `template` has written until now. What it has not becomes large pages of the
-    /// template, as far as the host has some.
-    pub async fn rehearsed(&self, template: &Template) -> Result<Vec<PageRange>, HypervisorError> {
-        match self.ask("rehearsed", &Request::Rehearsed {}, &[template.memory.as_fd()], REQUEST_LIMIT).await?
-        {
+    /// What this VM has written since it was restored from a snapshot with that memory. What it has not
+    /// becomes large pages of the snapshot, as far as the host has some.
+    pub async fn working_set(&self, memory: BorrowedFd<'_>) -> Result<WorkingSet, HypervisorError> {
+        match self.ask("rehearsed", &Request::Rehearsed {}, &[memory], REQUEST_LIMIT).await? {
             Response::WorkingSet { pages, large_pages, refused_large_pages }
                 if pages.len() <= MAX_PAGE_RANGES =>
             {
-                if refused_large_pages > 0 {
-                    tracing::warn!(
-                        template = template.name,
-                        large_pages,
-                        refused_large_pages,
-                        "host makes no large pages of a template: clones fault its guest kernel in page by page"
-                    );
-                }
-                Ok(pages)
+                Ok(WorkingSet { pages, large_pages, refused_large_pages })
             }
             _ => Err(self.control.unexpected("rehearsed")),
         }
@@ -227,12 +257,8 @@ impl LocalVm {
         Ok(())
     }
 
-    /// Counts it as a clone of a template until it ends.
-    pub fn count(&self, lease: Option<Lease>) {
-        *lock(&self.lease) = lease;
-    }
-
-    /// Stops a template for good, and has its state written to `state`.
+    /// Stops the guest for good, and has its state written to `state`; with the memory that it booted with,
+    /// that is a [`Snapshot`].
     pub async fn save(&self, built_from: &str, state: &File, limit: Duration) -> Result<(), HypervisorError> {
         let request = Request::Save { built_from: built_from.to_owned() };
         self.done("save", &request, &[state.as_fd()], limit).await
@@ -282,15 +308,6 @@ impl LocalVm {
 
 #[async_trait]
 impl Vm for LocalVm {
-    fn record(&self) -> VmRecord {
-        VmRecord {
-            pid: self.process.pid,
-            started_at_ticks: self.process.started_at_ticks,
-            directory: self.directory.clone(),
-            template: lock(&self.lease).as_ref().map(|lease| lease.template().to_owned()),
-        }
-    }
-
     async fn attach_extent(&self, file: File, length: u64, read_only: bool) -> Result<u64, HypervisorError> {
         let request = Request::AttachExtent { length, read_only };
         match self.ask("attach_extent", &request, &[file.as_fd()], REQUEST_LIMIT).await? {
@@ -323,11 +340,6 @@ impl Vm for LocalVm {
     }
 
     async fn connect_vsock(&self, port: u32) -> Result<UnixStream, HypervisorError> {
-        if port == AGENT_PORT
-            && let Some(agent) = lock(&self.agent).take()
-        {
-            return Ok(agent);
-        }
         let path = self.directory.join(VSOCK);
         let connected = timeout(VSOCK_LIMIT.max(self.patience), connect_guest(&path, port)).await;
         let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -350,12 +362,10 @@ impl Vm for LocalVm {
 
     async fn kill(&self) {
         self.process.kill().await;
-        self.count(None);
     }
 
     async fn ended(&self) {
         self.process.ended().await;
-        self.count(None);
     }
 }
 
@@ -385,11 +395,6 @@ fn pieces(pages: &[PageRange]) -> Vec<Vec<PageRange>> {
 fn is_break(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | UnexpectedEof)
-}
-
-/// No critical section here can panic half-way.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

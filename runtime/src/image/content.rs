@@ -12,12 +12,13 @@
 
 use super::digest::Digest;
 use super::error::ImageError;
+use crate::lock::lock;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 /// The store of content.
 #[derive(Debug)]
@@ -263,8 +264,7 @@ impl Content {
     }
 
     fn condemned(&self) -> MutexGuard<'_, Vec<PathBuf>> {
-        // No change of it can panic half-way.
-        self.condemned.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.condemned)
     }
 
     /// What is taken of the file system.

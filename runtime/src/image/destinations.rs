@@ -14,12 +14,13 @@
 
 use super::hosts::host_and_port;
 use crate::config::RegistryConfig;
+use crate::lock::lock;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Variables of the environment that name proxies, in capitals too.
 const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
@@ -103,7 +104,7 @@ impl Destinations {
     }
 
     fn asked(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.asked)
     }
 }
 

@@ -18,13 +18,14 @@ use super::answer::{
 };
 use super::auth::{Challenge, Credentials};
 use super::destinations::{AllowedHost, Destinations};
+use crate::lock::lock;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Largest answer of a token service, in bytes: what it holds goes into a header, which servers take 8 to 64
@@ -205,7 +206,7 @@ impl Endpoint {
     }
 
     fn authorizations(&self) -> MutexGuard<'_, Authorizations> {
-        self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.authorizations)
     }
 
     /// Answers the challenge of a 401: as the user at this place, as nobody at places that it redirects to.

@@ -10,10 +10,11 @@ use super::error::ImageError;
 use super::reference::{is_loopback, one_spelling};
 use super::registry::Patience;
 use crate::config::RegistryConfig;
+use crate::lock::lock;
 use reqwest::{Certificate, Client, Url, redirect};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Most redirects of one request: registries send blobs from elsewhere with one or two.
@@ -83,7 +84,7 @@ impl Hosts {
             skip_verify: section.skip_verify,
             direct: is_loopback(url.host_str().unwrap_or_default()),
         };
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = lock(&self.clients);
         if let Some(clients) = clients.get(&trust) {
             return Ok(clients.clone());
         }

@@ -26,7 +26,7 @@ use super::pump::{PumpError, pump};
 use super::quota::{Charge, file_limit};
 use super::slots::{Claim, Requester, Slots};
 use super::worker::{self, Jail, Worker};
-use crate::undo::Undo;
+use crate::undo::{Failed, Undo};
 use bytes::Bytes;
 use std::convert::Infallible;
 use std::fs::File;
@@ -158,18 +158,12 @@ impl Converter {
         let download = Download::new(&pull.session, &layer.blob, what, start);
         let charge = pull.quota.charge();
         let part = (download, Arc::clone(&charge));
-        match self.steps(content, part, layer, below, running, &mut undo).await {
-            Ok(()) => {
-                charge.keep();
-                undo.keep();
-                Ok(())
-            }
-            Err(error) => {
-                // what could not be released is logged there, and removed at the next start
-                let _ = undo.run().await;
-                Err(error)
-            }
+        let outcome = self.steps(content, part, layer, below, running, &mut undo).await;
+        if outcome.is_ok() {
+            charge.keep();
         }
+        // what could not be released is logged there, and removed at the next start
+        undo.settle(outcome).await.map_err(Failed::into_cause)
     }
 
     async fn steps(

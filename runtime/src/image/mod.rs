@@ -67,6 +67,7 @@ pub use error::ImageError;
 pub use manifest::Manifest;
 
 use crate::config::{ImageConfig, RegistryConfig};
+use crate::lock::lock;
 use crate::store::{Collection, Durability};
 use content::Content;
 use flight::Flights;
@@ -79,7 +80,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Time for which a conversion keeps its slot while a registry or pull with fewer slots waits for one.
@@ -347,7 +348,7 @@ impl Images {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.state)
     }
 }
 

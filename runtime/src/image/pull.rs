@@ -13,7 +13,7 @@ use super::reference::{Reference, Version};
 use super::session::Session;
 use super::slots::Requester;
 use super::{ImageUser, Images, State, blocking, user};
-use crate::undo::Undo;
+use crate::undo::{Failed, Undo};
 use crate::wall_clock::now_ns;
 use futures_util::future::try_join_all;
 use std::collections::HashSet;
@@ -49,18 +49,12 @@ impl Images {
     pub async fn pull(&self, reference: &str, credentials: &SentCredentials) -> Result<Digest, ImageError> {
         let reference = Reference::parse(reference)?;
         let mut undo = Undo::new("PullImage");
-        match self.pull_steps(&reference, credentials, &mut undo).await {
-            Ok(id) => {
-                tracing::info!(image = %reference, %id, "pulled");
-                undo.keep();
-                Ok(id)
-            }
-            Err(error) => {
-                // what could not be released is logged there, and collected at the next removal or start
-                let _ = undo.run().await;
-                Err(error)
-            }
+        let pulled = self.pull_steps(&reference, credentials, &mut undo).await;
+        if let Ok(id) = &pulled {
+            tracing::info!(image = %reference, %id, "pulled");
         }
+        // what could not be released is logged there, and collected at the next removal or start
+        undo.settle(pulled).await.map_err(Failed::into_cause)
     }
 
     async fn pull_steps(

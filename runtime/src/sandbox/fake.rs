@@ -2,6 +2,7 @@
 
 use super::{Host, PodNetworks, SandboxEvents, Sandboxes};
 use crate::config::Config;
+use crate::host_users::HostUsers;
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::network::{NetworkError, Pod, PodNetwork};
 use crate::scratch::Scratch;
@@ -42,6 +43,7 @@ pub fn without_pods(directory: &Path) -> (Arc<Sandboxes>, UnboundedReceiver<Sand
         hypervisor: FakeHypervisor::new(drop),
         networks: Arc::new(NoNetworks),
         scratch: Arc::new(Scratch::new(directory.join("scratch")).unwrap()),
+        users: HostUsers::open(&config.daemon.state_dir, config.vm.pod_uids()).unwrap(),
         cgroup_root: directory.join("cgroup"),
     };
     Sandboxes::new(Arc::new(config), host).unwrap()

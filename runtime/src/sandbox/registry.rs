@@ -4,15 +4,15 @@ use super::validate::Plan;
 use super::{Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, SandboxEvents, State};
 use crate::cgroup::PodCgroup;
 use crate::config::Config;
+use crate::host_users::HostUsers;
 use crate::hypervisor::{Hypervisor, most_vcpus};
 use crate::id::{Mismatch, new_id, resolve};
 use crate::scratch::Scratch;
 use crate::store::{Collection, Durability, Loaded};
 use crate::wall_clock::now_ns;
 use prost::Message;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::num::NonZero;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::available_parallelism;
@@ -33,6 +33,8 @@ pub struct Host {
     pub networks: Arc<dyn PodNetworks>,
     /// Makes scratch disks.
     pub scratch: Arc<Scratch>,
+    /// Allocates the users of VMMs.
+    pub users: HostUsers,
     /// Where cgroup v2 is mounted.
     pub cgroup_root: PathBuf,
 }
@@ -120,17 +122,25 @@ impl Sandboxes {
             created_at_ns: now_ns(),
             cgroup: PodCgroup::new(&self.host.cgroup_root, &linux.cgroup_parent, &id)?,
             directory: self.vm_directories().join(&id),
-            uid: free_uid(&table, plan.vm.pod_uids())?,
+            uid: self.allocate_user(&id)?,
             vm: None,
             guest: Guest::default(),
             size: (plan.size.vcpus, plan.size.memory_mib),
             max_vcpus: most_vcpus(&plan.vm, plan.size.vcpus),
             addresses: Vec::new(),
         };
-        self.records.put(&id, &record)?;
+        if let Err(error) = self.records.put(&id, &record) {
+            self.host.users.release(record.uid, &id)?;
+            return Err(error.into());
+        }
         let sandbox = Arc::new(Sandbox::new(id.clone(), record));
         table.insert(id, Arc::clone(&sandbox));
         Ok(sandbox)
+    }
+
+    fn allocate_user(&self, id: &str) -> Result<u32, SandboxError> {
+        let users = &self.host.users;
+        users.allocate(id)?.ok_or_else(|| SandboxError::NoUid(users.count()))
     }
 
     /// Changes a sandbox's record, on disk first: what was once answered is never taken back.
@@ -147,10 +157,13 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Forgets a sandbox, its name and its record.
+    /// Forgets a sandbox, its name, its record and its user.
     pub(super) fn forget(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
         let mut table = self.write();
         self.records.remove(&sandbox.id)?;
+        // After the record, which names it: a daemon that is killed in between leaves an id that the next one
+        // frees.
+        self.host.users.release(sandbox.record().uid, &sandbox.id)?;
         table.remove(&sandbox.id);
         Ok(())
     }
@@ -214,11 +227,4 @@ fn refuse_heavy(
         None => Ok(()),
         Some((bytes, most, what)) => Err(SandboxError::TooHeavy { pod: name.to_owned(), what, bytes, most }),
     }
-}
-
-/// The first user id of the range that no sandbox has.
-fn free_uid(table: &BTreeMap<String, Arc<Sandbox>>, mut uids: Range<u32>) -> Result<u32, SandboxError> {
-    let taken: HashSet<u32> = table.values().map(|sandbox| sandbox.record().uid).collect();
-    let count = uids.end - uids.start;
-    uids.find(|uid| !taken.contains(uid)).ok_or(SandboxError::NoUid(count))
 }

@@ -31,7 +31,17 @@ impl Sandboxes {
         // At the same time: one VMM that its guest keeps from answering must not delay the others.
         join_all(restored).await;
         self.remove_strangers(&loaded.corrupt).await;
-        Ok(())
+        self.adopt_users()
+    }
+
+    /// Frees the host users of sandboxes that are gone. Where a cgroup of one could not be removed its VMM
+    /// may still run, and its user is given to nobody.
+    fn adopt_users(&self) -> Result<(), SandboxError> {
+        let held = self.all().iter().map(|sandbox| (sandbox.snapshot().uid, sandbox.id.clone())).collect();
+        let cgroups = cgroup::find_all(&self.host.cgroup_root);
+        Ok(self.host.users.adopt(&held, |owner| {
+            cgroups.as_ref().map_or(true, |left| left.iter().any(|(id, _)| id == owner))
+        })?)
     }
 
     async fn take_back(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {

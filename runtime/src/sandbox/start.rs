@@ -15,7 +15,7 @@ use super::turn::{self, Turn};
 use super::validate::Plan;
 use super::{Guest, Machine, PodNetworks, Sandbox, SandboxError, Sandboxes, State};
 use crate::agent_client::{AgentClient, ENTROPY};
-use crate::hypervisor::VmConfig;
+use crate::hypervisor::{Booted, VmRecord, VmSpec};
 use crate::id::fill_random;
 use crate::network::{NetworkError, Pod, PodNetwork};
 use crate::scratch::ScratchDisk;
@@ -184,7 +184,7 @@ impl Sandboxes {
             self.boot(sandbox, plan, &mut undos.vm),
             self.scratch_disk(sandbox, plan).instrument(info_span!("scratch")),
         )?;
-        let (machine, guest) = machine;
+        let (machine, vm, guest) = machine;
         let PodNetwork { addresses, interface, tap, .. } = network;
         let attached = async {
             machine.vm.attach_tap(tap).await?;
@@ -195,7 +195,6 @@ impl Sandboxes {
         let identity = identity::request(sandbox, interface, &addresses, extent)?;
         machine.agent.set_up_sandbox(identity).instrument(info_span!("set_up")).await?;
 
-        let vm = machine.vm.record();
         // The only one who sets it: restore is done before the door opens.
         let _ = sandbox.machine.set(machine);
         self.change(sandbox, |record| {
@@ -211,12 +210,13 @@ impl Sandboxes {
         sandbox: &Sandbox,
         plan: &Plan,
         undo: &mut Undo,
-    ) -> Result<(Machine, Guest), SandboxError> {
-        let config = vm_config(sandbox, plan);
-        let vm = self.host.hypervisor.boot(&config, undo).instrument(info_span!("boot")).await?;
-        let agent = AgentClient::new(&sandbox.id, Arc::clone(&vm));
-        if config.memory_mib > config.boot_memory_mib {
-            let grown = resize_vm(&sandbox.id, vm.as_ref(), config.memory_mib);
+    ) -> Result<(Machine, VmRecord, Guest), SandboxError> {
+        let spec = vm_spec(sandbox, plan);
+        let booted = self.host.hypervisor.boot(&spec, undo).instrument(info_span!("boot")).await?;
+        let Booted { vm, record, agent } = booted;
+        let agent = AgentClient::connected(&sandbox.id, Arc::clone(&vm), agent);
+        if spec.memory_mib > spec.boot_memory_mib {
+            let grown = resize_vm(&sandbox.id, vm.as_ref(), spec.memory_mib);
             grown.instrument(info_span!("grow")).await?;
         }
         let mut entropy = [0; ENTROPY];
@@ -228,7 +228,7 @@ impl Sandboxes {
             kernel_release: hello.kernel_release,
             boot_id: hello.boot_id,
         };
-        Ok((Machine { vm, agent }, guest.bounded()))
+        Ok((Machine { vm, agent }, record, guest.bounded()))
     }
 
     async fn scratch_disk(&self, sandbox: &Sandbox, plan: &Plan) -> Result<ScratchDisk, SandboxError> {
@@ -276,18 +276,18 @@ fn pod_of(sandbox: &Sandbox, plan: &Plan) -> Pod {
     }
 }
 
-fn vm_config(sandbox: &Sandbox, plan: &Plan) -> VmConfig {
+fn vm_spec(sandbox: &Sandbox, plan: &Plan) -> VmSpec {
     let namespace = sandbox.metadata().namespace;
-    VmConfig {
+    VmSpec {
         id: sandbox.id.clone(),
         directory: sandbox.directory.clone(),
         cgroup: Some(sandbox.cgroup.path().to_owned()),
         uid: sandbox.snapshot().uid,
-        template: plan.vm.template.scope(Some(&namespace)),
+        template_scope: plan.vm.template.scope(Some(&namespace)),
         vcpus: plan.size.vcpus,
         max_vcpus: sandbox.snapshot().max_vcpus,
         memory_mib: plan.size.memory_mib,
         boot_memory_mib: plan.vm.memory_mib.min(plan.size.memory_mib),
-        ..VmConfig::new(plan.vm.clone())
+        ..VmSpec::new(plan.vm.clone())
     }
 }

@@ -9,6 +9,7 @@ use isopod_protocols::cri::{ContainerConfig, ContainerMetadata, PodSandboxConfig
 use isopod_protocols::vsock::{AGENT_PORT, STDIO_PORT};
 use isopod_runtime::config::Config;
 use isopod_runtime::container::Wish;
+use isopod_runtime::host_users::HostUsers;
 use isopod_runtime::hypervisor::fake::{Connection, FakeHypervisor};
 use isopod_runtime::image::{Digest, Image};
 use isopod_runtime::network::{NetworkError, Pod, PodNetwork};
@@ -307,6 +308,7 @@ impl FakeNode {
             hypervisor: hypervisor.clone(),
             networks: Arc::new(networks.clone()),
             scratch: Arc::clone(&scratch),
+            users: HostUsers::open(&config.daemon.state_dir, config.vm.pod_uids()).unwrap(),
             cgroup_root: directory.path().join("cgroup"),
         };
         let (sandboxes, events) = Sandboxes::new(Arc::clone(&config), host).unwrap();
@@ -320,7 +322,7 @@ impl FakeNode {
             left.push(format!("{} vms", self.hypervisor.running()));
         }
         left.extend(self.networks.held.lock().unwrap().iter().map(|id| format!("network of {id}")));
-        for place in ["state/sandboxes", "state/vm", "cgroup", "root/scratch"] {
+        for place in ["state/sandboxes", "state/users", "state/vm", "cgroup", "root/scratch"] {
             left.extend(names(&self.directory.path().join(place)).map(|name| format!("{place}/{name}")));
         }
         left.retain(|name| !name.starts_with("root/scratch/template-"));

@@ -5,18 +5,22 @@ use crate::fakes::{FakeNode, pod};
 use isopod_runtime::undo::Fault;
 use std::env;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// The stacks that RunPodSandbox has.
 const STACKS: [&str; 3] = ["RunPodSandbox", "RunPodSandbox.network", "RunPodSandbox.vm"];
 
-/// Faults come by an environment variable, so they are tried in a process of their own.
+/// Names the file of faults to the process of its own in which they are tried, as they come over all its
+/// operations.
+const FAULT_FILE: &str = "ISOPOD_TEST_FAULT_FILE";
+
 #[test]
 fn failure_at_every_step_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let child = Command::new(env::current_exe().unwrap())
         .args(["--exact", "faults::every_step_in_turn", "--ignored", "--nocapture"])
-        .env(Fault::FILE, directory.path().join("fault"))
+        .env(FAULT_FILE, directory.path().join("fault"))
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&child.stdout);
@@ -27,7 +31,8 @@ fn failure_at_every_step_leaves_nothing() {
 #[tokio::test]
 #[ignore = "run by failure_at_every_step_leaves_nothing, in a process of its own"]
 async fn every_step_in_turn() {
-    let file = env::var_os(Fault::FILE).expect("the parent names the file");
+    let file = PathBuf::from(env::var_os(FAULT_FILE).expect("the parent names the file"));
+    Fault::look_in(file.clone());
     let node = FakeNode::new();
     for stack in STACKS {
         let mut steps = 0;

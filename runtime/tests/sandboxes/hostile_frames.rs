@@ -5,7 +5,7 @@
 use isopod_protocols::vsock::AGENT_PORT;
 use isopod_runtime::agent_client::AgentClient;
 use isopod_runtime::hypervisor::fake::{Connection, FakeHypervisor};
-use isopod_runtime::hypervisor::{Hypervisor, VmConfig};
+use isopod_runtime::hypervisor::{Hypervisor, VmSpec};
 use isopod_runtime::undo::Undo;
 use std::io;
 use std::sync::Arc;
@@ -88,8 +88,8 @@ pub async fn agent(flood: Flood) -> (AgentClient, Arc<AtomicU64>) {
         tokio::spawn(flood_connection(flood, stream, Arc::clone(&counted)));
     });
     let mut undo = Undo::new("hostile");
-    let config = VmConfig { id: "hostile".into(), ..VmConfig::new(Default::default()) };
-    let vm = hypervisor.boot(&config, &mut undo).await.unwrap();
+    let spec = VmSpec { id: "hostile".into(), ..VmSpec::new(Default::default()) };
+    let vm = hypervisor.boot(&spec, &mut undo).await.unwrap().vm;
     undo.keep();
     (AgentClient::new("hostile", vm), sent)
 }

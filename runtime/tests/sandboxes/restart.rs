@@ -82,6 +82,46 @@ async fn stopped_and_stuck_sandboxes_keep_their_state() {
 }
 
 #[tokio::test]
+async fn user_of_a_vm_that_may_still_run_is_given_to_no_other() {
+    let node = FakeNode::new();
+    let lost = node.sandboxes.start(pod("lost"), "").await.unwrap();
+    let sandbox = node.sandboxes.get(&lost).unwrap();
+    let (uid, cgroup) = (sandbox.snapshot().uid, sandbox.cgroup.path().to_owned());
+    let record = node.directory.path().join(format!("state/sandboxes/{lost}.json"));
+    std::fs::write(record, "half a rec").unwrap();
+    // As of a process that does not end.
+    let process = cgroup.join("process");
+    std::fs::write(&process, "").unwrap();
+
+    let node = node.restarted();
+    node.sandboxes.restore().await.unwrap();
+    let user = |id: &String, node: &FakeNode| node.sandboxes.get(id).unwrap().snapshot().uid;
+    let meanwhile = node.sandboxes.start(pod("meanwhile"), "").await.unwrap();
+    assert_ne!(user(&meanwhile, &node), uid);
+
+    std::fs::remove_file(process).unwrap();
+    let node = node.restarted();
+    node.sandboxes.restore().await.unwrap();
+    let later = node.sandboxes.start(pod("later"), "").await.unwrap();
+    assert_eq!(user(&later, &node), uid);
+    assert!(user(&meanwhile, &node) != uid);
+}
+
+#[tokio::test]
+async fn pods_of_a_daemon_without_records_of_users_keep_theirs() {
+    let node = FakeNode::new();
+    let old = node.sandboxes.start(pod("old"), "").await.unwrap();
+    let users = node.directory.path().join("state/users");
+    std::fs::remove_dir_all(&users).unwrap();
+    let node = node.restarted();
+    node.sandboxes.restore().await.unwrap();
+    let new = node.sandboxes.start(pod("new"), "").await.unwrap();
+    let user = |id: &String| node.sandboxes.get(id).unwrap().snapshot().uid;
+    assert_ne!(user(&old), user(&new));
+    assert_eq!(std::fs::read_dir(users).unwrap().count(), 2);
+}
+
+#[tokio::test]
 async fn network_of_no_sandbox_is_removed() {
     let node = FakeNode::new();
     node.networks.held.lock().unwrap().insert("stranger".into());

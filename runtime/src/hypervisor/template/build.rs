@@ -1,7 +1,7 @@
 //! Making a template, as a story:
 //!
 //! ```text
-//!   directory, cgroup -> memory and state, empty -> isopod-vmm: BootTemplate -> the agent knocks, and prepares
+//!   directory, cgroup -> memory and state, empty -> isopod-vmm: BootTemplate -> the agent is ready, and prepares
 //!     -> nobody talks to the guest any more -> Save; the VMM ends -> both files are sealed -> holder -> record
 //! ```
 //!
@@ -9,17 +9,17 @@
 //! waits for any of it. Its rehearsal follows when it may be cloned already: see [`super::rehearsal`].
 
 use super::super::files::{self, Files};
-use super::super::vm::{LocalVm, Place};
+use super::super::vm::{Launch, LocalVm};
 use super::super::{HypervisorError, Vm, VmHandle};
 use super::holder::{self, Template};
 use super::key::Key;
-use super::places::Places;
 use super::rehearse::RehearsalError;
 use super::sealed::{Sealed, new_file};
+use super::store::TemplateStore;
 use crate::cgroup::CgroupError;
 use crate::hostile_text::Tail;
 use crate::store::StoreError;
-use crate::undo::{Injected, Undo};
+use crate::undo::{Failed, Injected, Undo};
 use async_trait::async_trait;
 use isopod_protocols::vmm::PageRange;
 use std::error::Error;
@@ -30,6 +30,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
 /// Limit of a boot that gives way to all pods.
@@ -119,8 +120,8 @@ pub trait Preparation: Send + Sync {
         patience: Duration,
     ) -> Result<(), Box<dyn Error + Send + Sync>>;
 
-    /// Has a clone do what every pod's guest does, up to a first container. `root_image` serves as its image.
-    /// Every call has at least `patience`.
+    /// Has a clone do what every pod's guest does, up to a first container. Its agent is reached by the
+    /// connection `agent`, and `root_image` serves as its image. Every call has at least `patience`.
     ///
     /// # Errors
     /// Whatever broke the rehearsal off.
@@ -128,6 +129,7 @@ pub trait Preparation: Send + Sync {
         &self,
         id: &str,
         vm: VmHandle,
+        agent: UnixStream,
         root_image: File,
         patience: Duration,
     ) -> Result<(), Box<dyn Error + Send + Sync>>;
@@ -146,8 +148,8 @@ pub trait Make: Send + Sync {
 
 /// Makes templates for real.
 pub struct Builder {
-    /// Where they are.
-    pub places: Arc<Places>,
+    /// What there is of them on the host.
+    pub store: Arc<TemplateStore>,
     /// Host user and group of what makes and keeps them.
     pub uid: u32,
     /// The agents' side.
@@ -159,12 +161,8 @@ impl Make for Builder {
     async fn make(&self, name: &str, key: &Key) -> Result<Arc<Template>, BuildError> {
         let mut undo = Undo::new("BuildTemplate");
         let made = self.steps(name, key, &mut undo).await;
-        match made {
-            Ok(_) => undo.keep(),
-            // What stays is in the log already, and the next daemon tries to remove it.
-            Err(_) => drop(undo.run().await),
-        }
-        made
+        // What stays is in the log already, and the next daemon tries to remove it.
+        undo.settle(made).await.map_err(Failed::into_cause)
     }
 
     async fn rehearse(&self, template: &Template, weight: u32) -> Result<Vec<PageRange>, RehearsalError> {
@@ -177,8 +175,8 @@ impl Builder {
         let recipe = &key.recipe;
         let files = Files::open(&recipe.kernel, &recipe.root_image)?;
         unchanged(key)?;
-        let directory = self.places.make_directory(name, undo)?;
-        let cgroup = self.places.make_cgroup(name, undo)?;
+        let directory = self.store.make_directory(name, undo)?;
+        let cgroup = self.store.make_cgroup(name, undo)?;
         let failed = |what| {
             let path = directory.clone();
             move |source| BuildError::File { what, path, source }
@@ -188,7 +186,7 @@ impl Builder {
         let state = new_file("isopod-template-state", 0).map_err(failed("state"))?;
 
         let id = format!("template-{name}");
-        let place = Place {
+        let launch = Launch {
             id: &id,
             directory: &directory,
             cgroup: cgroup.as_deref(),
@@ -197,18 +195,19 @@ impl Builder {
             vmm: &recipe.vmm,
             patience: PATIENCE,
         };
-        let started = LocalVm::start(&place, undo)?;
-        self.places.give_way(name);
-        self.boot_and_save(&place, key, &files, started, (&memory, &state), undo).await?;
+        let started = LocalVm::start(&launch, undo).await?;
+        self.store.give_way(name);
+        self.boot_and_save(&launch, key, &files, started, (&memory, &state), undo).await?;
 
         let memory = Sealed::seal(memory).map_err(failed("memory cannot be sealed"))?;
         let state = Sealed::seal(state).map_err(failed("state cannot be sealed"))?;
         unchanged(key)?;
         undo.done("seal")?;
         let log = files::log(&directory)?;
-        self.places.come_as_usual(name);
-        let holder = holder::start(place.vmm, place.uid, place.cgroup, log.as_fd(), (&memory, &state));
-        self.places.give_way(name);
+        self.store.come_as_usual(name);
+        let holder =
+            holder::start(launch.vmm, launch.uid, launch.cgroup, log.as_fd(), (&memory, &state)).await;
+        self.store.give_way(name);
         let holder = holder?;
         let template = Arc::new(Template::new(name, key, memory, state, holder));
         let killed = Arc::clone(&template);
@@ -216,14 +215,14 @@ impl Builder {
             killed.kill().await;
             Ok::<_, io::Error>(())
         })?;
-        self.places.record(&template, undo)?;
+        self.store.record(&template, undo)?;
         Ok(template)
     }
 
     /// From a VMM that has started to its end, which leaves a guest in the two files.
     async fn boot_and_save(
         &self,
-        place: &Place<'_>,
+        launch: &Launch<'_>,
         key: &Key,
         files: &Files,
         (vm, vsock): (Arc<LocalVm>, UnixListener),
@@ -233,15 +232,15 @@ impl Builder {
         let boot = vm.boot(&key.recipe.boot, files, vsock, Some(memory.as_fd()), BOOT_LIMIT);
         vm.bring_up(BOOT_LIMIT, boot).await?;
         undo.done("boot")?;
-        let prepared = self.preparation.prepare(place.id, Arc::clone(&vm) as VmHandle, PATIENCE).await;
+        let prepared = self.preparation.prepare(launch.id, Arc::clone(&vm) as VmHandle, PATIENCE).await;
         if let Err(error) = prepared {
-            return Err(useless(place.id, &vm, format!("did not prepare: {error}")).await);
+            return Err(useless(launch.id, &vm, format!("did not prepare: {error}")).await);
         }
-        quiet(place.id, &vm).await?;
+        quiet(launch.id, &vm).await?;
         undo.done("prepare")?;
         vm.save(&key.built_from(), state, SAVE_LIMIT).await?;
         if timeout(END_LIMIT, vm.ended()).await.is_err() {
-            tracing::warn!(vm = place.id, "its vmm did not end after it saved, and is killed");
+            tracing::warn!(vm = launch.id, "its vmm did not end after it saved, and is killed");
             vm.kill().await;
         }
         Ok(undo.done("save")?)

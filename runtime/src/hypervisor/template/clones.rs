@@ -1,6 +1,7 @@
 //! How many clones of a template there are, and have been.
 //!
-//! Used by `holder`, which has the count, and by `vm`, which holds a [`Lease`] as long as the clone lives.
+//! Used by `holder`, which has the count, and by `cloning`, which holds a [`Lease`] as long as the clone
+//! lives.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,21 +39,15 @@ impl Clones {
 /// One clone that lives.
 #[derive(Debug)]
 pub struct Lease {
-    template: String,
     clones: Arc<Clones>,
 }
 
 impl Lease {
     /// Counts one more.
-    pub fn new(template: &str, clones: Arc<Clones>) -> Self {
+    pub fn new(clones: Arc<Clones>) -> Self {
         clones.alive.fetch_add(1, Ordering::Relaxed);
         clones.made.fetch_add(1, Ordering::Relaxed);
-        Self { template: template.to_owned(), clones }
-    }
-
-    /// Name of the template.
-    pub fn template(&self) -> &str {
-        &self.template
+        Self { clones }
     }
 }
 

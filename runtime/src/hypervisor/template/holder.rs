@@ -1,21 +1,23 @@
 //! A template that is made, and the process that keeps it: a jailed sleeper with the two files at descriptors 3 and 4, so
 //! that they outlive the daemon. A later one finds it by its record, and opens them through `/proc`.
 //!
-//! Used by `build` and `places`. The holder's end is the template's: what there is to see of it is gone then.
+//! Used by `build` and `store`. The holder's end is the template's: what there is to see of it is gone then.
 
 use super::super::HypervisorError;
 use super::super::process::{Process, Start};
+use super::super::vm::Snapshot;
 use super::clones::{Clones, Lease};
 use super::key::Key;
 use super::rehearsal::Rehearsal;
 use super::sealed::Sealed;
+use crate::lock::lock;
 use crate::wall_clock::now_ns;
 use isopod_protocols::vmm::PageRange;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Descriptors of a holder.
 const MEMORY: i32 = 3;
@@ -43,7 +45,7 @@ pub struct Template {
 
 /// What a later daemon needs to find it, one document each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct TemplateRecord {
     /// Process of the holder.
     pub pid: i32,
     /// When that process began, in clock ticks since the machine's boot.
@@ -62,7 +64,7 @@ pub struct Record {
 }
 
 /// Starts the process that keeps the two files: the VMM's program, which jails itself and then only sleeps.
-pub fn start(
+pub async fn start(
     vmm: &Path,
     uid: u32,
     cgroup: Option<&Path>,
@@ -78,6 +80,7 @@ pub fn start(
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup,
     })
+    .await
 }
 
 impl Template {
@@ -96,9 +99,10 @@ impl Template {
         }
     }
 
-    /// Finds the template of a record again; `None` where it is no more, or is not what the record says.
-    pub fn find(name: &str, record: Record) -> io::Result<Option<Self>> {
-        let look = || Process::find(record.pid, record.started_at_ticks);
+    /// Takes over the template of a record, which an earlier daemon made; `None` where it is no more, or is
+    /// not what the record says.
+    pub fn adopt(name: &str, record: TemplateRecord) -> io::Result<Option<Self>> {
+        let look = || Process::adopt(record.pid, record.started_at_ticks);
         let Some(holder) = look()? else { return Ok(None) };
         let file = |number| Sealed::open(Path::new(&format!("/proc/{}/fd/{number}", record.pid)));
         let (memory, state) = (file(MEMORY)?, file(STATE)?);
@@ -107,7 +111,7 @@ impl Template {
         // what a key is made of, the state says what no key says any more.
         let same =
             look()?.is_some() && memory.len()? == wanted && record.built_from == record.key.built_from();
-        let Record { key, built_from, built_at_ns, working_set, .. } = record;
+        let TemplateRecord { key, built_from, built_at_ns, working_set, .. } = record;
         let (name, clones) = (name.to_owned(), Arc::default());
         let rehearsal = Mutex::new(Rehearsal::recorded(working_set));
         let found = Self { name, key, built_from, built_at_ns, memory, state, rehearsal, holder, clones };
@@ -115,8 +119,8 @@ impl Template {
     }
 
     /// What [`Self::find`] needs.
-    pub fn record(&self) -> io::Result<Record> {
-        Ok(Record {
+    pub fn record(&self) -> io::Result<TemplateRecord> {
+        Ok(TemplateRecord {
             pid: self.holder.pid,
             started_at_ticks: self.holder.started_at_ticks,
             key: self.key.clone(),
@@ -129,12 +133,12 @@ impl Template {
 
     /// Notes what a rehearsal has come to.
     pub fn set_rehearsal(&self, rehearsal: Rehearsal) {
-        *self.rehearsal.lock().unwrap_or_else(PoisonError::into_inner) = rehearsal;
+        *lock(&self.rehearsal) = rehearsal;
     }
 
     /// What its rehearsals have come to until now.
     pub fn rehearsal(&self) -> Rehearsal {
-        self.rehearsal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.rehearsal).clone()
     }
 
     /// What every clone writes, in rising order; empty where that is not known.
@@ -142,6 +146,16 @@ impl Template {
         match self.rehearsal() {
             Rehearsal::Done(pages) => pages,
             _ => Arc::default(),
+        }
+    }
+
+    /// What its clones are restored from.
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot {
+            built_from: &self.built_from,
+            shape: self.key.recipe.boot.shape(),
+            memory: self.memory.as_fd(),
+            state: self.state.as_fd(),
         }
     }
 
@@ -162,7 +176,7 @@ impl Template {
 
     /// Counts a clone until the answer is dropped.
     pub fn lease(&self) -> Lease {
-        Lease::new(&self.name, Arc::clone(&self.clones))
+        Lease::new(Arc::clone(&self.clones))
     }
 
     /// Waits for the end of its holder.

@@ -5,7 +5,7 @@
 //! update that replaces one changes the key, and the template is made anew.
 
 use super::super::files::Files;
-use super::super::{VmConfig, most_vcpus};
+use super::super::{VmSpec, most_vcpus};
 use crate::config;
 use isopod_protocols::vmm::BootConfig;
 use serde::{Deserialize, Serialize};
@@ -32,20 +32,20 @@ pub struct Recipe {
 
 impl Recipe {
     /// What a VM of that configuration is cloned from; `None` where it is to boot.
-    pub fn of(config: &VmConfig) -> Option<Self> {
+    pub fn of(spec: &VmSpec) -> Option<Self> {
         Some(Self {
-            vmm: config.vmm.clone(),
-            kernel: config.kernel.clone(),
-            root_image: config.root_image.clone(),
-            boot: config.boot_config(),
-            scope: config.template.clone()?,
+            vmm: spec.vmm.clone(),
+            kernel: spec.kernel.clone(),
+            root_image: spec.root_image.clone(),
+            boot: spec.boot_config(),
+            scope: spec.template_scope.clone()?,
         })
     }
 
     /// What a handler's pods that name no size are cloned from; `None` where they share nothing on the whole node.
     pub fn node_wide(settings: &config::VmConfig) -> Option<Self> {
-        let template = settings.template.scope(None);
-        Self::of(&VmConfig { template, ..VmConfig::new(settings.clone()) })
+        let template_scope = settings.template.scope(None);
+        Self::of(&VmSpec { template_scope, ..VmSpec::new(settings.clone()) })
     }
 
     /// Whether pods of a handler with these settings may still be cloned from it, whatever their size.
@@ -106,8 +106,8 @@ impl Stamp {
 impl Key {
     /// What a VM of that configuration with these files may be cloned from; `None` where it is to boot, also because a
     /// file cannot be looked at: the boot then says which.
-    pub fn of(config: &VmConfig, files: &Files) -> Option<Self> {
-        let recipe = Recipe::of(config)?;
+    pub fn of(spec: &VmSpec, files: &Files) -> Option<Self> {
+        let recipe = Recipe::of(spec)?;
         // The VMM is started by its path, so it alone is looked at by it.
         let vmm = Stamp::of(&fs::metadata(&recipe.vmm).ok()?);
         let kernel = Stamp::of(&files.kernel.metadata().ok()?);

@@ -1,7 +1,8 @@
 //! Templates: guests that were booted once, and saved before they had any identity. Pods' VMs are clones of one.
 //!
-//! `local` asks for a template at each pod's start, `serve` at the daemon's; nobody waits for one to be made. What a template may
-//! be cloned for is in its [`Key`]. This module must not know pods, and a template must never know one.
+//! `cloning` asks for a template at each pod's start, `serve` at the daemon's; nobody waits for one to be
+//! made. What a template may be cloned for is in its [`Key`]. This module must not know pods, and a template
+//! must never know one.
 //!
 //! # States
 //!
@@ -12,8 +13,12 @@
 //!                failed  |    | asked for,            |     replaced since, or of a configuration that is no more
 //!                        v    | after a pause         |
 //!                        Failed <---------------------+
-//!                                 its holder ended, or a clone of it would not run
+//!                                 its holder ended, or its clones would not run
 //! ```
+//!
+//! A clone that does not run is no proof against its template: a pod may have limits in which no VMM runs,
+//! and a tenant chooses them. The template goes where the VMM finds its files at fault, or where several pods
+//! in a row could boot and not be cloned.
 //!
 //! A pause is a minute after the first failure and doubles up to an hour; at its end the template is asked
 //! for again, whether a pod wants it or not. A template that was lost after it had served is made anew at
@@ -21,44 +26,47 @@
 
 mod build;
 mod clones;
+mod cloning;
 mod holder;
 mod key;
-mod places;
 mod rehearsal;
 mod rehearse;
 mod sealed;
-mod shown;
 mod starts;
+mod status;
+mod store;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use build::{BuildError, Preparation};
 pub use clones::Lease;
-pub use holder::{Record, Template};
+pub use cloning::CloningHypervisor;
+pub use holder::{Template, TemplateRecord};
 pub use key::{Key, Recipe};
-pub use places::recorded;
-pub use shown::{Shown, age_seconds};
 pub use starts::Starting;
+pub use status::{TemplateStatus, age_seconds};
+pub use store::recorded;
 
 use super::HypervisorError;
 use crate::id::new_id;
+use crate::lock::lock;
 use crate::store::StoreError;
 use build::{Builder, Make};
-use places::Places;
 use rehearsal::Pauses;
 use starts::Starts;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
+use store::TemplateStore;
 use table::Table;
 use tokio::time::sleep_until;
 
 /// All templates of the node.
 pub struct Templates {
     maker: Box<dyn Make>,
-    places: Arc<Places>,
+    store: Arc<TemplateStore>,
     table: Mutex<Table>,
     /// Held by what makes or rehearses one: pods come first, so at most one processor is taken.
     turn: tokio::sync::Mutex<()>,
@@ -68,8 +76,8 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Takes back what an earlier daemon with this state directory left. `uid` is the host user of what makes and keeps
-    /// templates; cgroups are made below `cgroup_root`.
+    /// Adopts what an earlier daemon with this state directory left. `uid` is the host user of what makes and
+    /// keeps templates; cgroups are made below `cgroup_root`.
     ///
     /// # Errors
     /// Where the records cannot be read: what goes wrong with one template only loses that one.
@@ -79,25 +87,21 @@ impl Templates {
         uid: u32,
         preparation: Box<dyn Preparation>,
     ) -> Result<Arc<Self>, StoreError> {
-        let places = Arc::new(Places::open(state_dir, Some(cgroup_root))?);
-        let maker = Builder { places: Arc::clone(&places), uid, preparation };
-        let templates = Self::new(Box::new(maker), places, Table::default(), Pauses::default());
-        templates.take_back().await?;
+        let store = Arc::new(TemplateStore::open(state_dir, Some(cgroup_root))?);
+        let maker = Builder { store: Arc::clone(&store), uid, preparation };
+        let templates = Self::new(Box::new(maker), store, Table::default(), Pauses::default());
+        templates.adopt().await?;
         Ok(templates)
     }
 
-    fn new(maker: Box<dyn Make>, places: Arc<Places>, table: Table, pauses: Pauses) -> Arc<Self> {
+    fn new(maker: Box<dyn Make>, store: Arc<TemplateStore>, table: Table, pauses: Pauses) -> Arc<Self> {
         let (table, turn, misses) = (Mutex::new(table), tokio::sync::Mutex::default(), AtomicU64::new(0));
-        Arc::new(Self { maker, places, table, turn, misses, starts: Starts::default(), pauses })
+        Arc::new(Self { maker, store, table, turn, misses, starts: Starts::default(), pauses })
     }
 
-    async fn take_back(self: &Arc<Self>) -> Result<(), StoreError> {
-        for template in self.places.take_back().await? {
-            tracing::info!(
-                template = template.name,
-                built_from = template.built_from,
-                "template is taken back"
-            );
+    async fn adopt(self: &Arc<Self>) -> Result<(), StoreError> {
+        for template in self.store.adopt().await? {
+            tracing::info!(template = template.name, built_from = template.built_from, "template is adopted");
             let replaced = self.table().adopt(Arc::clone(&template), Instant::now());
             self.rehearse(&template);
             self.watch(template);
@@ -195,15 +199,28 @@ impl Templates {
         self.table().named(name).map(|template| template.lease())
     }
 
-    /// A clone of that template would not run: it goes.
-    pub fn refused(self: &Arc<Self>, template: &Template, error: &HypervisorError) {
-        self.lose(&template.name, format!("a clone failed: {error}"));
-        self.ask_later(&template.key);
+    /// A clone of that template did not run. The template goes at once if it is at fault.
+    pub fn clone_failed(self: &Arc<Self>, template: &Template, error: &HypervisorError) {
+        if error.is_of_template() {
+            self.lose(&template.name, format!("a clone failed: {error}"));
+            self.ask_later(&template.key);
+        }
+    }
+
+    /// The VM `id` booted after its clone of that template had failed: what kept the clone from running was
+    /// not the pod alone. The template goes when that has happened to several VMs in a row.
+    pub fn booted_instead(self: &Arc<Self>, template: &Template, id: &str, error: &HypervisorError) {
+        let lost = self.table().booted_instead(&template.name, id, error, Instant::now());
+        if let Some(lost) = lost {
+            tracing::warn!(template = lost.name, %error, "clones of several pods failed: the template goes");
+            self.discard(vec![lost]);
+            self.ask_later(&template.key);
+        }
     }
 
     /// All templates, those that are being made or failed too.
-    pub fn list(&self) -> Vec<Shown> {
-        self.table().entries().map(Shown::new).collect()
+    pub fn list(&self) -> Vec<TemplateStatus> {
+        self.table().entries().map(TemplateStatus::new).collect()
     }
 
     /// VMs that could have been clones and had to boot, since the daemon started.
@@ -239,13 +256,12 @@ impl Templates {
             tokio::spawn(async move {
                 tracing::info!(template = template.name, built_from = template.built_from, "template goes");
                 template.kill().await;
-                templates.places.clear(&template.name).await;
+                templates.store.clear(&template.name).await;
             });
         }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // No change of it can panic half-way.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }

@@ -14,8 +14,8 @@
 
 use super::Templates;
 use super::holder::Template;
-use super::places::USUAL;
 use super::rehearse::RehearsalError;
+use super::store::USUAL;
 use isopod_protocols::vmm::PageRange;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -159,7 +159,7 @@ impl Templates {
         if table.named(&template.name).is_none() {
             return;
         }
-        if let Err(error) = self.places.update(template) {
+        if let Err(error) = self.store.update(template) {
             tracing::error!(template = template.name, %error, "working set is not recorded: the next daemon rehearses once more");
         }
     }

@@ -10,7 +10,7 @@
 //! there is another one.
 
 use super::super::files::Files;
-use super::super::vm::{LocalVm, Place};
+use super::super::vm::{Launch, LocalVm, WorkingSet};
 use super::super::{HypervisorError, VmHandle};
 use super::build::{Builder, unchanged};
 use super::holder::Template;
@@ -18,6 +18,7 @@ use crate::hostile_text::Tail;
 use crate::undo::{Injected, Undo};
 use isopod_protocols::vmm::PageRange;
 use std::error::Error;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,11 +78,11 @@ impl Builder {
         weight: u32,
     ) -> Result<Vec<PageRange>, RehearsalError> {
         let mut undo = Undo::new("Rehearsal");
-        self.places.come_as_usual(&template.name);
+        self.store.come_as_usual(&template.name);
         let found = self.rehearse_and_look(template, weight, &mut undo).await;
         // The clone was for this only. What of it stays is in the log, and in the template's cgroup.
         drop(undo.run().await);
-        self.places.give_way(&template.name);
+        self.store.give_way(&template.name);
         found
     }
 
@@ -96,8 +97,8 @@ impl Builder {
         // A clone reads its root from the file that its template was made with.
         unchanged(&template.key).map_err(|_| RehearsalError::Outdated(template.name.clone()))?;
         let id = format!("template-{}", template.name);
-        let (directory, cgroup) = (self.places.directory(&template.name), self.places.cgroup(&template.name));
-        let place = Place {
+        let (directory, cgroup) = (self.store.directory(&template.name), self.store.cgroup(&template.name));
+        let launch = Launch {
             id: &id,
             directory: &directory,
             cgroup: cgroup.as_ref().map(|cgroup| cgroup.path()),
@@ -106,8 +107,8 @@ impl Builder {
             vmm: &recipe.vmm,
             patience: LIMIT,
         };
-        let (vm, vsock) = LocalVm::start(&place, undo)?;
-        self.places.weigh(&template.name, weight);
+        let (vm, vsock) = LocalVm::start(&launch, undo).await?;
+        self.store.weigh(&template.name, weight);
         let pages = match timeout(LIMIT, self.live_and_look(&id, template, files, &vm, vsock)).await {
             Ok(found) => found?,
             Err(_) => {
@@ -130,12 +131,23 @@ impl Builder {
         vm: &Arc<LocalVm>,
         vsock: UnixListener,
     ) -> Result<Vec<PageRange>, RehearsalError> {
-        vm.bring_up(LIMIT, vm.restore(template, &files, vsock, LIMIT)).await?;
-        let lived = self.preparation.rehearse(id, Arc::clone(vm) as VmHandle, files.root_image, LIMIT).await;
+        let agent = vm.bring_up(LIMIT, vm.restore(&template.snapshot(), &files, vsock, LIMIT)).await?;
+        let handle = Arc::clone(vm) as VmHandle;
+        let lived = self.preparation.rehearse(id, handle, agent, files.root_image, LIMIT).await;
         if let Err(source) = lived {
             return Err(RehearsalError::Pod { id: id.to_owned(), source, tail: last_words(vm).await });
         }
-        Ok(vm.rehearsed(template).await?)
+        let WorkingSet { pages, large_pages, refused_large_pages } =
+            vm.working_set(template.memory.as_fd()).await?;
+        if refused_large_pages > 0 {
+            tracing::warn!(
+                template = template.name,
+                large_pages,
+                refused_large_pages,
+                "host makes no large pages of a template: clones fault its guest kernel in page by page"
+            );
+        }
+        Ok(pages)
     }
 }
 

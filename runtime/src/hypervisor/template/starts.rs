@@ -1,9 +1,10 @@
 //! Pods' VMs that are being started, so that background work can wait for a moment when there are none.
 //!
-//! [`super::Templates`] holds the count; `local` counts each VM that it starts. It must never hold a pod's
+//! [`super::Templates`] holds the count; `cloning` counts each VM that it starts. It must never hold a pod's
 //! start up.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::lock::lock;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
@@ -53,8 +54,7 @@ impl Starts {
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
-        // No change of it can panic half-way.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

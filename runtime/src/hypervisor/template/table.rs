@@ -3,9 +3,10 @@
 //! Used by [`super::Templates`] under its lock. Only decisions are made here, and each says what to do about it; no process
 //! is started or ended, and time is a parameter.
 
+use super::super::HypervisorError;
 use super::holder::Template;
 use super::key::{Key, Recipe};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,10 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Pause after a first failure; each further one doubles it, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// VMs in a row whose clones failed, and that could boot, for which a template is given up. More than one, so
+/// that what happens to one pod, whose limits its owner chooses, takes the template from no other pod.
+const MOST_FAILED_CLONES: usize = 3;
 
 /// A template's state, see [`super`].
 pub enum State {
@@ -44,6 +49,9 @@ pub struct Entry {
     asked: Instant,
     /// Failures since the last clone that ran.
     failures: u32,
+    /// VMs that booted after their clones failed, since the last clone that ran; fewer than
+    /// [`MOST_FAILED_CLONES`].
+    failed_clones: BTreeSet<String>,
 }
 
 /// All templates by the hash of their keys.
@@ -128,9 +136,31 @@ impl Table {
         let first_pause = self.first_pause;
         let entry = self.entries.values_mut().find(|entry| entry.is(name))?;
         entry.failures += 1;
+        entry.failed_clones.clear();
         let failed = State::Failed { reason, until: now + pause(first_pause, entry.failures - 1) };
         match std::mem::replace(&mut entry.state, failed) {
             State::Ready(template) => Some(template),
+            _ => None,
+        }
+    }
+
+    /// The VM `id` booted after its clone of the template of that name had failed. Answers the template if it
+    /// is lost by that.
+    pub fn booted_instead(
+        &mut self,
+        name: &str,
+        id: &str,
+        error: &HypervisorError,
+        now: Instant,
+    ) -> Option<Arc<Template>> {
+        let entry = self.entries.values_mut().find(|entry| entry.is(name))?;
+        entry.failed_clones.insert(id.to_owned());
+        match entry.failed_clones.len() {
+            MOST_FAILED_CLONES => {
+                let reason =
+                    format!("clones of {MOST_FAILED_CLONES} pods in a row failed, the last one: {error}");
+                self.lose(name, reason, now)
+            }
             _ => None,
         }
     }
@@ -147,6 +177,7 @@ impl Table {
     pub fn proved(&mut self, name: &str) {
         if let Some(entry) = self.entries.values_mut().find(|entry| entry.is(name)) {
             entry.failures = 0;
+            entry.failed_clones.clear();
         }
     }
 
@@ -169,8 +200,9 @@ impl Table {
     }
 
     fn put(&mut self, key: &Key, state: State, now: Instant) -> Option<Entry> {
-        let entry = Entry { key: key.clone(), state, asked: now, failures: 0 };
-        self.entries.insert(key.hash(), entry)
+        let (key, failed_clones) = (key.clone(), BTreeSet::new());
+        let entry = Entry { key, state, asked: now, failures: 0, failed_clones };
+        self.entries.insert(entry.key.hash(), entry)
     }
 
     fn longest_idle(&self, now: Instant) -> Option<String> {
@@ -224,7 +256,7 @@ mod tests {
         assert!(table.begin(&key(1), now + MINUTE).is_none());
         let hash = key(1).hash();
         assert!(table.ready(&hash, now).is_none());
-        assert!(table.settle(&hash, Ok(template(1)), now).is_empty());
+        assert!(table.settle(&hash, Ok(template(1).await), now).is_empty());
         assert!(table.ready(&hash, now).is_some());
         assert!(table.begin(&key(1), now + MINUTE).is_none());
     }
@@ -249,21 +281,21 @@ mod tests {
     async fn lost_template_is_made_anew_at_once_and_after_a_pause_when_it_is_lost_again() {
         let (mut table, now) = (Table::default(), Instant::now());
         let hash = key(1).hash();
-        let ready = |table: &mut Table, name: &str| {
+        let ready = async |table: &mut Table, name: &str| {
             table.begin(&key(1), now).unwrap();
-            let made = template(1);
+            let made = template(1).await;
             assert_ne!(made.name, name);
             table.settle(&hash, Ok(Arc::clone(&made)), now);
             made.name.clone()
         };
-        let first = ready(&mut table, "");
+        let first = ready(&mut table, "").await;
         assert_eq!(table.lose(&first, "gone".into(), now).unwrap().name, first);
         assert!(table.lose(&first, "gone".into(), now).is_none());
-        let second = ready(&mut table, &first);
+        let second = ready(&mut table, &first).await;
         assert!(table.lose(&second, "gone".into(), now).is_some());
         assert!(table.begin(&key(1), now).is_none());
         assert!(table.begin(&key(1), now + MINUTE).is_some());
-        let third = template(1);
+        let third = template(1).await;
         table.settle(&hash, Ok(Arc::clone(&third)), now);
         table.proved(&third.name);
         table.lose(&third.name, "gone".into(), now);
@@ -277,7 +309,7 @@ mod tests {
         for size in sizes.clone() {
             let now = start + Duration::from_secs(size.into());
             assert!(table.begin(&key(size), now).unwrap().is_empty());
-            table.settle(&key(size).hash(), Ok(template(size)), now);
+            table.settle(&key(size).hash(), Ok(template(size).await), now);
         }
         assert!(table.begin(&key(60), start + MINUTE / 2).is_none(), "all are in use");
         let later = start + 2 * MINUTE;
@@ -298,14 +330,14 @@ mod tests {
         };
         let (mut table, now) = (Table::default(), Instant::now());
         let (old, other) = (with_kernel("old"), key(2));
-        let made = |key: &Key| super::super::tests::template_of(key);
+        let made = async |key: &Key| super::super::tests::template_of(key).await;
         for key in [&old, &other] {
             table.begin(key, now).unwrap();
-            table.settle(&key.hash(), Ok(made(key)), now);
+            table.settle(&key.hash(), Ok(made(key).await), now);
         }
         let new = with_kernel("newer");
         assert!(table.begin(&new, now).unwrap().is_empty());
-        let gone = table.settle(&new.hash(), Ok(made(&new)), now);
+        let gone = table.settle(&new.hash(), Ok(made(&new).await), now);
         assert_eq!(gone.iter().map(|t| t.key.clone()).collect::<Vec<_>>(), [old]);
         assert_eq!(table.entries().count(), 2);
         let gone = table.keep_only(|recipe| recipe.boot.vcpus == 2);

@@ -3,19 +3,20 @@
 use super::build::{BuildError, Make};
 use super::holder::Template;
 use super::key::{Key, Recipe};
-use super::places::Places;
 use super::rehearsal::{Pauses, Rehearsal};
 use super::rehearse::RehearsalError;
 use super::sealed::{Sealed, new_file};
+use super::store::TemplateStore;
 use super::table::Table;
 use super::{Templates, recorded};
 use crate::cgroup::PodCgroup;
 use crate::config::VmConfig;
+use crate::hypervisor::HypervisorError;
 use crate::hypervisor::process::{Process, Start};
 use crate::id::new_id;
 use crate::undo::Undo;
 use async_trait::async_trait;
-use isopod_protocols::vmm::PageRange;
+use isopod_protocols::vmm::{ErrorKind, PageRange};
 use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
@@ -34,16 +35,16 @@ pub fn key(vcpus: u8) -> Key {
 }
 
 /// A template of [`key`].
-pub fn template(vcpus: u8) -> Arc<Template> {
-    template_of(&key(vcpus))
+pub async fn template(vcpus: u8) -> Arc<Template> {
+    template_of(&key(vcpus)).await
 }
 
 /// A template whose holder is any process that has the two files.
-pub fn template_of(key: &Key) -> Arc<Template> {
-    named_template(&new_id().unwrap(), key)
+pub async fn template_of(key: &Key) -> Arc<Template> {
+    named_template(&new_id().unwrap(), key).await
 }
 
-fn named_template(name: &str, key: &Key) -> Arc<Template> {
+async fn named_template(name: &str, key: &Key) -> Arc<Template> {
     let bytes = u64::from(key.recipe.boot.memory_mib) << 20;
     let memory = Sealed::seal(new_file("memory", bytes).unwrap()).unwrap();
     let state = Sealed::seal(new_file("state", 1).unwrap()).unwrap();
@@ -54,7 +55,8 @@ fn named_template(name: &str, key: &Key) -> Arc<Template> {
         log: null.as_fd(),
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup: None,
-    });
+    })
+    .await;
     Arc::new(Template::new(name, key, memory, state, holder.unwrap()))
 }
 
@@ -98,7 +100,7 @@ impl Maker {
 }
 
 /// The table owns its maker, and a test looks at it.
-struct Shared(Arc<Maker>, Arc<Places>);
+struct Shared(Arc<Maker>, Arc<TemplateStore>);
 
 #[async_trait]
 impl Make for Shared {
@@ -114,7 +116,7 @@ impl Make for Shared {
             });
         }
         self.1.make_directory(name, &mut undo)?;
-        let template = named_template(name, key);
+        let template = named_template(name, key).await;
         self.1.record(&template, &mut undo)?;
         undo.keep();
         self.0.last.lock().unwrap().push(Arc::clone(&template));
@@ -142,9 +144,9 @@ fn templates_of(
     pauses: Pauses,
 ) -> (Arc<Templates>, Arc<Maker>) {
     let maker = Arc::new(maker);
-    let places = Arc::new(Places::open(directory, None).unwrap());
-    let shared = Shared(Arc::clone(&maker), Arc::clone(&places));
-    (Templates::new(Box::new(shared), places, table, pauses), maker)
+    let store = Arc::new(TemplateStore::open(directory, None).unwrap());
+    let shared = Shared(Arc::clone(&maker), Arc::clone(&store));
+    (Templates::new(Box::new(shared), store, table, pauses), maker)
 }
 
 /// One whose first rehearsals fail so.
@@ -219,6 +221,74 @@ async fn template_whose_holder_ends_is_dropped_and_made_anew() {
     maker.end().await;
 }
 
+/// As of a VMM that its pod's cgroup has no memory for.
+fn killed() -> HypervisorError {
+    HypervisorError::Ended { id: "pod".into(), tail: Default::default() }
+}
+
+#[tokio::test]
+async fn pod_in_which_no_vmm_runs_keeps_no_other_pod_from_the_template() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, maker) = templates(directory.path(), false);
+    templates.ask(&key(1));
+    until(|| templates.ready(&key(1)).is_some()).await;
+    let template = templates.ready(&key(1)).unwrap();
+    let is_there = || templates.ready(&key(1)).is_some_and(|now| now.name == template.name);
+    for _ in 0..100 {
+        // Neither a clone nor a boot runs in a megabyte.
+        templates.clone_failed(&template, &killed());
+        assert!(is_there(), "a pod's own limit took the template from all others");
+    }
+    for _ in 0..100 {
+        templates.clone_failed(&template, &killed());
+        templates.booted_instead(&template, "one", &killed());
+        assert!(is_there(), "one pod took the template from all others");
+    }
+    templates.booted_instead(&template, "two", &killed());
+    drop(templates.cloned(&template));
+    for pod in ["three", "four"] {
+        templates.booted_instead(&template, pod, &killed());
+        assert!(is_there(), "pods before the last clone that ran are counted");
+    }
+    assert_eq!(maker.made.load(Ordering::Relaxed), 1);
+    maker.end().await;
+}
+
+#[tokio::test]
+async fn template_goes_when_several_pods_in_a_row_could_boot_and_not_be_cloned() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, maker) = templates(directory.path(), false);
+    templates.ask(&key(1));
+    until(|| templates.ready(&key(1)).is_some()).await;
+    let template = templates.ready(&key(1)).unwrap();
+    for pod in ["one", "two", "three"] {
+        assert!(templates.ready(&key(1)).is_some(), "it went before pod {pod}");
+        templates.booted_instead(&template, pod, &killed());
+    }
+    assert!(templates.ready(&key(1)).is_none());
+    let reason = templates.list()[0].reason.clone().unwrap();
+    assert!(reason.contains("3 pods in a row") && reason.contains("ended during boot"), "{reason}");
+    // As after any first loss: made anew as soon as a pod asks.
+    templates.ask(&key(1));
+    until(|| templates.ready(&key(1)).is_some_and(|now| now.name != template.name)).await;
+    maker.end().await;
+}
+
+#[tokio::test]
+async fn template_that_a_vmm_finds_at_fault_goes_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (templates, maker) = templates(directory.path(), false);
+    templates.ask(&key(1));
+    until(|| templates.ready(&key(1)).is_some()).await;
+    let template = templates.ready(&key(1)).unwrap();
+    let (id, message) = ("pod".to_owned(), "the state is damaged".to_owned());
+    let damaged = HypervisorError::Refused { id, request: "restore", kind: ErrorKind::Template, message };
+    templates.clone_failed(&template, &damaged);
+    assert!(templates.ready(&key(1)).is_none());
+    assert!(templates.list()[0].reason.as_ref().unwrap().contains("the state is damaged"));
+    maker.end().await;
+}
+
 #[tokio::test]
 async fn template_that_cannot_be_made_is_shown_with_the_reason_and_not_tried_again_at_once() {
     let directory = tempfile::tempdir().unwrap();
@@ -251,7 +321,7 @@ async fn later_daemon_takes_back_what_is_whole_and_removes_the_rest() {
     fs::write(&record, text).unwrap();
 
     let (later, _) = templates(directory.path(), false);
-    later.take_back().await.unwrap();
+    later.adopt().await.unwrap();
     let back = later.ready(&key(1)).unwrap();
     assert_eq!((&back.name, &back.built_from), (&lives.name, &lives.built_from));
     assert_eq!(back.record().unwrap(), lives.record().unwrap());
@@ -261,14 +331,14 @@ async fn later_daemon_takes_back_what_is_whole_and_removes_the_rest() {
 
 #[tokio::test]
 async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
-    let made = template(1);
+    let made = template(1).await;
     let record = made.record().unwrap();
-    assert!(Template::find(&made.name, record.clone()).unwrap().is_some());
+    assert!(Template::adopt(&made.name, record.clone()).unwrap().is_some());
     let mut other = record.clone();
     other.key.recipe.boot.memory_mib = 65;
-    assert!(Template::find(&made.name, other).unwrap().is_none());
+    assert!(Template::adopt(&made.name, other).unwrap().is_none());
     made.kill().await;
-    assert!(Template::find(&made.name, record.clone()).unwrap().is_none());
+    assert!(Template::adopt(&made.name, record.clone()).unwrap().is_none());
 
     let (memory, state) = (new_file("memory", 64 << 20).unwrap(), new_file("state", 1).unwrap());
     let holder = Process::start(&Start {
@@ -277,10 +347,12 @@ async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
         log: state.as_fd(),
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup: None,
-    });
+    })
+    .await;
     let holder = holder.unwrap();
-    let unsealed = super::Record { pid: holder.pid, started_at_ticks: holder.started_at_ticks, ..record };
-    assert!(Template::find("x", unsealed).is_err());
+    let unsealed =
+        super::TemplateRecord { pid: holder.pid, started_at_ticks: holder.started_at_ticks, ..record };
+    assert!(Template::adopt("x", unsealed).is_err());
     holder.kill().await;
 }
 
@@ -331,12 +403,12 @@ async fn template_without_a_working_set_is_rehearsed_by_the_next_daemon() {
     fs::write(&path, document.to_string()).unwrap();
 
     let (later, _) = templates(directory.path(), false);
-    later.take_back().await.unwrap();
+    later.adopt().await.unwrap();
     let back = rehearsed(&later, 1).await;
     assert_eq!(back.name, template.name);
     until(|| recorded(directory.path())[0].working_set == SET).await;
     let (last, idle) = templates(directory.path(), false);
-    last.take_back().await.unwrap();
+    last.adopt().await.unwrap();
     assert!(matches!(last.ready(&key(1)).unwrap().rehearsal(), Rehearsal::Done(_)));
     sleep(SHORT.first * 2).await;
     assert!(idle.weights.lock().unwrap().is_empty(), "what is known is not looked for again");
@@ -382,18 +454,19 @@ async fn vm_that_rehearsed_for_an_earlier_daemon_is_ended_and_the_holder_is_not(
         log: null.as_fd(),
         descriptors: &[],
         cgroup: None,
-    });
+    })
+    .await;
     let left = left.unwrap();
     let cgroup = PodCgroup::of_template(cgroups.path(), &template.name);
     cgroup.create().unwrap();
     let listed = format!("{}\n{}\n", template.holder_pid(), left.pid);
     fs::write(cgroup.path().join("cgroup.procs"), listed).unwrap();
 
-    let places = Places::open(directory.path(), Some(cgroups.path().to_owned())).unwrap();
-    let back = places.take_back().await.unwrap();
+    let store = TemplateStore::open(directory.path(), Some(cgroups.path().to_owned())).unwrap();
+    let back = store.adopt().await.unwrap();
     assert_eq!(back.len(), 1);
     timeout(Duration::from_secs(20), left.ended()).await.unwrap();
     let record = template.record().unwrap();
-    assert!(Process::find(record.pid, record.started_at_ticks).unwrap().is_some(), "the holder was killed");
+    assert!(Process::adopt(record.pid, record.started_at_ticks).unwrap().is_some(), "the holder was killed");
     maker.end().await;
 }

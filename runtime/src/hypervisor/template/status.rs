@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// One template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Shown {
+pub struct TemplateStatus {
     /// What it is made from.
     pub built_from: String,
     /// Who may share it; empty: all of the node.
@@ -36,7 +36,7 @@ pub struct Shown {
     pub clones_unpopulated: u64,
 }
 
-impl Shown {
+impl TemplateStatus {
     /// What there is to see of an entry.
     pub(super) fn new(entry: &Entry) -> Self {
         let shown = Self {

@@ -1,15 +1,17 @@
-//! Where templates are on the host: for each a record, a directory for sockets and log, and a cgroup, all of its name.
+//! What there is of templates on the host: for each a record, a directory for sockets and log, and a cgroup,
+//! all of its name.
 //!
 //! ```text
 //!   STATE_DIR/templates/NAME.json   STATE_DIR/templates/NAME/   /sys/fs/cgroup/isopod-template-NAME/
 //! ```
 //!
-//! Used by `build`, which makes them, and [`super::Templates`], which has them cleared. The directory is made first and removed
-//! last: whose directory is there, and no record that holds good, was left by a daemon that was killed, and goes.
+//! Used by `build`, which makes them, and [`super::Templates`], which has them cleared. The directory is made
+//! first and removed last: whose directory is there, and no record that holds good, was left by a daemon that
+//! was killed, and goes.
 
 use super::super::process::Process;
 use super::build::BuildError;
-use super::holder::{Record, Template};
+use super::holder::{Template, TemplateRecord};
 use crate::cgroup::{self, CgroupError, PodCgroup};
 use crate::id::is_id;
 use crate::store::{Collection, Durability, StoreError};
@@ -27,15 +29,16 @@ const LAST: u32 = 1;
 /// That of a group nobody has changed.
 pub const USUAL: u32 = 100;
 
-/// The places of one node's templates.
-pub struct Places {
+/// Records, directories and cgroups of one node's templates.
+pub struct TemplateStore {
     directory: PathBuf,
     cgroup_root: Option<PathBuf>,
-    records: Collection<Record>,
+    records: Collection<TemplateRecord>,
 }
 
-impl Places {
-    /// Those below a state directory and a cgroup; without one, which is in tests only, holders live where the daemon does.
+impl TemplateStore {
+    /// Those below a state directory and a cgroup; without one, which is in tests only, holders live where
+    /// the daemon does.
     pub fn open(state_dir: &Path, cgroup_root: Option<PathBuf>) -> Result<Self, StoreError> {
         let directory = state_dir.join("templates");
         let records = Collection::open(&directory, Durability::Process)?;
@@ -74,9 +77,9 @@ impl Places {
     }
 
     /// Gives it the usual share while a process starts in it. Between its making and its program's first
-    /// instruction such a process holds the daemon's descriptors, and the daemon waits: at the share of what
-    /// comes last that took seconds on a busy node, and the next daemon could not bind the socket of one that
-    /// was killed then.
+    /// instruction such a process holds the daemon's descriptors, and a thread of the daemon waits: at the
+    /// share of what comes last that took seconds on a busy node, and the next daemon could not bind the
+    /// socket of one that was killed then.
     pub fn come_as_usual(&self, name: &str) {
         self.weigh(name, USUAL);
     }
@@ -121,14 +124,14 @@ impl Places {
         remove_directory(&path).map_err(|source| ClearError::Directory { path, source })
     }
 
-    /// What an earlier daemon left: the templates that are whole are answered, all else is removed.
-    pub async fn take_back(&self) -> Result<Vec<Arc<Template>>, StoreError> {
+    /// Adopts what an earlier daemon left: the templates that are whole are answered, all else is removed.
+    pub async fn adopt(&self) -> Result<Vec<Arc<Template>>, StoreError> {
         let mut templates = Vec::new();
         for (name, record) in self.records.load()?.documents {
-            match Template::find(&name, record) {
+            match Template::adopt(&name, record) {
                 Ok(Some(template)) => templates.push(Arc::new(template)),
                 Ok(None) => tracing::warn!(template = name, "its holder ended while no daemon ran"),
-                Err(error) => tracing::error!(template = name, %error, "template cannot be taken back"),
+                Err(error) => tracing::error!(template = name, %error, "template cannot be adopted"),
             }
         }
         let whole: HashSet<&str> = templates.iter().map(|template| template.name.as_str()).collect();
@@ -199,7 +202,7 @@ enum ClearError {
 }
 
 /// The records below a state directory, for those who only look. One that cannot be read is left out.
-pub fn recorded(state_dir: &Path) -> Vec<Record> {
+pub fn recorded(state_dir: &Path) -> Vec<TemplateRecord> {
     let Ok(entries) = fs::read_dir(state_dir.join("templates")) else { return Vec::new() };
     let documents = entries.flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "json"));
     documents.filter_map(|entry| serde_json::from_slice(&fs::read(entry.path()).ok()?).ok()).collect()
