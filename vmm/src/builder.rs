@@ -26,12 +26,12 @@ use crate::{
     kernel::{self, KernelError},
     layout::{self, DeviceSlot},
     machine::{Machine, Template},
-    memory::{self, Backing, MemoryError},
+    memory::{self, Backing, GuestMemory, MemoryError},
     pluggable::{self, MemorySize},
     power::{self, Power},
     processors::{Claims, Fresh, Processors, ProcessorsError, Surroundings},
     vcpu::Buses,
-    virtio::{EventLoop, GuestMemory},
+    virtio::EventLoop,
     vm::{self, Vm, VmError},
 };
 

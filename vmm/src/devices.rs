@@ -12,9 +12,10 @@ use crate::{
     console_log::ConsoleLog,
     end::{Ending, VmExit},
     layout::{DeviceSlot, Range},
+    memory::GuestMemory,
     seccomp::{Filter, SeccompError, Stage},
     virtio::{
-        Counter, EventLoop, GuestMemory, Poller, VirtioDevice,
+        Counter, EventLoop, Poller, VirtioDevice,
         balloon::{Balloon, BalloonState},
         block::{Disk, DiskState, ExtentError, ExtentState, Extents, Worker},
         console::{Console, ConsoleState},

@@ -15,10 +15,7 @@ use std::io;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::{
-    layout,
-    virtio::{GuestMemory, sys},
-};
+use crate::{layout, memory::GuestMemory, virtio::sys};
 
 /// Why there is no generation.
 #[derive(Debug, thiserror::Error)]

@@ -22,10 +22,10 @@ use nix::unistd::{Whence, lseek64};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
 
-use crate::{
-    layout::{self, Range},
-    virtio::GuestMemory,
-};
+use crate::layout::{self, Range};
+
+/// Guest memory, without dirty tracking.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 
 /// 2 MiB, the size of a large page in bytes.
 pub const LARGE_PAGE: usize = 2 << 20;

@@ -19,7 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
     layout::{self, DeviceSlot},
-    virtio::{GuestMemory, mmio::QUEUE_NOTIFY},
+    memory::GuestMemory,
+    virtio::mmio::QUEUE_NOTIFY,
 };
 
 /// A step that KVM refused.

@@ -24,10 +24,11 @@ use vm_memory::GuestAddress;
 use crate::{
     control::{Client, Received},
     layout::{self, Range},
+    memory::GuestMemory,
     pluggable::MemorySize,
     saved,
     virtio::{
-        GuestMemory, Poller,
+        Poller,
         balloon::{Balloon, BalloonState},
         block::Extents,
         console::{Console, ConsoleState},

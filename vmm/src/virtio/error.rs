@@ -100,3 +100,13 @@ impl Fault {
         DeviceError { device, queue: None, fault: self }
     }
 }
+
+/// A saved state that no device of ours can have been in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("saved state of virtio {device} holds {what}")]
+pub struct SavedStateError {
+    /// The device's name.
+    pub device: &'static str,
+    /// What is impossible about it.
+    pub what: &'static str,
+}

@@ -21,12 +21,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{
-    Buffers, Chain, Counter, DeviceError, Driver, Fault, GuestMemory, SavedStateError, VirtioDevice,
-    read_config_from, sys,
+    Buffers, Chain, Counter, DeviceError, Driver, Fault, SavedStateError, VirtioDevice, read_config_from, sys,
 };
 use crate::layout::Range;
+use crate::memory::GuestMemory;
 pub use blocks::BlockRange;
-use blocks::Blocks;
+use blocks::{BlockState, Blocks};
 
 /// What is plugged at once, in bytes: a large page.
 pub const BLOCK: u64 = 2 << 20;
@@ -59,14 +59,6 @@ enum Answer {
     Error,
     /// Done, and what the blocks are.
     State(BlockState),
-}
-
-/// What a range of blocks is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BlockState {
-    Plugged,
-    Unplugged,
-    Mixed,
 }
 
 impl Answer {

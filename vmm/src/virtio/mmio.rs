@@ -33,12 +33,13 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio::*;
 
-use super::error::DeviceError;
+use super::device::{Driver, VirtioDevice, features};
+use super::error::{DeviceError, SavedStateError};
 use super::event_loop::{EventSet, Poller, Subscriber};
 use super::interrupt::Interrupt;
 use super::ring::{Ring, RingState};
-use super::{Driver, GuestMemory, SavedStateError, VirtioDevice, features};
 use crate::bus::BusDevice;
+use crate::memory::GuestMemory;
 
 /// Bytes that a device takes on the bus.
 pub const MMIO_LENGTH: u64 = 0x1000;

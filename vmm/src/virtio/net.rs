@@ -26,6 +26,7 @@ use super::{
     Buffers, Chain, Counter, DeviceError, Driver, EventSet, Fault, Poller, Ring, VirtioDevice,
     read_config_from, sys,
 };
+use crate::memory::GuestMemory;
 use header::HEADER_BYTES;
 
 const RECEIVE: usize = 0;
@@ -164,7 +165,7 @@ impl Net {
 /// where each is small: all that the guest has offered at most.
 fn offer_room<'m>(
     ring: &mut Ring,
-    memory: &'m super::GuestMemory,
+    memory: &'m GuestMemory,
     posted: &mut VecDeque<Chain<'m>>,
     mergeable: bool,
 ) -> Result<Option<Buffers<'m>>, DeviceError> {
@@ -195,7 +196,7 @@ fn offer_room<'m>(
 /// Gives the guest the chains at the front of `posted` that a frame of `length` bytes, header included, has filled.
 fn deliver(
     ring: &mut Ring,
-    memory: &super::GuestMemory,
+    memory: &GuestMemory,
     posted: &mut VecDeque<Chain<'_>>,
     room: &Buffers<'_>,
     length: usize,

@@ -7,8 +7,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::event_loop::EventLoop;
 use super::mmio::{MmioTransport, RestoreError, SavedDevice, Surroundings};
-use super::{DeviceError, GuestMemory, Poller, VirtioDevice, features};
+use super::{DeviceError, Poller, VirtioDevice, features};
 use crate::bus::BusDevice;
+use crate::memory::GuestMemory;
 
 /// Bytes of guest memory.
 pub const MEMORY: usize = 8 << 20;

@@ -34,9 +34,9 @@ pub use muxer::{ListenError, MAX_CONNECTIONS};
 
 use super::ring::MAX_BUFFERS;
 use super::{
-    Buffers, Counter, DeviceError, Driver, EventSet, Fault, GuestMemory, Poller, Ring, VirtioDevice,
-    read_config_from,
+    Buffers, Counter, DeviceError, Driver, EventSet, Fault, Poller, Ring, VirtioDevice, read_config_from,
 };
+use crate::memory::GuestMemory;
 use connection::{Connection, Ports};
 use muxer::Muxer;
 use packet::{HEADER_BYTES, Header, STREAM, op};
