@@ -24,7 +24,7 @@ use crate::{
     end::Ending,
     generation::{Generation, GenerationError},
     kernel::{self, KernelError},
-    layout::{self, DeviceSlot},
+    layout::{self, DeviceSlot, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB},
     machine::{Machine, Template},
     memory::{self, Backing, GuestMemory, MemoryError},
     pluggable::{self, MemorySize},
@@ -34,13 +34,6 @@ use crate::{
     virtio::EventLoop,
     vm::{self, Vm, VmError},
 };
-
-/// Most processors of a machine.
-pub const MAX_VCPUS: u8 = 64;
-/// Least memory that a kernel boots in, MiB.
-pub const MIN_MEMORY_MIB: u32 = 64;
-/// Most memory of a machine, MiB.
-pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 
 /// Why a machine does not run.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,5 @@
-//! The guest-physical address map in one place: RAM, the boot structures in low memory, devices, ports.
+//! The guest-physical address map in one place: RAM, the boot structures in low memory, devices, ports; and the sizes that a
+//! machine can have.
 //!
 //! Read by the builder, the ACPI tables and the tests; nothing else knows an address.
 //!
@@ -88,6 +89,13 @@ pub const RESET_PORT: u16 = 0x602;
 pub const RESET_VALUE: u8 = 1;
 /// Where PCs have their first serial port; answers only so that `earlyprintk=ttyS0` works in debugging.
 pub const EARLY_CONSOLE_PORT: u16 = 0x3f8;
+
+/// Most processors of a machine.
+pub const MAX_VCPUS: u8 = 64;
+/// Least memory that a kernel boots in, MiB.
+pub const MIN_MEMORY_MIB: u32 = 64;
+/// Most memory of a machine, MiB.
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 
 const MIB: u64 = 1 << 20;
 

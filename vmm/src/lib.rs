@@ -1,9 +1,9 @@
 //! `isopod-vmm`: one virtual machine in one jailed process.
 //!
-//! The story of a boot, file by file: `main` closes what it inherited and enters the [`jail`]; [`control`] waits for the
-//! boot request; [`builder`] makes [`memory`], the [`vm`], its [`devices`] on the [`bus`], the [`acpi`] tables and the
-//! [`kernel`] and the VM's [`generation`], and starts the [`processors`], a [`vcpu`] thread each; then the [`machine`] answers requests while the event loop of [`virtio`]
-//! serves the devices, until something calls [`end`].
+//! A boot, file by file: `main` closes what it inherited and enters the [`jail`]; [`control`] waits for the boot request;
+//! [`builder`] makes [`memory`], the [`vm`], its [`devices`] on the [`bus`], the [`acpi`] tables and the [`kernel`] and the
+//! VM's [`generation`], and starts the [`processors`], a [`vcpu`] thread each; then the event loop of [`virtio`] serves the
+//! devices and the [`server`] hands requests to the [`machine`], until something calls [`end`].
 //!
 //! A template ends by being [`saved`]; a pod's VM begins as its [`mod@clone`] where there is one, and is given its [`working_set`].
 //!
@@ -44,6 +44,7 @@ pub mod power;
 pub mod processors;
 pub mod saved;
 pub mod seccomp;
+pub mod server;
 pub mod sys;
 pub mod vcpu;
 pub mod virtio;

@@ -12,12 +12,13 @@ use anyhow::Context;
 use isopod_protocols::vmm::{CONTROL_FD, ErrorKind, Response};
 use isopod_vmm::{
     builder, clone,
-    control::{self, Client, FirstRequest, Listener, Server},
+    control::{self, Client, FirstRequest, Listener},
     end::VmExit,
     jail::{self, Confinement},
     log,
     machine::Machine,
     seccomp::{Filter, Stage},
+    server::Server,
     sys,
     virtio::EventLoop,
 };

@@ -16,10 +16,9 @@ use isopod_protocols::vmm::Shape;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    builder::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB},
     cpu::state::VcpuState,
     devices::DevicesState,
-    layout::Range,
+    layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Range},
     vm::VmState,
 };
 
