@@ -19,19 +19,19 @@ use crate::{
     bus::{Bus, BusError},
     console_log::ConsoleLog,
     cpu::registers,
-    devices::{DevicesError, Machinery, Root},
+    devices::{Backends, Devices, DevicesError, Machinery},
     early_console::{self, EarlyConsole},
     end::Ending,
     generation::{Generation, GenerationError},
     kernel::{self, KernelError},
-    layout::{self, DeviceSlot, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB},
+    layout::{self, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB},
     machine::{Machine, Template},
     memory::{self, Backing, GuestMemory, MemoryError},
     pluggable::{self, MemorySize},
     power::{self, Power},
     processors::{Claims, Fresh, Processors, ProcessorsError, Surroundings},
     vcpu::Buses,
-    virtio::EventLoop,
+    virtio::{EventLoop, MakeError, block::Root},
     vm::{self, Vm, VmError},
 };
 
@@ -104,7 +104,7 @@ impl BootError {
             BootError::Vm(_) | BootError::Registers { .. } => ErrorKind::Kvm,
             BootError::Processors(error) => error.kind(),
             BootError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
-            BootError::Devices(DevicesError::Root(_)) => ErrorKind::Invalid,
+            BootError::Devices(DevicesError::Make(MakeError::Backend { .. })) => ErrorKind::Invalid,
             BootError::Kernel(KernelError::Word { .. } | KernelError::TooLong { .. }) => ErrorKind::Invalid,
             BootError::Kernel(_) => ErrorKind::Kernel,
             _ => ErrorKind::System,
@@ -173,11 +173,12 @@ fn build(
     }
     let vm = Arc::new(Vm::new(files.kvm, &memory)?);
     let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
-    let (bus, devices) = machinery.place_all(root, files.vsock, &console, region, None)?;
+    let backends = Backends { root, vsock: files.vsock, console: console.clone(), pluggable: region };
+    let (bus, devices) = Devices::place(&mut machinery, backends, None)?;
     let buses = Arc::new(Buses { memory: bus, ports: ports(&ending, &console)? });
 
-    let slots = DeviceSlot::of_machine(region.is_some());
-    memory.write_slice(&acpi::tables(layout::ACPI, config.max_vcpus, &slots), GuestAddress(layout::ACPI))?;
+    let tables = acpi::tables(layout::ACPI, config.max_vcpus, &devices.slots());
+    memory.write_slice(&tables, GuestAddress(layout::ACPI))?;
     let generation = Generation::new(&memory)?;
     vm.route(generation.changed(), layout::GENERATION_GSI)?;
     kernel::write_boot_parameters(&memory, &command_line, &ram)?;

@@ -19,7 +19,7 @@ use crate::{
     bus::BusError,
     console_log::ConsoleLog,
     cpu::state::{VcpuState, VcpuStateError},
-    devices::{DevicesError, Machinery, Root},
+    devices::{Backends, Devices, DevicesError, Machinery},
     end::Ending,
     generation::{Generation, GenerationError},
     layout,
@@ -29,7 +29,7 @@ use crate::{
     processors::{Claims, Processors, ProcessorsError, Surroundings},
     saved::{self, SavedError},
     vcpu::Buses,
-    virtio::EventLoop,
+    virtio::{EventLoop, MakeError, block::Root},
     vm::{Vm, VmError},
 };
 
@@ -81,9 +81,9 @@ impl CloneError {
         match self {
             CloneError::Descriptors(_) => ErrorKind::Invalid,
             CloneError::Saved(_) | CloneError::Memory(_) | CloneError::Vcpu { .. } => ErrorKind::Template,
-            CloneError::Devices(
-                DevicesError::Restore(_) | DevicesError::SavedRoot | DevicesError::SavedMemory,
-            ) => ErrorKind::Template,
+            CloneError::Devices(DevicesError::Restore(_) | DevicesError::Make(MakeError::Saved(_))) => {
+                ErrorKind::Template
+            }
             CloneError::Vm(_) | CloneError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
             CloneError::Processors(error) => error.kind(),
             CloneError::Root(_) | CloneError::Devices(_) | CloneError::Generation(_) | CloneError::Bus(_) => {
@@ -134,7 +134,8 @@ pub fn clone(
     }
     let vm = Arc::new(Vm::new(files.kvm, &memory)?);
     let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
-    let (bus, devices) = machinery.place_all(root, files.vsock, &console, region, Some(&state.devices))?;
+    let backends = Backends { root, vsock: files.vsock, console: console.clone(), pluggable: region };
+    let (bus, devices) = Devices::place(&mut machinery, backends, Some(&state.devices))?;
     let buses = Arc::new(Buses { memory: bus, ports: builder::ports(&ending, &console)? });
 
     let generation = Generation::new(&memory)?;

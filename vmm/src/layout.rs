@@ -67,7 +67,7 @@ pub const DEVICES: u64 = 0xd000_0000;
 pub const DEVICE_SIZE: u64 = 0x1000;
 /// Interrupt line of the first device. Lines below belong to PC devices that this machine does not have.
 pub const FIRST_GSI: u32 = 5;
-/// Interrupt line that tells of a new generation: far behind those of the devices, which may become more.
+/// Interrupt line that tells of a new generation: behind those of the devices, which may become more.
 pub const GENERATION_GSI: u32 = 15;
 
 /// I/O APIC registers, as KVM has them.
@@ -99,50 +99,33 @@ pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 
 const MIB: u64 = 1 << 20;
 
-/// The devices of the machine, in their order on the bus. The guest finds them by ACPI in this order.
+/// The place of one virtio-mmio device: its registers and its interrupt line. Devices have them in the order of their list
+/// (`devices/mod.rs`), in which the guest finds them by ACPI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceSlot {
-    /// The pod's extent disk, `/dev/vda`.
-    Block,
-    /// Host and guest programs talk through it.
-    Vsock,
-    /// The guest's console, `/dev/hvc0`.
-    Console,
-    /// Entropy.
-    Rng,
-    /// The pod's network card, `eth0`.
-    Net,
-    /// Gives unused memory back.
-    Balloon,
-    /// Memory that comes and goes. Only a machine that may grow has it.
-    Mem,
-}
+pub struct DeviceSlot(u8);
 
 impl DeviceSlot {
-    /// All slots in bus order.
-    pub const ALL: [DeviceSlot; 7] = [
-        DeviceSlot::Block,
-        DeviceSlot::Vsock,
-        DeviceSlot::Console,
-        DeviceSlot::Rng,
-        DeviceSlot::Net,
-        DeviceSlot::Balloon,
-        DeviceSlot::Mem,
-    ];
+    /// How many there are: each has an interrupt line of its own below [`GENERATION_GSI`].
+    pub const COUNT: usize = (GENERATION_GSI - FIRST_GSI) as usize;
 
-    /// The slots of a machine that may grow, or not.
-    pub fn of_machine(growing: bool) -> Vec<DeviceSlot> {
-        Self::ALL.into_iter().filter(|slot| growing || *slot != DeviceSlot::Mem).collect()
+    /// All places in bus order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT as u8).map(Self)
+    }
+
+    /// Its number, from 0.
+    pub const fn number(self) -> u8 {
+        self.0
     }
 
     /// First guest-physical address of the device's registers.
     pub const fn address(self) -> u64 {
-        DEVICES + self as u64 * DEVICE_SIZE
+        DEVICES + self.0 as u64 * DEVICE_SIZE
     }
 
     /// The device's interrupt line.
     pub const fn gsi(self) -> u32 {
-        FIRST_GSI + self as u32
+        FIRST_GSI + self.0 as u32
     }
 }
 
@@ -200,7 +183,7 @@ mod tests {
             ("identity map", range(KVM_IDENTITY_MAP, 0x1000)),
             ("tss", range(KVM_TSS, 3 * 0x1000)),
         ];
-        all.extend(DeviceSlot::ALL.iter().map(|d| ("device", range(d.address(), DEVICE_SIZE))));
+        all.extend(DeviceSlot::all().map(|d| ("device", range(d.address(), DEVICE_SIZE))));
         all
     }
 
@@ -234,9 +217,9 @@ mod tests {
 
     #[test]
     fn each_device_has_its_own_line_of_the_io_apic() {
-        let devices = DeviceSlot::ALL.iter().map(|d| d.gsi());
+        let devices = DeviceSlot::all().map(|d| d.gsi());
         let lines: std::collections::BTreeSet<u32> = devices.chain([GENERATION_GSI]).collect();
-        assert_eq!(lines.len(), DeviceSlot::ALL.len() + 1);
+        assert_eq!(lines.len(), DeviceSlot::COUNT + 1);
         assert!(lines.iter().all(|line| *line < 24));
     }
 
@@ -269,7 +252,5 @@ mod tests {
     fn machine_of_one_size_has_no_region() {
         assert_eq!(pluggable(128, 128), None);
         assert_eq!(pluggable(128, 64), None);
-        assert!(!DeviceSlot::of_machine(false).contains(&DeviceSlot::Mem));
-        assert_eq!(DeviceSlot::of_machine(true), DeviceSlot::ALL);
     }
 }

@@ -104,7 +104,8 @@ impl Machine {
             }
             Request::AddVcpus { vcpus } => self.processors.grow(vcpus).map_err(|e| error(e.kind(), e))?,
             Request::AttachExtent { length, read_only } => {
-                let attached = devices.extents.attach(one(fds)?, length, read_only);
+                let file = one(fds)?;
+                let attached = devices.block.with(|disk| disk.extents().attach(file, length, read_only));
                 return Ok(Response::Extent { offset: attached.map_err(extent_refused)? });
             }
             Request::DetachExtent { offset: 0 } => {
@@ -114,8 +115,7 @@ impl Machine {
                 ));
             }
             Request::DetachExtent { offset } => {
-                let extent = devices.extents.detach(offset).map_err(extent_refused)?;
-                devices.disk_worker.close(extent);
+                devices.block.with(|disk| disk.detach(offset)).map_err(extent_refused)?;
             }
             Request::ListExtents {} => return Ok(Response::Extents { extents: self.extents() }),
             Request::AttachTap {} => {
@@ -146,11 +146,11 @@ impl Machine {
         if built_from.len() > MAX_BUILT_FROM {
             return Err(SaveError::BuiltFrom(built_from.len()));
         }
-        let connections = self.devices.vsock_connections.get();
+        let connections = self.devices.vsock.with(|vsock| vsock.open_connections().get());
         if connections > 0 {
             return Err(SaveError::Connections(connections));
         }
-        let extents = self.devices.extents.save().len();
+        let extents = self.devices.block.with(|disk| disk.extents().save().len());
         if extents != 1 {
             return Err(SaveError::Extents(extents));
         }
@@ -179,23 +179,25 @@ impl Machine {
     }
 
     fn extents(&self) -> Vec<Extent> {
-        let all = self.devices.extents.save();
+        let all = self.devices.block.with(|disk| disk.extents().save());
         all.iter().map(|extent| Extent { offset: extent.offset, read_only: extent.read_only }).collect()
     }
 
     fn stats(&self) -> Stats {
-        let devices = &self.devices;
+        let Devices { block, vsock, net, balloon, .. } = &self.devices;
+        let (disk_read, disk_written) = block.with(|disk| (disk.read_bytes(), disk.written_bytes()));
+        let (net_received, net_sent) = net.with(|net| (net.received_bytes(), net.sent_bytes()));
         let threads = self.processors.threads();
         Stats {
             exits: threads.exits(),
-            disk_read_bytes: devices.disk_read.get(),
-            disk_write_bytes: devices.disk_written.get(),
-            net_rx_bytes: devices.net_received.get(),
-            net_tx_bytes: devices.net_sent.get(),
-            vsock_connections: devices.vsock_connections.get(),
+            disk_read_bytes: disk_read.get(),
+            disk_write_bytes: disk_written.get(),
+            net_rx_bytes: net_received.get(),
+            net_tx_bytes: net_sent.get(),
+            vsock_connections: vsock.with(|vsock| vsock.open_connections().get()),
             vcpus: threads.count(),
             memory_bytes: self.memory.bytes(),
-            reclaimed_bytes: devices.reclaimed.get(),
+            reclaimed_bytes: balloon.with(|balloon| balloon.reclaimed_bytes().get()),
         }
     }
 }

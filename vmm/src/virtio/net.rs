@@ -23,8 +23,8 @@ use virtio_bindings::virtio_net::*;
 
 use super::ring::MAX_BUFFERS;
 use super::{
-    Buffers, Chain, Counter, DeviceError, Driver, EventSet, Fault, Poller, Ring, VirtioDevice,
-    read_config_from, sys,
+    Buffers, Chain, Counter, DeviceError, Driver, EventSet, Fault, MachineDevice, MakeError, Poller, Ring,
+    VirtioDevice, read_config_from, sys,
 };
 use crate::memory::GuestMemory;
 use header::HEADER_BYTES;
@@ -64,7 +64,7 @@ pub struct Net {
 }
 
 /// Nothing: the tap is attached anew to a VM that is built from its state, and lost frames are what networks do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetState {}
 
 impl Net {
@@ -290,5 +290,14 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> NetState {
         NetState {}
+    }
+}
+
+impl MachineDevice for Net {
+    /// Nothing yet: the tap comes by a request.
+    type Backend = ();
+
+    fn make((): (), _: Option<&NetState>, poller: &Poller) -> Result<Self, MakeError> {
+        Ok(Self::new(poller.clone()))
     }
 }

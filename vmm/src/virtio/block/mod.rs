@@ -13,6 +13,7 @@
 //! own: nothing in here would change.
 
 mod extents;
+mod root;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -27,6 +28,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::Bytes;
 
 pub use extents::{ALIGNMENT, DISK_BYTES, ExtentError, ExtentState, Extents};
+pub use root::Root;
 pub use worker::Worker;
 
 use super::{
@@ -63,7 +65,7 @@ pub struct Disk {
 }
 
 /// All that a guest can observe of its disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskState {
     /// What is mapped where.
     pub extents: Vec<ExtentState>,
@@ -82,6 +84,20 @@ impl Disk {
     pub fn new(extents: Arc<Extents>, worker: Arc<Worker>, poller: &Poller) -> io::Result<Self> {
         poller.add(worker.event(), WORKER_KEY, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
         Ok(Self { extents, worker, read_bytes: Counter::default(), written_bytes: Counter::default() })
+    }
+
+    /// What is mapped into the disk, which may change at any time.
+    pub fn extents(&self) -> &Extents {
+        &self.extents
+    }
+
+    /// Takes the extent at `offset` off the disk, and has the worker close its file.
+    ///
+    /// # Errors
+    /// When no extent starts there.
+    pub fn detach(&self, offset: u64) -> Result<(), ExtentError> {
+        self.worker.close(self.extents.detach(offset)?);
+        Ok(())
     }
 
     /// Bytes the guest read.

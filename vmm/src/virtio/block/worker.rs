@@ -8,7 +8,7 @@
 //! Jobs are done one at a time and in their order, so a flush covers all that was finished before it was asked for, holes too.
 //! At most as many requests wait as the ring has entries: each has a chain that was not given back, of which
 //! the ring hands out no more (`Ring::pop`), and a driver that resets its device takes its requests with it.
-//! Started by `devices.rs`, on a thread that may flush files, make holes in them and close them, and nothing
+//! Started by `root.rs`, on a thread that may flush files, make holes in them and close them, and nothing
 //! else.
 
 use std::collections::VecDeque;

@@ -34,7 +34,8 @@ pub use muxer::{ListenError, MAX_CONNECTIONS};
 
 use super::ring::MAX_BUFFERS;
 use super::{
-    Buffers, Counter, DeviceError, Driver, EventSet, Fault, Poller, Ring, VirtioDevice, read_config_from,
+    Buffers, Counter, DeviceError, Driver, EventSet, Fault, MachineDevice, MakeError, Poller, Ring,
+    VirtioDevice, read_config_from,
 };
 use crate::memory::GuestMemory;
 use connection::{Connection, Ports};
@@ -62,7 +63,7 @@ pub struct Vsock {
 }
 
 /// All that a guest can observe of its vsock device while it has no connection: with one, a VM is not saved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
     /// Port of the next connection from the host: not used twice in a guest's life.
     pub next_host_port: u32,
@@ -303,5 +304,17 @@ impl VirtioDevice for Vsock {
 
     fn save(&self) -> VsockState {
         VsockState { next_host_port: self.muxer.next_host_port() }
+    }
+}
+
+impl MachineDevice for Vsock {
+    /// A listening unix stream socket.
+    type Backend = OwnedFd;
+
+    fn make(listener: OwnedFd, saved: Option<&VsockState>, poller: &Poller) -> Result<Self, MakeError> {
+        Ok(match saved {
+            Some(saved) => Self::restore(saved, listener, poller.clone())?,
+            None => Self::new(listener, poller.clone())?,
+        })
     }
 }
