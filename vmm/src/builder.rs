@@ -16,11 +16,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::{
     acpi,
-    bus::{Bus, BusError},
+    bus::BusError,
     console_log::ConsoleLog,
     cpu::registers,
     devices::{Backends, Devices, DevicesError, Machinery},
-    early_console::{self, EarlyConsole},
     end::Ending,
     generation::{Generation, GenerationError},
     kernel::{self, KernelError},
@@ -28,7 +27,7 @@ use crate::{
     machine::{Machine, Template},
     memory::{self, Backing, GuestMemory, MemoryError},
     pluggable::{self, MemorySize},
-    power::{self, Power},
+    ports,
     processors::{Claims, Fresh, Processors, ProcessorsError, Surroundings},
     vcpu::Buses,
     virtio::{EventLoop, MakeError, block::Root},
@@ -175,7 +174,7 @@ fn build(
     let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
     let backends = Backends { root, vsock: files.vsock, console: console.clone(), pluggable: region };
     let (bus, devices) = Devices::place(&mut machinery, backends, None)?;
-    let buses = Arc::new(Buses { memory: bus, ports: ports(&ending, &console)? });
+    let buses = Arc::new(Buses { memory: bus, ports: ports::bus(&ending, &console)? });
 
     let tables = acpi::tables(layout::ACPI, config.max_vcpus, &devices.slots());
     memory.write_slice(&tables, GuestAddress(layout::ACPI))?;
@@ -213,15 +212,6 @@ fn check(config: &BootConfig) -> Result<(), BootError> {
         return Err(BootError::OddMaximum(most));
     }
     Ok(())
-}
-
-/// The devices at I/O ports: none of them has anything to save.
-pub fn ports(ending: &Ending, console: &Arc<ConsoleLog>) -> Result<Bus, BusError> {
-    let mut ports = Bus::new();
-    ports.insert(power::BASE, power::LENGTH, Arc::new(Power::new(ending.clone())))?;
-    let early = Arc::new(EarlyConsole::new(console.clone()));
-    ports.insert(layout::EARLY_CONSOLE_PORT.into(), early_console::LENGTH, early)?;
-    Ok(ports)
 }
 
 /// Makes the processors that the machine begins with. The first starts at the kernel's entry, the others wait for it.

@@ -15,7 +15,6 @@ use isopod_protocols::vmm::{ErrorKind, Shape};
 use kvm_ioctls::VcpuFd;
 
 use crate::{
-    builder,
     bus::BusError,
     console_log::ConsoleLog,
     cpu::state::{VcpuState, VcpuStateError},
@@ -26,6 +25,7 @@ use crate::{
     machine::Machine,
     memory::{self, Backing, MemoryError},
     pluggable::{self, MemorySize},
+    ports,
     processors::{Claims, Processors, ProcessorsError, Surroundings},
     saved::{self, SavedError},
     vcpu::Buses,
@@ -136,7 +136,7 @@ pub fn clone(
     let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
     let backends = Backends { root, vsock: files.vsock, console: console.clone(), pluggable: region };
     let (bus, devices) = Devices::place(&mut machinery, backends, Some(&state.devices))?;
-    let buses = Arc::new(Buses { memory: bus, ports: builder::ports(&ending, &console)? });
+    let buses = Arc::new(Buses { memory: bus, ports: ports::bus(&ending, &console)? });
 
     let generation = Generation::new(&memory)?;
     vm.route(generation.changed(), layout::GENERATION_GSI)?;

@@ -40,6 +40,7 @@ pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod pluggable;
+pub mod ports;
 pub mod power;
 pub mod processors;
 pub mod saved;
