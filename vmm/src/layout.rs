@@ -32,11 +32,11 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// Where the ACPI tables begin, the RSDP first.
 pub const ACPI: u64 = 0xe_0000;
 /// End of the space for ACPI tables.
-pub const ACPI_END: u64 = GENERATION;
+pub const ACPI_END: u64 = VMGENID;
 /// The VM's generation, in a page of the area that the memory map reserves.
-pub const GENERATION: u64 = 0xf_f000;
+pub const VMGENID: u64 = 0xf_f000;
 /// Its size in bytes.
-pub const GENERATION_SIZE: usize = 16;
+pub const VMGENID_SIZE: usize = 16;
 /// RAM goes on here.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Where a Linux kernel is linked to lie, `CONFIG_PHYSICAL_START`.
@@ -68,7 +68,7 @@ pub const DEVICE_SIZE: u64 = 0x1000;
 /// Interrupt line of the first device. Lines below belong to PC devices that this machine does not have.
 pub const FIRST_GSI: u32 = 5;
 /// Interrupt line that tells of a new generation: behind those of the devices, which may become more.
-pub const GENERATION_GSI: u32 = 15;
+pub const VMGENID_GSI: u32 = 15;
 
 /// I/O APIC registers, as KVM has them.
 pub const IO_APIC: u32 = 0xfec0_0000;
@@ -105,8 +105,8 @@ const MIB: u64 = 1 << 20;
 pub struct DeviceSlot(u8);
 
 impl DeviceSlot {
-    /// How many there are: each has an interrupt line of its own below [`GENERATION_GSI`].
-    pub const COUNT: usize = (GENERATION_GSI - FIRST_GSI) as usize;
+    /// How many there are: each has an interrupt line of its own below [`VMGENID_GSI`].
+    pub const COUNT: usize = (VMGENID_GSI - FIRST_GSI) as usize;
 
     /// All places in bus order.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -177,7 +177,7 @@ mod tests {
             ("page tables", range(PAGE_TABLES, 3 * 0x1000)),
             ("command line", range(COMMAND_LINE, COMMAND_LINE_SIZE as u64)),
             ("acpi", range(ACPI, ACPI_END - ACPI)),
-            ("generation", range(GENERATION, GENERATION_SIZE as u64)),
+            ("generation", range(VMGENID, VMGENID_SIZE as u64)),
             ("io apic", range(u64::from(IO_APIC), 0x1000)),
             ("local apic", range(u64::from(LOCAL_APIC), 0x1000)),
             ("identity map", range(KVM_IDENTITY_MAP, 0x1000)),
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn generation_lies_in_reserved_memory() {
-        assert!(GENERATION >= LOW_RAM_END && GENERATION + GENERATION_SIZE as u64 <= HIGH_RAM);
+        assert!(VMGENID >= LOW_RAM_END && VMGENID + VMGENID_SIZE as u64 <= HIGH_RAM);
     }
 
     #[test]
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn each_device_has_its_own_line_of_the_io_apic() {
         let devices = DeviceSlot::all().map(|d| d.gsi());
-        let lines: std::collections::BTreeSet<u32> = devices.chain([GENERATION_GSI]).collect();
+        let lines: std::collections::BTreeSet<u32> = devices.chain([VMGENID_GSI]).collect();
         assert_eq!(lines.len(), DeviceSlot::COUNT + 1);
         assert!(lines.iter().all(|line| *line < 24));
     }

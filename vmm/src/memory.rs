@@ -1,5 +1,5 @@
 //! Guest memory: one mapping of the host, aligned to 2 MiB so that KVM can use large pages, seen through `vm-memory`.
-//! Called by the builder and by `clone`. It lives until the process ends: nothing ever unmaps it, so a device may hold a
+//! Called by the builder and by `restore`. It lives until the process ends: nothing ever unmaps it, so a device may hold a
 //! reference for as long as it likes.
 //!
 //! ```text

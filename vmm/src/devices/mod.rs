@@ -7,7 +7,7 @@
 //!      --Devices::save, resume--> a template, its clones
 //! ```
 //!
-//! Called by the builder and by `clone`; afterwards the machine reaches into single devices for clients' requests. What a
+//! Called by the builder and by `restore`; afterwards the machine reaches into single devices for clients' requests. What a
 //! kind is and how it is made is in its folder in `virtio/`: this folder must not know. How to add one is in `docs/adding.md`.
 
 #[macro_use]

@@ -5,12 +5,12 @@ use std::{io, sync::Arc};
 
 use crate::{
     bus::{Bus, BusError},
-    end::{Ending, VmExit},
+    exit::{ExitHandle, VmExit},
     layout::DeviceSlot,
     memory::GuestMemory,
     virtio::{
         EventLoop, MachineDevice, MakeError, Poller, SavedStateError,
-        mmio::{MMIO_LENGTH, MmioTransport, OnFailure, RestoreError, SavedDevice, Surroundings},
+        mmio::{DeviceRestoreError, MMIO_LENGTH, MmioTransport, OnFailure, SavedDevice, TransportContext},
     },
     vm::{Vm, VmError},
 };
@@ -32,7 +32,7 @@ pub enum DevicesError {
     Events(#[from] io::Error),
     /// A device cannot be built from its state.
     #[error(transparent)]
-    Restore(#[from] RestoreError),
+    Restore(#[from] DeviceRestoreError),
 }
 
 /// What devices are placed into.
@@ -44,7 +44,7 @@ pub struct Machinery<'a> {
     /// Serves the devices.
     pub events: &'a mut EventLoop,
     /// Told when a device gives up on its guest.
-    pub ending: &'a Ending,
+    pub exit: &'a ExitHandle,
 }
 
 /// Where a device is placed.
@@ -178,10 +178,10 @@ impl Machinery<'_> {
         saved: Option<&SavedDevice<D::State>>,
     ) -> Result<Arc<MmioTransport<D>>, DevicesError> {
         let on_failure = self.on_failure();
-        let around = Surroundings { memory: self.memory.clone(), poller: poller.clone(), on_failure };
+        let context = TransportContext { memory: self.memory.clone(), poller: poller.clone(), on_failure };
         let transport = Arc::new(match saved {
-            Some(saved) => MmioTransport::restore(device, saved, around)?,
-            None => MmioTransport::new(device, around)?,
+            Some(saved) => MmioTransport::restore(device, saved, context)?,
+            None => MmioTransport::new(device, context)?,
         });
         self.events.subscribe(&poller, transport.clone());
         self.vm.wire(place.slot, &transport.kick_events()?, transport.interrupt().event())?;
@@ -190,7 +190,7 @@ impl Machinery<'_> {
     }
 
     fn on_failure(&self) -> OnFailure {
-        let ending = self.ending.clone();
-        Arc::new(move |error| ending.end(VmExit::Device(error)))
+        let exit = self.exit.clone();
+        Arc::new(move |error| exit.end(VmExit::Device(error)))
     }
 }

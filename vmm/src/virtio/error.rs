@@ -8,7 +8,7 @@ use std::fmt;
 
 /// A fault, with the device and queue it was met on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("virtio {device}{}: {fault}", Place(*.queue))]
+#[error("virtio {device}{}: {fault}", OnQueue(*.queue))]
 pub struct DeviceError {
     /// The device's name, such as `block`.
     pub device: &'static str,
@@ -18,9 +18,9 @@ pub struct DeviceError {
     pub fault: Fault,
 }
 
-struct Place(Option<u16>);
+struct OnQueue(Option<u16>);
 
-impl fmt::Display for Place {
+impl fmt::Display for OnQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(queue) => write!(f, " queue {queue}"),

@@ -67,7 +67,7 @@ enum Job {
 }
 
 #[derive(Default)]
-struct State {
+struct WorkerState {
     jobs: VecDeque<Job>,
     finished: Vec<Finished>,
     /// The worker is at a request.
@@ -78,7 +78,7 @@ struct State {
     ended: bool,
 }
 
-impl State {
+impl WorkerState {
     fn has_requests(&self) -> bool {
         self.busy || self.jobs.iter().any(|job| matches!(job, Job::Request(..)))
     }
@@ -86,7 +86,7 @@ impl State {
 
 /// The line of jobs between the threads.
 pub struct Worker {
-    state: Mutex<State>,
+    state: Mutex<WorkerState>,
     /// Told when there is a job, or the end.
     work: Condvar,
     /// Told when a request is finished.
@@ -166,7 +166,7 @@ impl Worker {
     /// Does jobs until [`Self::end`].
     pub fn serve(&self, extents: &Extents) {
         loop {
-            let waiting = |state: &mut State| state.jobs.is_empty() && !state.ended;
+            let waiting = |state: &mut WorkerState| state.jobs.is_empty() && !state.ended;
             let mut state = self.work.wait_while(self.lock(), waiting).expect("nobody panics with this lock");
             if state.ended {
                 return;
@@ -200,7 +200,7 @@ impl Worker {
         let _ = self.event.write(1);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WorkerState> {
         self.state.lock().expect("nobody panics with this lock")
     }
 }

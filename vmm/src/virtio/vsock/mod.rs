@@ -3,7 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `mod.rs` | the device: three rings on one side, the muxer on the other |
-//! | `muxer.rs` | which connection a packet or event is for; opening, ending, bounds |
+//! | `muxer.rs` | which connection a packet or event is for; opening, exit, bounds |
 //! | `connection.rs` | one connection: states, credit, bytes both ways |
 //! | `client.rs` | a host program in its `CONNECT` handshake |
 //! | `backlog.rs` | bytes that a host program has not taken yet |
