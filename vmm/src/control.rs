@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   main, before the VM runs:   Listener::first_request       blocks, with a deadline
-//!   event loop, afterwards:     server.rs, by Listener::accept, Client::receive and Client::answer: none of them blocks
+//!   event loop, afterwards:     server.rs, by Listener::accept, Client::receive and Client::answer, none of
+//!                               which blocks
 //! ```
 //!
-//! Whatever a client sends, the worst that happens is an error answer, or that this client is dropped. This file knows
-//! packets and descriptors; it must not know what a request means to a running VM.
+//! Whatever a client sends, the worst that happens is an error answer, or that this client is dropped. This
+//! file knows packets and descriptors; it must not know what a request means to a running VM.
 
 use std::{
     fmt, io,

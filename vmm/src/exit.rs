@@ -1,7 +1,7 @@
 //! Why a VM ended, and the one place where the first reason is kept.
 //!
-//! vCPU threads, devices and the control socket call [`ExitHandle::end`]; the event loop then stops and `main` reads the
-//! reason. Later reasons are consequences of the first and are dropped.
+//! vCPU threads, devices and the control socket call [`ExitHandle::end`]; the event loop then stops and
+//! `main` reads the reason. Later reasons are consequences of the first and are dropped.
 
 use std::sync::{Arc, Mutex};
 

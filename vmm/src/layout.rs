@@ -1,5 +1,5 @@
-//! The guest-physical address map in one place: RAM, the boot structures in low memory, devices, ports; and the sizes that a
-//! machine can have.
+//! The guest-physical address map in one place: RAM, the boot structures in low memory, devices, ports; and
+//! the sizes that a machine can have.
 //!
 //! Read by the builder, the ACPI tables and the tests; nothing else knows an address.
 //!
@@ -99,8 +99,8 @@ pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 
 const MIB: u64 = 1 << 20;
 
-/// The place of one virtio-mmio device: its registers and its interrupt line. Devices have them in the order of their list
-/// (`devices/mod.rs`), in which the guest finds them by ACPI.
+/// The place of one virtio-mmio device: its registers and its interrupt line. Devices have them in the order
+/// of their list (`devices/mod.rs`), in which the guest finds them by ACPI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceSlot(u8);
 

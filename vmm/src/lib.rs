@@ -1,12 +1,13 @@
 //! `isopod-vmm`: one virtual machine in one jailed process.
 //!
-//! A boot, file by file: `main` closes what it inherited and enters the [`jail`]; [`control`] waits for the boot request;
-//! [`builder`] makes [`memory`], the [`vm`], its [`devices`] on the [`bus`], the [`acpi`] tables and the [`kernel`] and the
-//! VM's [`vmgenid`], and starts the [`vcpus`], a [`vcpu`] thread each; then the event loop of [`virtio`] serves the
-//! devices and the [`server`] hands requests to the [`machine`], until something calls [`exit`].
+//! A boot, file by file: `main` closes what it inherited and enters the [`jail`]; [`control`] waits for the
+//! boot request; [`builder`] makes [`memory`], the [`vm`], its [`devices`] on the [`bus`], the [`acpi`]
+//! tables and the [`kernel`] and the VM's [`vmgenid`], and starts the [`vcpus`], a [`vcpu`] thread each; then
+//! the event loop of [`virtio`] serves the devices and the [`server`] hands requests to the [`machine`],
+//! until something calls [`exit`].
 //!
-//! A template ends as a [`snapshot`]; a pod's VM begins by its [`restore`] where there is one, as a clone, and is given its
-//! [`working_set`].
+//! A template ends as a [`snapshot`]; a pod's VM begins by its [`restore`] where there is one, as a clone,
+//! and is given its [`working_set`].
 //!
 //! `README.md` beside this crate has the map.
 

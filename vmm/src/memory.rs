@@ -1,6 +1,6 @@
-//! Guest memory: one mapping of the host, aligned to 2 MiB so that KVM can use large pages, seen through `vm-memory`.
-//! Called by the builder and by `restore`. It lives until the process ends: nothing ever unmaps it, so a device may hold a
-//! reference for as long as it likes.
+//! Guest memory: one mapping of the host, aligned to 2 MiB so that KVM can use large pages, seen through
+//! `vm-memory`. Called by the builder and by `restore`. It lives until the process ends: nothing ever unmaps
+//! it, so a device may hold a reference for as long as it likes.
 //!
 //! ```text
 //!  a pod that boots     anonymous                     pages of zeroes, large ones where containers work

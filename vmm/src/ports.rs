@@ -1,5 +1,5 @@
-//! The bus of I/O ports, the same in every machine: the power registers and the serial port for debugging. None of them has
-//! anything to save. Called by the builder and by `restore`.
+//! The bus of I/O ports, the same in every machine: the power registers and the serial port for debugging.
+//! None of them has anything to save. Called by the builder and by `restore`.
 
 use std::sync::Arc;
 
@@ -12,7 +12,8 @@ use crate::{
     power::{self, Power},
 };
 
-/// Makes the bus. The guest powers off and resets through `exit`; `console` gets what it prints while it dies early.
+/// Makes the bus. The guest powers off and resets through `exit`; `console` gets what it prints while it dies
+/// early.
 ///
 /// # Errors
 /// When two devices overlap, which the layout does not allow.

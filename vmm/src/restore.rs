@@ -5,9 +5,10 @@
 //!   -> state of vm and processors -> another generation -> devices go on -> threads
 //! ```
 //!
-//! The counterpart of [`crate::builder`], called by `main` in its place. What makes the clone another machine than its
-//! siblings: its [`crate::vmgenid`], at which the kernel seeds its random numbers anew, and right after that the fresh
-//! random bytes to which alone the agent gives its first answer (`isopod_protocols::agent`).
+//! The counterpart of [`crate::builder`], called by `main` in its place. What makes the clone another machine
+//! than its siblings: its [`crate::vmgenid`], at which the kernel seeds its random numbers anew, and right
+//! after that the fresh random bytes to which alone the agent gives its first answer
+//! (`isopod_protocols::agent`).
 
 use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
 

@@ -1,11 +1,12 @@
 //! Serves the control socket of a running VM: a subscriber of the event loop, so nothing in here blocks.
 //!
 //! ```text
-//! event loop --> Server --Client::receive--> request --> Machine::handle(request, descriptors) -> Response --> Client::answer
+//! event loop --> Server --Client::receive--> Machine::handle(request, descriptors) --Response--> Client::answer
 //! ```
 //!
-//! One client is served at a time; others wait in the listener's queue. A client that breaks the rules is dropped, and the
-//! next one is taken. Made by `main` once the VM runs. What a packet is, `control` knows; what a request means, `machine`.
+//! One client is served at a time; others wait in the listener's queue. A client that breaks the rules is
+//! dropped, and the next one is taken. Made by `main` once the VM runs. What a packet is, `control` knows;
+//! what a request means, `machine`.
 
 use std::{
     io,

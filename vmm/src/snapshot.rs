@@ -7,8 +7,8 @@
 //! 16   content: what it was made from, then the machine, in postcard's form
 //! ```
 //!
-//! Written once by the machine of a template, read by `restore`. The file comes from the daemon and was sealed by it; still,
-//! whatever is in it ends in an error and never in a panic.
+//! Written once by the machine of a template, read by `restore`. The file comes from the daemon and was
+//! sealed by it; still, whatever is in it ends in an error and never in a panic.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 

@@ -9,8 +9,8 @@
 //!                    Handling
 //! ```
 //!
-//! A thread ends when the VM has ended; the reason of an end that the guest caused goes to [`ExitHandle`]. Between exits a
-//! thread touches only the bus, so its seccomp filter is short.
+//! A thread ends when the VM has ended; the reason of an end that the guest caused goes to [`ExitHandle`].
+//! Between exits a thread touches only the bus, so its seccomp filter is short.
 
 use std::{
     io,

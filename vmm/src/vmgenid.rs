@@ -6,9 +6,10 @@
 //!        -> generic event device: _EVT -> Notify(VGEN) -> Linux compares the bytes, add_vmfork_randomness
 //! ```
 //!
-//! Made by whoever makes a machine: the builder at a boot, where nobody needs to be told, and the maker of a clone, who calls
-//! [`VmGenId::signal`] once the clone's interrupt controllers are as they were saved. It must never write the same bytes
-//! twice, so they come from the host's `getrandom` and are not part of any saved state.
+//! Made by whoever makes a machine: the builder at a boot, where nobody needs to be told, and the maker of a
+//! clone, who calls [`VmGenId::signal`] once the clone's interrupt controllers are as they were saved. It
+//! must never write the same bytes twice, so they come from the host's `getrandom` and are not part of any
+//! saved state.
 
 use std::io;
 

@@ -1,10 +1,10 @@
-//! Holds the direction of imports in this crate: a module imports only from layers below its own (README.md says what the
-//! layers are), and no files import each other in a circle.
+//! Holds the direction of imports in this crate: a module imports only from layers below its own (README.md
+//! says what the layers are), and no files import each other in a circle.
 //!
-//! The files are read as text: `use` declarations, and paths that begin with `crate`, `super`, `self` or a module. What is
-//! for tests only is left out. Where a `mod.rs` only passes a name on (`pub use`), the file that has the name counts as
-//! imported, so that passing on makes no circle. No circle is allowed, not even of a `mod.rs` and its parts: what both need
-//! is in a part of its own.
+//! The files are read as text: `use` declarations, and paths that begin with `crate`, `super`, `self` or a
+//! module. What is for tests only is left out. Where a `mod.rs` only passes a name on (`pub use`), the file
+//! that has the name counts as imported, so that passing on makes no circle. No circle is allowed, not even
+//! of a `mod.rs` and its parts: what both need is in a part of its own.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::{
@@ -257,8 +257,8 @@ fn item_end(tokens: &[String], mut at: usize) -> usize {
     }
 }
 
-/// Reads the tree of a `use` declaration that begins at `at` below `prefix`: its paths, and the names that they bring.
-/// Returns the place behind it.
+/// Reads the tree of a `use` declaration that begins at `at` below `prefix`: its paths, and the names that
+/// they bring. Returns the place behind it.
 fn use_tree(tokens: &[String], mut at: usize, prefix: &[String], leaves: &mut Vec<(Names, String)>) -> usize {
     let mut path = prefix.to_vec();
     loop {
@@ -327,7 +327,8 @@ fn readme_has_every_module_in_its_layer() {
     }
 }
 
-/// That a circle is found, also one through a `mod.rs` that passes names on, and that what is for tests is not seen.
+/// That a circle is found, also one through a `mod.rs` that passes names on, and that what is for tests is
+/// not seen.
 #[test]
 fn circles_are_found_in_what_is_not_for_tests() {
     let mut imports = Imports::default();

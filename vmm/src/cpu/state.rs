@@ -1,8 +1,9 @@
 //! The whole state of one processor that is stopped: taken from a template's, given to a clone's.
 //!
-//! Order matters on both sides and is KVM's: the run state first when reading, as asking for it brings pending events to
-//! rest; the local APIC before the model-specific registers when writing, as the deadline timer is one of these and is
-//! refused while the APIC's timer is in another mode (Documentation/virt/kvm/api.rst). Called by the machine and by `restore`.
+//! Order matters on both sides and is KVM's: the run state first when reading, as asking for it brings
+//! pending events to rest; the local APIC before the model-specific registers when writing, as the deadline
+//! timer is one of these and is refused while the APIC's timer is in another mode
+//! (Documentation/virt/kvm/api.rst). Called by the machine and by `restore`.
 #![allow(unsafe_code)]
 
 use kvm_bindings::{
@@ -56,8 +57,9 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// Saves the state of a processor that is stopped and has no exit left to be completed. `msrs` are the numbers of all
-    /// registers that KVM knows; those that it does not let be read, or be written back, are left out.
+    /// Saves the state of a processor that is stopped and has no exit left to be completed. `msrs` are the
+    /// numbers of all registers that KVM knows; those that it does not let be read, or be written back, are
+    /// left out.
     pub fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, VcpuStateError> {
         let run_state = vcpu.get_mp_state().map_err(failed("read the run state"))?;
         Ok(Self {

@@ -1,5 +1,6 @@
-//! The machine's devices. The list in this file is the one place that names every kind: from it come their places on the
-//! bus and their interrupt lines, their entries in the guest's tables, and how they are made, saved and restored.
+//! The machine's devices. The list in this file is the one place that names every kind: from it come their
+//! places on the bus and their interrupt lines, their entries in the guest's tables, and how they are made,
+//! saved and restored.
 //!
 //! ```text
 //! list --Devices::place--> for each line: MachineDevice::make -> MmioTransport -> event loop, KVM, bus
@@ -7,8 +8,9 @@
 //!      --Devices::save, resume--> a template, its clones
 //! ```
 //!
-//! Called by the builder and by `restore`; afterwards the machine reaches into single devices for clients' requests. What a
-//! kind is and how it is made is in its folder in `virtio/`: this folder must not know. How to add one is in `docs/adding.md`.
+//! Called by the builder and by `restore`; afterwards the machine reaches into single devices for clients'
+//! requests. What a kind is and how it is made is in its folder in `virtio/`: this folder must not know. How
+//! to add one is in `docs/adding.md`.
 
 #[macro_use]
 mod registry;
@@ -35,7 +37,8 @@ use crate::{
 pub use placing::{DevicesError, Machinery};
 use placing::{ListEntry, Place};
 
-// New devices go to the end: the guest finds devices by their places, and names disks and consoles in that order.
+// New devices go to the end: the guest finds devices by their places, and names disks and consoles in that
+// order.
 devices! {
     /// The pod's extent disk, `/dev/vda`.
     block: Disk = root,

@@ -1,5 +1,5 @@
-//! One device in its place: made, put behind its registers, wired to KVM and to the event loop, and put on the bus. Called
-//! by what the list in `mod.rs` becomes, for each line of it, with any kind of device.
+//! One device in its place: made, put behind its registers, wired to KVM and to the event loop, and put on
+//! the bus. Called by what the list in `mod.rs` becomes, for each line of it, with any kind of device.
 
 use std::{io, sync::Arc};
 

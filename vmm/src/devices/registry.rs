@@ -1,8 +1,9 @@
-//! What the list of devices in `mod.rs` becomes: [`devices!`] writes everything that has to name each device, so that
-//! nothing else does.
+//! What the list of devices in `mod.rs` becomes: [`devices!`] writes everything that has to name each device,
+//! so that nothing else does.
 //!
-//! A line is `name: Kind,` or `name: Kind = backend,`, where `Kind` is a [`super::placing::ListEntry`] and `backend` a field of
-//! `Backends`. Lines keep their order everywhere: the first has the first place on the bus, and saved states hold them so.
+//! A line is `name: Kind,` or `name: Kind = backend,`, where `Kind` is a [`super::placing::ListEntry`] and
+//! `backend` a field of `Backends`. Lines keep their order everywhere: the first has the first place on the
+//! bus, and saved states hold them so.
 
 /// Writes `Devices`, `DevicesState` and what is done to all devices.
 macro_rules! devices {
@@ -55,7 +56,8 @@ macro_rules! devices {
                 DevicesState { $($name: <$kind as ListEntry>::save(&self.$name),)+ }
             }
 
-            /// Lets all devices go on that were built from what was saved. The interrupt controllers must have their state.
+            /// Lets all devices go on that were built from what was saved. The interrupt controllers must
+            /// have their state.
             pub fn resume(&self) {
                 $(<$kind>::resume(&self.$name);)+
             }

@@ -38,7 +38,8 @@ pub struct Driver<'a> {
     pub interrupt: &'a Interrupt,
 }
 
-/// A device type. All calls come with the device's lock held; those with a [`Driver`], on the event loop thread.
+/// A device type. All calls come with the device's lock held; those with a [`Driver`], on the event loop
+/// thread.
 pub trait VirtioDevice: Send + 'static {
     /// All that a guest can observe, but for what the transport keeps (registers and rings).
     type State: Serialize + DeserializeOwned;
@@ -53,7 +54,8 @@ pub trait VirtioDevice: Send + 'static {
     /// Features of the device type; [`features::TRANSPORT`] is added to them.
     fn features(&self) -> u64;
 
-    /// Copies the configuration space from `offset` on to `data`, which holds zeroes: see [`read_config_from`].
+    /// Copies the configuration space from `offset` on to `data`, which holds zeroes: see
+    /// [`read_config_from`].
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     /// Takes a write to the configuration space. By default it is ignored, as all its fields are read-only.
@@ -77,7 +79,8 @@ pub trait VirtioDevice: Send + 'static {
         Ok(())
     }
 
-    /// Finishes what other threads do for the device and gives it back: called before the state is taken, and allowed to wait.
+    /// Finishes what other threads do for the device and gives it back: called before the state is taken, and
+    /// allowed to wait.
     fn settle(&mut self, _driver: &mut Driver<'_>) -> Result<(), DeviceError> {
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! How a machine makes a device: [`MachineDevice`], which each kind implements beside [`VirtioDevice`] to be named in the
-//! list of devices (`devices/mod.rs`). Called when a machine is made, never while its guest runs.
+//! How a machine makes a device: [`MachineDevice`], which each kind implements beside [`VirtioDevice`] to be
+//! named in the list of devices (`devices/mod.rs`). Called when a machine is made, never while its guest
+//! runs.
 
 use std::error::Error;
 use std::io;
@@ -8,17 +9,18 @@ use super::device::VirtioDevice;
 use super::error::SavedStateError;
 use super::event_loop::Poller;
 
-/// A kind of device that a machine can have. The default of its state is that of a device which no driver has found.
+/// A kind of device that a machine can have. The default of its state is that of a device which no driver has
+/// found.
 pub trait MachineDevice: VirtioDevice<State: Default> + Sized {
-    /// What the machine is given at its start for the device to stand on: a socket, an image, a range of memory. `()` where
-    /// that is nothing, or comes later by a request.
+    /// What the machine is given at its start for the device to stand on: a socket, an image, a range of
+    /// memory. `()` where that is nothing, or comes later by a request.
     type Backend;
 
     /// Makes the device, as it was `saved` where that is given. `poller` is its window on the event loop.
     ///
     /// # Errors
-    /// When no device in this machine can have been in the saved state, the backend is not fit for it, or the host
-    /// refuses what it needs.
+    /// When no device in this machine can have been in the saved state, the backend is not fit for it, or the
+    /// host refuses what it needs.
     fn make(backend: Self::Backend, saved: Option<&Self::State>, poller: &Poller) -> Result<Self, MakeError>;
 }
 

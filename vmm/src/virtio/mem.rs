@@ -8,9 +8,9 @@
 //!                                                  +--> unplugged pages go back to the host
 //! ```
 //!
-//! Made for the region that `pluggable.rs` has mapped. An unplugged block is still mapped memory: what keeps a
-//! guest from using it is the limit of the pod's cgroup, see docs/decisions/0009. So plugging takes no call of the host, and
-//! no address in the region can make a device fault.
+//! Made for the region that `pluggable.rs` has mapped. An unplugged block is still mapped memory: what keeps
+//! a guest from using it is the limit of the pod's cgroup, see docs/decisions/0009. So plugging takes no call
+//! of the host, and no address in the region can make a device fault.
 
 mod blocks;
 #[cfg(test)]
@@ -266,7 +266,8 @@ impl MachineDevice for Mem {
     /// The region that memory is plugged into.
     type Backend = Range;
 
-    /// Only templates are saved, and none of them has grown: its clones say themselves how large they are to be.
+    /// Only templates are saved, and none of them has grown: its clones say themselves how large they are to
+    /// be.
     fn make(region: Range, saved: Option<&MemState>, _: &Poller) -> Result<Self, MakeError> {
         if saved.is_some_and(|saved| *saved != MemState::unplugged(region)) {
             let what = "other memory than what the guest booted with";
