@@ -38,6 +38,8 @@ struct Imports {
     paths: BTreeMap<Names, Vec<Names>>,
     /// Where a name really is that a module passes on.
     passed_on: BTreeMap<(Names, String), Names>,
+    /// What a name stands for that a file has imported.
+    brought: BTreeMap<(Names, String), Names>,
 }
 
 impl Imports {
@@ -72,9 +74,11 @@ impl Imports {
                 let mut leaves = Vec::new();
                 at = use_tree(&tokens, at + 1, &[], &mut leaves);
                 for (path, name) in leaves {
-                    match passes_on {
-                        true => drop(self.passed_on.insert((module.clone(), name), path)),
-                        false => paths.push(path),
+                    if passes_on {
+                        self.passed_on.insert((module.clone(), name), path);
+                    } else {
+                        self.brought.insert((module.clone(), name), path.clone());
+                        paths.push(path);
                     }
                 }
             } else if begins && is_name(&tokens[at]) && tokens.get(at + 1).is_some_and(|next| next == "::") {
@@ -108,7 +112,10 @@ impl Imports {
                     rest = &rest[1..];
                 }
             }
-            first if !self.is_module(&at, first) => return None,
+            first if !self.is_module(&at, first) => {
+                let brought = self.brought.get(&(at, first.to_owned())).filter(|path| path[0] != first)?;
+                return self.resolve(module, &[&brought[..], &rest[1..]].concat());
+            }
             _ => {}
         }
         while let Some(name) = rest.first().filter(|name| self.is_module(&at, name)) {
@@ -338,7 +345,7 @@ fn circles_are_found_in_what_is_not_for_tests() {
     add(&["a"], "pub mod b;\nmod c;\npub use b::{B as Other, D};\n/// See [`crate::e`].\nuse c::C;");
     add(&["a", "b"], "use std::{io, fs};\nfn f<'m>(x: &'m str) -> C { super::c::new('\"', \"crate::e\") }");
     add(&["a", "c"], "#[cfg(test)]\n#[allow(x)]\nmod tests { use crate::e::E; }\nstruct C;");
-    add(&["e"], "use crate::a::{self, Other};");
+    add(&["e"], "use crate::a::{self};\nfn f() -> usize { a::Other::new() }");
     let graph = imports.graph();
     let names = |module: &str| module.split("::").map(str::to_owned).collect::<Names>();
     let used = |module: &str| graph[&names(module)].iter().map(|file| file.join("::")).collect::<Vec<_>>();

@@ -24,15 +24,7 @@ use crate::{
     bus::Bus,
     console_log::ConsoleLog,
     layout::{DeviceSlot, Range},
-    virtio::{
-        balloon::Balloon,
-        block::{Disk, Root},
-        console::Console,
-        mem::Mem,
-        net::Net,
-        rng::Rng,
-        vsock::Vsock,
-    },
+    virtio::{self, block::Root},
 };
 pub use placing::{DevicesError, Machinery};
 use placing::{ListEntry, Place};
@@ -41,19 +33,19 @@ use placing::{ListEntry, Place};
 // order.
 devices! {
     /// The pod's extent disk, `/dev/vda`.
-    block: Disk = root,
+    block: virtio::block::Disk = root,
     /// Host and guest programs talk through it.
-    vsock: Vsock = vsock,
+    vsock: virtio::vsock::Vsock = vsock,
     /// The guest's console, `/dev/hvc0`.
-    console: Console = console,
+    console: virtio::console::Console = console,
     /// Entropy.
-    rng: Rng,
+    rng: virtio::rng::Rng,
     /// The pod's network card, `eth0`, which waits for its tap.
-    net: Net,
+    net: virtio::net::Net,
     /// Gives unused memory back.
-    balloon: Balloon,
+    balloon: virtio::balloon::Balloon,
     /// Memory that is plugged after boot: only a machine that may grow has it.
-    mem: Option<Mem> = pluggable,
+    mem: Option<virtio::mem::Mem> = pluggable,
 }
 
 /// What a machine is given at its start for its devices to stand on.
