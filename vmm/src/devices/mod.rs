@@ -103,6 +103,6 @@ mod tests {
         for name in Devices::NAMES {
             assert!(state.contains(&format!("{name}: ")), "{name}: {state}");
         }
-        assert!(state.ends_with("mem: None }"), "{state}");
+        assert!(state.contains("mem: None"), "{state}");
     }
 }
