@@ -34,31 +34,45 @@ use nix::{
     },
 };
 
-fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let mut next = |what: &str| arguments.next().with_context(|| format!("{what} is missing"));
-    let (vmm, kernel, root) = (next("VMM")?, next("KERNEL")?, next("ROOT")?);
-    let mut config = BootConfig {
-        vcpus: 1,
-        max_vcpus: 1,
-        memory_mib: 128,
-        max_memory_mib: 128,
-        huge_pages: false,
-        nested_virtualization: false,
-        kernel_args: vec![],
-    };
-    let mut seconds = 20;
-    for word in arguments {
-        match word.split_once('=') {
-            Some(("vcpus", n)) => config.vcpus = n.parse()?,
-            Some(("memory", n)) => (config.memory_mib, config.max_memory_mib) = (n.parse()?, n.parse()?),
-            Some(("seconds", n)) => seconds = n.parse()?,
-            _ if word == "huge" => config.huge_pages = true,
-            _ if word == "nested" => config.nested_virtualization = true,
-            _ => config.kernel_args.push(word),
-        }
-    }
+/// What is booted, and for how long its agent is waited for.
+struct Arguments {
+    vmm: String,
+    kernel: String,
+    root: String,
+    config: BootConfig,
+    seconds: u32,
+}
 
+impl Arguments {
+    fn parse(mut words: impl Iterator<Item = String>) -> anyhow::Result<Self> {
+        let mut next = |what: &str| words.next().with_context(|| format!("{what} is missing"));
+        let (vmm, kernel, root) = (next("VMM")?, next("KERNEL")?, next("ROOT")?);
+        let mut config = BootConfig {
+            vcpus: 1,
+            max_vcpus: 1,
+            memory_mib: 128,
+            max_memory_mib: 128,
+            huge_pages: false,
+            nested_virtualization: false,
+            kernel_args: vec![],
+        };
+        let mut seconds = 20;
+        for word in words {
+            match word.split_once('=') {
+                Some(("vcpus", n)) => config.vcpus = n.parse()?,
+                Some(("memory", n)) => (config.memory_mib, config.max_memory_mib) = (n.parse()?, n.parse()?),
+                Some(("seconds", n)) => seconds = n.parse()?,
+                _ if word == "huge" => config.huge_pages = true,
+                _ if word == "nested" => config.nested_virtualization = true,
+                _ => config.kernel_args.push(word),
+            }
+        }
+        Ok(Self { vmm, kernel, root, config, seconds })
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let Arguments { vmm, kernel, root, config, seconds } = Arguments::parse(std::env::args().skip(1))?;
     let kvm = File::options().read(true).write(true).open("/dev/kvm").context("/dev/kvm")?;
     let kernel = File::open(kernel).context("kernel")?;
     let root = File::open(root).context("root")?;

@@ -82,7 +82,7 @@ fn dsdt(slots: &[DeviceSlot]) -> Vec<u8> {
     const HEADER: u32 = 36;
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM, OEM_TABLE, OEM_REVISION);
     let mut devices: Vec<Vec<u8>> = slots.iter().map(|slot| virtio_mmio(*slot)).collect();
-    devices.extend([generation(), events()]);
+    devices.extend([vmgenid(), events()]);
     dsdt.append_slice(&Scope::raw(Path::new("_SB_"), devices.concat()));
     let off = Package::new(vec![&SLEEP_TYPE_OFF, &0_u8, &0_u8, &0_u8]);
     dsdt.append_slice(&bytes(&Name::new(Path::new("_S5_"), &off)));
@@ -93,7 +93,7 @@ fn dsdt(slots: &[DeviceSlot]) -> Vec<u8> {
 const VIRTIO_MMIO: &str = "LNRO0005";
 
 fn virtio_mmio(slot: DeviceSlot) -> Vec<u8> {
-    let number = slot as u8;
+    let number = slot.number();
     let registers = Memory32Fixed::new(true, slot.address() as u32, layout::DEVICE_SIZE as u32);
     let line = Interrupt::new(true, true, false, false, slot.gsi());
     bytes(&Device::new(
@@ -108,17 +108,17 @@ fn virtio_mmio(slot: DeviceSlot) -> Vec<u8> {
 }
 
 /// The compatible id and the description by which guests find the generation (Microsoft, "Virtual Machine Generation ID").
-const GENERATION_COUNTER: &str = "VM_Gen_Counter";
+const VMGENID_NAME: &str = "VM_Gen_Counter";
 
 /// Where the VM's generation lies, in two halves of the address.
-fn generation() -> Vec<u8> {
-    let (low, high) = (layout::GENERATION as u32, (layout::GENERATION >> 32) as u32);
+fn vmgenid() -> Vec<u8> {
+    let (low, high) = (layout::VMGENID as u32, (layout::VMGENID >> 32) as u32);
     bytes(&Device::new(
         Path::new("VGEN"),
         vec![
             &Name::new(Path::new("_HID"), &"ISOP0001"),
-            &Name::new(Path::new("_CID"), &GENERATION_COUNTER),
-            &Name::new(Path::new("_DDN"), &GENERATION_COUNTER),
+            &Name::new(Path::new("_CID"), &VMGENID_NAME),
+            &Name::new(Path::new("_DDN"), &VMGENID_NAME),
             &Name::new(Path::new("ADDR"), &Package::new(vec![&low, &high])),
         ],
     ))
@@ -129,9 +129,9 @@ const CHANGED: u8 = 0x80;
 
 /// The generic event device (ACPI 6.5, 5.6.9), which makes notifications of interrupts where there is no GPE block.
 fn events() -> Vec<u8> {
-    let line = Interrupt::new(true, true, false, false, layout::GENERATION_GSI);
-    let generation = Path::new("\\_SB_.VGEN");
-    let notify = Notify::new(&generation, &CHANGED);
+    let line = Interrupt::new(true, true, false, false, layout::VMGENID_GSI);
+    let vmgenid = Path::new("\\_SB_.VGEN");
+    let notify = Notify::new(&vmgenid, &CHANGED);
     bytes(&Device::new(
         Path::new("GED0"),
         vec![
@@ -142,7 +142,7 @@ fn events() -> Vec<u8> {
                 Path::new("_EVT"),
                 1,
                 true,
-                vec![&If::new(&Equal::new(&Arg(0), &layout::GENERATION_GSI), vec![&notify])],
+                vec![&If::new(&Equal::new(&Arg(0), &layout::VMGENID_GSI), vec![&notify])],
             ),
         ],
     ))
@@ -181,6 +181,10 @@ mod tests {
 
     const BASE: u64 = layout::ACPI;
 
+    fn all_slots() -> Vec<DeviceSlot> {
+        DeviceSlot::all().collect()
+    }
+
     fn u32_at(bytes: &[u8], offset: usize) -> u32 {
         u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap())
     }
@@ -217,18 +221,18 @@ mod tests {
 
     #[test]
     fn tables_are_found_from_the_rsdp_with_right_checksums() {
-        walk(&tables(BASE, 1, &DeviceSlot::ALL));
+        walk(&tables(BASE, 1, &all_slots()));
     }
 
     #[test]
     fn tables_of_the_largest_machine_fit_their_space() {
-        let blob = tables(BASE, 64, &DeviceSlot::ALL);
+        let blob = tables(BASE, 64, &all_slots());
         assert!(BASE + blob.len() as u64 <= layout::ACPI_END, "{} bytes", blob.len());
     }
 
     #[test]
     fn madt_lists_every_processor_and_the_io_apic() {
-        let blob = tables(BASE, 4, &DeviceSlot::ALL);
+        let blob = tables(BASE, 4, &all_slots());
         let (_, madt, _) = walk(&blob);
         let mut rest = &madt[44..];
         let (mut processors, mut io_apics) = (vec![], 0);
@@ -246,7 +250,7 @@ mod tests {
 
     #[test]
     fn fadt_is_hardware_reduced_and_names_the_end_registers() {
-        let blob = tables(BASE, 1, &DeviceSlot::ALL);
+        let blob = tables(BASE, 1, &all_slots());
         let (fadt, ..) = walk(&blob);
         let flags = u32_at(fadt, 112);
         assert_ne!(flags & 1 << 20, 0, "hardware reduced");
@@ -259,35 +263,37 @@ mod tests {
 
     #[test]
     fn dsdt_names_every_device_with_its_registers() {
-        let blob = tables(BASE, 1, &DeviceSlot::ALL);
+        let blob = tables(BASE, 1, &all_slots());
         let (_, _, dsdt) = walk(&blob);
         let found = |needle: &[u8]| dsdt.windows(needle.len()).filter(|w| *w == needle).count();
-        assert_eq!(found(VIRTIO_MMIO.as_bytes()), DeviceSlot::ALL.len());
-        for slot in DeviceSlot::ALL {
+        assert_eq!(found(VIRTIO_MMIO.as_bytes()), DeviceSlot::COUNT);
+        for slot in all_slots() {
             assert_eq!(found(&(slot.address() as u32).to_le_bytes()), 1, "{slot:?}");
         }
     }
 
     #[test]
     fn dsdt_leaves_out_a_device_that_is_not_there() {
-        let blob = tables(BASE, 1, &DeviceSlot::of_machine(false));
+        let mut slots = all_slots();
+        let absent = slots.remove(2);
+        let blob = tables(BASE, 1, &slots);
         let (_, _, dsdt) = walk(&blob);
         let found = |needle: &[u8]| dsdt.windows(needle.len()).filter(|w| *w == needle).count();
-        assert_eq!(found(VIRTIO_MMIO.as_bytes()), DeviceSlot::ALL.len() - 1);
-        assert_eq!(found(&(DeviceSlot::Mem.address() as u32).to_le_bytes()), 0);
+        assert_eq!(found(VIRTIO_MMIO.as_bytes()), DeviceSlot::COUNT - 1);
+        assert_eq!(found(&(absent.address() as u32).to_le_bytes()), 0);
     }
 
     #[test]
     fn dsdt_names_the_generation_and_notifies_of_it() {
-        let blob = tables(BASE, 1, &DeviceSlot::ALL);
+        let blob = tables(BASE, 1, &all_slots());
         let (_, _, dsdt) = walk(&blob);
         let found = |needle: &[u8]| dsdt.windows(needle.len()).filter(|w| *w == needle).count();
         // Name (ADDR, Package (2) { a double word, zero })
-        let address = (layout::GENERATION as u32).to_le_bytes();
+        let address = (layout::VMGENID as u32).to_le_bytes();
         assert_eq!(found(&[b"\x08ADDR\x12\x08\x02\x0c", &address[..], b"\0"].concat()), 1);
-        assert_eq!(found(&[GENERATION_COUNTER.as_bytes(), b"\0"].concat()), 2);
+        assert_eq!(found(&[VMGENID_NAME.as_bytes(), b"\0"].concat()), 2);
         // If (Arg0 == line) { Notify (\_SB_.VGEN, 0x80) }
-        let line = layout::GENERATION_GSI as u8;
+        let line = layout::VMGENID_GSI as u8;
         let condition = [b"\x93\x68\x0a", &[line][..]].concat();
         let notification = b"\x86\\\x2e_SB_VGEN\x0a\x80";
         assert_eq!(found(&[&condition[..], notification].concat()), 1);

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Called once, by `main`, with the answer of the control socket in hand. Nothing in here tells one pod from another. How a
-//! clone is made instead is in [`crate::clone`].
+//! clone is made instead is in [`crate::restore`].
 
 use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
 
@@ -16,31 +16,23 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::{
     acpi,
-    bus::{Bus, BusError},
+    bus::BusError,
     console_log::ConsoleLog,
     cpu::registers,
-    devices::{DevicesError, Machinery, Root},
-    early_console::{self, EarlyConsole},
-    end::Ending,
-    generation::{Generation, GenerationError},
+    devices::{Backends, Devices, DevicesError, Machinery},
+    exit::ExitHandle,
     kernel::{self, KernelError},
-    layout::{self, DeviceSlot},
+    layout::{self, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB},
     machine::{Machine, Template},
-    memory::{self, Backing, MemoryError},
+    memory::{self, Backing, GuestMemory, MemoryError},
     pluggable::{self, MemorySize},
-    power::{self, Power},
-    processors::{Claims, Fresh, Processors, ProcessorsError, Surroundings},
+    ports,
     vcpu::Buses,
-    virtio::{EventLoop, GuestMemory},
+    vcpus::{Claims, Fresh, VcpuContext, Vcpus, VcpusError},
+    virtio::{EventLoop, MakeError, block::Root},
     vm::{self, Vm, VmError},
+    vmgenid::{VmGenId, VmGenIdError},
 };
-
-/// Most processors of a machine.
-pub const MAX_VCPUS: u8 = 64;
-/// Least memory that a kernel boots in, MiB.
-pub const MIN_MEMORY_MIB: u32 = 64;
-/// Most memory of a machine, MiB.
-pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 
 /// Why a machine does not run.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +68,7 @@ pub enum BootError {
     Kernel(#[from] KernelError),
     /// The VM's generation.
     #[error(transparent)]
-    Generation(#[from] GenerationError),
+    VmGenId(#[from] VmGenIdError),
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -93,7 +85,7 @@ pub enum BootError {
     },
     /// The processors.
     #[error(transparent)]
-    Processors(#[from] ProcessorsError),
+    Vcpus(#[from] VcpusError),
     /// The guest root cannot be measured.
     #[error("cannot examine the guest root")]
     Root(#[source] io::Error),
@@ -109,9 +101,9 @@ impl BootError {
             BootError::Range { .. } | BootError::OddMaximum(_) => ErrorKind::Invalid,
             BootError::Descriptors(_) => ErrorKind::Invalid,
             BootError::Vm(_) | BootError::Registers { .. } => ErrorKind::Kvm,
-            BootError::Processors(error) => error.kind(),
+            BootError::Vcpus(error) => error.kind(),
             BootError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
-            BootError::Devices(DevicesError::Root(_)) => ErrorKind::Invalid,
+            BootError::Devices(DevicesError::Make(MakeError::Backend { .. })) => ErrorKind::Invalid,
             BootError::Kernel(KernelError::Word { .. } | KernelError::TooLong { .. }) => ErrorKind::Invalid,
             BootError::Kernel(_) => ErrorKind::Kernel,
             _ => ErrorKind::System,
@@ -165,7 +157,7 @@ fn build(
     check(config)?;
     let root = Root::new(files.root).map_err(BootError::Root)?;
     let command_line = kernel::command_line(root.sectors, config.vcpus, &config.kernel_args)?;
-    let ending = Ending::new(events.stopper());
+    let exit = ExitHandle::new(events.stopper());
     let console = Arc::new(ConsoleLog::default());
 
     let ram = layout::ram(config.memory_mib);
@@ -179,28 +171,29 @@ fn build(
         memory = pluggable::add(&memory, region)?;
     }
     let vm = Arc::new(Vm::new(files.kvm, &memory)?);
-    let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
-    let (bus, devices) = machinery.place_all(root, files.vsock, &console, region, None)?;
-    let buses = Arc::new(Buses { memory: bus, ports: ports(&ending, &console)? });
+    let mut machinery = Machinery { vm: &vm, memory: &memory, events, exit: &exit };
+    let backends = Backends { root, vsock: files.vsock, console: console.clone(), pluggable: region };
+    let (bus, devices) = Devices::place(&mut machinery, backends, None)?;
+    let buses = Arc::new(Buses { memory: bus, ports: ports::bus(&exit, &console)? });
 
-    let slots = DeviceSlot::of_machine(region.is_some());
-    memory.write_slice(&acpi::tables(layout::ACPI, config.max_vcpus, &slots), GuestAddress(layout::ACPI))?;
-    let generation = Generation::new(&memory)?;
-    vm.route(generation.changed(), layout::GENERATION_GSI)?;
+    let tables = acpi::tables(layout::ACPI, config.max_vcpus, &devices.slots());
+    memory.write_slice(&tables, GuestAddress(layout::ACPI))?;
+    let vmgenid = VmGenId::new(&memory)?;
+    vm.route(vmgenid.changed(), layout::VMGENID_GSI)?;
     kernel::write_boot_parameters(&memory, &command_line, &ram)?;
     let entry = kernel::load(&memory, files.kernel.into())?;
 
-    let fds = processors(&vm, config, &memory, entry)?;
-    let around = Surroundings { vm: vm.clone(), buses, ending: ending.clone() };
+    let fds = boot_vcpus(&vm, config, &memory, entry)?;
+    let context = VcpuContext { vm: vm.clone(), buses, exit: exit.clone() };
     // A template gets no more: its clones do.
     let places = if template.is_some() { config.vcpus } else { config.max_vcpus };
     let nested = config.nested_virtualization;
-    let processors = Processors::begin(&around, fds, Claims { places, nested })?;
+    let vcpus = Vcpus::begin(&context, fds, Claims { places, nested })?;
     let (memory_mib, max_memory_mib) = (config.memory_mib, config.max_memory_mib);
     let size = MemorySize::new(memory_mib, max_memory_mib, devices.mem.clone());
     let max_vcpus = config.max_vcpus;
     let template = template.map(|memory| Template { memory, memory_mib, max_memory_mib, max_vcpus, nested });
-    Ok(Machine { vm, generation, devices, ram: memory, memory: size, console, processors, ending, template })
+    Ok(Machine { vm, vmgenid, devices, ram: memory, memory: size, console, vcpus, exit, template })
 }
 
 fn check(config: &BootConfig) -> Result<(), BootError> {
@@ -221,17 +214,8 @@ fn check(config: &BootConfig) -> Result<(), BootError> {
     Ok(())
 }
 
-/// The devices at I/O ports: none of them has anything to save.
-pub fn ports(ending: &Ending, console: &Arc<ConsoleLog>) -> Result<Bus, BusError> {
-    let mut ports = Bus::new();
-    ports.insert(power::BASE, power::LENGTH, Arc::new(Power::new(ending.clone())))?;
-    let early = Arc::new(EarlyConsole::new(console.clone()));
-    ports.insert(layout::EARLY_CONSOLE_PORT.into(), early_console::LENGTH, early)?;
-    Ok(ports)
-}
-
 /// Makes the processors that the machine begins with. The first starts at the kernel's entry, the others wait for it.
-fn processors(
+fn boot_vcpus(
     vm: &Vm,
     config: &BootConfig,
     memory: &GuestMemory,
@@ -241,7 +225,7 @@ fn processors(
     let fresh = Fresh::new(vm, claims)?;
     vm::check_address_bits(fresh.supported(), memory_end(memory))?;
     registers::write_tables(memory)?;
-    let fds = (0..config.vcpus).map(|id| fresh.processor(id)).collect::<Result<Vec<_>, _>>()?;
+    let fds = (0..config.vcpus).map(|id| fresh.vcpu(id)).collect::<Result<Vec<_>, _>>()?;
     let refused = |what| move |source| BootError::Registers { what, source };
     let sregs = fds[0].get_sregs().map_err(refused("the special registers"))?;
     fds[0].set_sregs(&registers::special(sregs)).map_err(refused("the special registers"))?;

@@ -39,7 +39,7 @@ pub enum BusError {
     },
 }
 
-struct Range {
+struct BusEntry {
     length: u64,
     device: Arc<dyn BusDevice>,
 }
@@ -47,7 +47,7 @@ struct Range {
 /// Address ranges and their devices.
 #[derive(Default)]
 pub struct Bus {
-    ranges: BTreeMap<u64, Range>,
+    ranges: BTreeMap<u64, BusEntry>,
     strays: AtomicU64,
 }
 
@@ -65,7 +65,7 @@ impl Bus {
         if below.is_some_and(|(start, range)| start + range.length > base) {
             return Err(BusError::Overlap { base, length });
         }
-        self.ranges.insert(base, Range { length, device });
+        self.ranges.insert(base, BusEntry { length, device });
         Ok(())
     }
 

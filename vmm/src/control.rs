@@ -2,19 +2,16 @@
 //!
 //! ```text
 //!   main, before the VM runs:   Listener::first_request       blocks, with a deadline
-//!   event loop, afterwards:     Server (a Subscriber)         never blocks
-//!                                   |
-//!                                   +--> Machine::handle(request, descriptors) -> Response
+//!   event loop, afterwards:     server.rs, by Listener::accept, Client::receive and Client::answer, none of
+//!                               which blocks
 //! ```
 //!
-//! One client is served at a time; others wait in the listener's queue. Whatever a client sends, the worst that happens
-//! is an error answer, or that this client is dropped. This file knows packets and descriptors and not what a request
-//! means.
+//! Whatever a client sends, the worst that happens is an error answer, or that this client is dropped. This
+//! file knows packets and descriptors; it must not know what a request means to a running VM.
 
 use std::{
     fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -25,12 +22,7 @@ use nix::{
     sys::socket::{ControlMessageOwned, MsgFlags, SockFlag, accept4, recvmsg, send},
 };
 
-use crate::{
-    log,
-    machine::Machine,
-    sys,
-    virtio::{EventSet, Poller, event_loop::Subscriber},
-};
+use crate::sys;
 
 /// Most descriptors that the kernel passes in one message (`SCM_MAX_FD`). Room for all means none is lost unseen.
 const KERNEL_MAX_FDS: usize = 253;
@@ -99,7 +91,7 @@ pub enum Received {
     Gone,
 }
 
-/// The client's end of one connection.
+/// One connection to a client.
 pub struct Client {
     socket: OwnedFd,
     /// Reused for every message.
@@ -110,6 +102,11 @@ impl Client {
     /// Serves a connected `SOCK_SEQPACKET` socket.
     pub fn new(socket: OwnedFd) -> Self {
         Self { socket, buffer: vec![0; MAX_MESSAGE] }
+    }
+
+    /// The socket, to watch for messages.
+    pub fn socket(&self) -> &OwnedFd {
+        &self.socket
     }
 
     /// Takes one message, without waiting.
@@ -175,8 +172,16 @@ impl Listener {
         Self(socket)
     }
 
+    /// The socket, to watch for clients.
+    pub fn socket(&self) -> &OwnedFd {
+        &self.0
+    }
+
     /// Takes the next client, if one waits.
-    fn accept(&self) -> Result<Option<Client>, Errno> {
+    ///
+    /// # Errors
+    /// When the system refuses the connection's descriptor.
+    pub fn accept(&self) -> Result<Option<Client>, Errno> {
         match accept4(self.0.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
             Ok(fd) => Ok(Some(Client::new(sys::own(fd)))),
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => Ok(None),
@@ -231,90 +236,6 @@ fn wait(fd: BorrowedFd<'_>, deadline: Instant) -> Result<(), ControlError> {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(error) => return Err(failed("poll")(error)),
-        }
-    }
-}
-
-/// Event key of the listener; clients have numbers above, each its own.
-const LISTENER: u32 = 0;
-
-/// Serves the control socket of a running VM, on the event loop.
-pub struct Server {
-    listener: Listener,
-    machine: Arc<Machine>,
-    poller: Poller,
-    connection: Mutex<Connection>,
-}
-
-/// The present client, with the event key that only it has.
-struct Connection {
-    client: Option<Client>,
-    key: u32,
-}
-
-impl Server {
-    /// Goes on with the client that has booted the VM.
-    pub fn new(
-        listener: Listener,
-        client: Client,
-        machine: Arc<Machine>,
-        poller: Poller,
-    ) -> io::Result<Arc<Self>> {
-        let key = LISTENER + 1;
-        poller.add(&client.socket, key, EventSet::IN)?;
-        let connection = Mutex::new(Connection { client: Some(client), key });
-        Ok(Arc::new(Self { listener, machine, poller, connection }))
-    }
-
-    /// Takes the next client. While it stays, the listener is not watched.
-    fn welcome(&self, connection: &mut Connection) {
-        match self.listener.accept() {
-            Ok(Some(client)) => {
-                connection.key = connection.key.checked_add(1).unwrap_or(LISTENER + 1);
-                let watched = self.poller.add(&client.socket, connection.key, EventSet::IN);
-                if watched.is_ok() && self.poller.remove(&self.listener.0).is_ok() {
-                    connection.client = Some(client);
-                }
-            }
-            Ok(None) => {}
-            Err(error) => log::line(format_args!("control socket: accept: {error}")),
-        }
-    }
-
-    /// Answers one message of the present client.
-    fn serve(&self, connection: &mut Connection) {
-        let Some(client) = &mut connection.client else { return };
-        let answer = match client.receive() {
-            Received::Request(request, fds) => self.machine.handle(request, fds),
-            Received::Malformed(what) => error(ErrorKind::Invalid, what),
-            Received::Nothing => return,
-            Received::Gone => return self.part(connection),
-        };
-        if let Response::Error { message, .. } = &answer {
-            log::line(format_args!("request failed: {message}"));
-        }
-        if client.answer(&answer).is_err() {
-            self.part(connection);
-        }
-    }
-
-    /// Closes the present client and listens for the next.
-    fn part(&self, connection: &mut Connection) {
-        connection.client = None;
-        if let Err(error) = self.poller.add(&self.listener.0, LISTENER, EventSet::IN) {
-            log::line(format_args!("control socket: cannot wait for the next client: {error}"));
-        }
-    }
-}
-
-impl Subscriber for Server {
-    fn handle(&self, key: u32, _events: EventSet) {
-        let mut connection = self.connection.lock().expect("only the event loop takes this lock");
-        match key {
-            LISTENER if connection.client.is_none() => self.welcome(&mut connection),
-            key if key == connection.key => self.serve(&mut connection),
-            // An event of a client that has left since.
-            _ => {}
         }
     }
 }

@@ -10,8 +10,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::{
     layout::{self, Range},
-    memory,
-    virtio::GuestMemory,
+    memory::{self, GuestMemory},
 };
 
 /// Why the kernel cannot be started.

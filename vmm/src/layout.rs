@@ -1,4 +1,5 @@
-//! The guest-physical address map in one place: RAM, the boot structures in low memory, devices, ports.
+//! The guest-physical address map in one place: RAM, the boot structures in low memory, devices, ports; and
+//! the sizes that a machine can have.
 //!
 //! Read by the builder, the ACPI tables and the tests; nothing else knows an address.
 //!
@@ -31,11 +32,11 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// Where the ACPI tables begin, the RSDP first.
 pub const ACPI: u64 = 0xe_0000;
 /// End of the space for ACPI tables.
-pub const ACPI_END: u64 = GENERATION;
+pub const ACPI_END: u64 = VMGENID;
 /// The VM's generation, in a page of the area that the memory map reserves.
-pub const GENERATION: u64 = 0xf_f000;
+pub const VMGENID: u64 = 0xf_f000;
 /// Its size in bytes.
-pub const GENERATION_SIZE: usize = 16;
+pub const VMGENID_SIZE: usize = 16;
 /// RAM goes on here.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Where a Linux kernel is linked to lie, `CONFIG_PHYSICAL_START`.
@@ -66,8 +67,8 @@ pub const DEVICES: u64 = 0xd000_0000;
 pub const DEVICE_SIZE: u64 = 0x1000;
 /// Interrupt line of the first device. Lines below belong to PC devices that this machine does not have.
 pub const FIRST_GSI: u32 = 5;
-/// Interrupt line that tells of a new generation: far behind those of the devices, which may become more.
-pub const GENERATION_GSI: u32 = 15;
+/// Interrupt line that tells of a new generation: behind those of the devices, which may become more.
+pub const VMGENID_GSI: u32 = 15;
 
 /// I/O APIC registers, as KVM has them.
 pub const IO_APIC: u32 = 0xfec0_0000;
@@ -89,52 +90,42 @@ pub const RESET_VALUE: u8 = 1;
 /// Where PCs have their first serial port; answers only so that `earlyprintk=ttyS0` works in debugging.
 pub const EARLY_CONSOLE_PORT: u16 = 0x3f8;
 
+/// Most processors of a machine.
+pub const MAX_VCPUS: u8 = 64;
+/// Least memory that a kernel boots in, MiB.
+pub const MIN_MEMORY_MIB: u32 = 64;
+/// Most memory of a machine, MiB.
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+
 const MIB: u64 = 1 << 20;
 
-/// The devices of the machine, in their order on the bus. The guest finds them by ACPI in this order.
+/// The place of one virtio-mmio device: its registers and its interrupt line. Devices have them in the order
+/// of their list (`devices/mod.rs`), in which the guest finds them by ACPI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceSlot {
-    /// The pod's extent disk, `/dev/vda`.
-    Block,
-    /// Host and guest programs talk through it.
-    Vsock,
-    /// The guest's console, `/dev/hvc0`.
-    Console,
-    /// Entropy.
-    Rng,
-    /// The pod's network card, `eth0`.
-    Net,
-    /// Gives unused memory back.
-    Balloon,
-    /// Memory that comes and goes. Only a machine that may grow has it.
-    Mem,
-}
+pub struct DeviceSlot(u8);
 
 impl DeviceSlot {
-    /// All slots in bus order.
-    pub const ALL: [DeviceSlot; 7] = [
-        DeviceSlot::Block,
-        DeviceSlot::Vsock,
-        DeviceSlot::Console,
-        DeviceSlot::Rng,
-        DeviceSlot::Net,
-        DeviceSlot::Balloon,
-        DeviceSlot::Mem,
-    ];
+    /// How many there are: each has an interrupt line of its own below [`VMGENID_GSI`].
+    pub const COUNT: usize = (VMGENID_GSI - FIRST_GSI) as usize;
 
-    /// The slots of a machine that may grow, or not.
-    pub fn of_machine(growing: bool) -> Vec<DeviceSlot> {
-        Self::ALL.into_iter().filter(|slot| growing || *slot != DeviceSlot::Mem).collect()
+    /// All places in bus order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT as u8).map(Self)
+    }
+
+    /// Its number, from 0.
+    pub const fn number(self) -> u8 {
+        self.0
     }
 
     /// First guest-physical address of the device's registers.
     pub const fn address(self) -> u64 {
-        DEVICES + self as u64 * DEVICE_SIZE
+        DEVICES + self.0 as u64 * DEVICE_SIZE
     }
 
     /// The device's interrupt line.
     pub const fn gsi(self) -> u32 {
-        FIRST_GSI + self as u32
+        FIRST_GSI + self.0 as u32
     }
 }
 
@@ -186,13 +177,13 @@ mod tests {
             ("page tables", range(PAGE_TABLES, 3 * 0x1000)),
             ("command line", range(COMMAND_LINE, COMMAND_LINE_SIZE as u64)),
             ("acpi", range(ACPI, ACPI_END - ACPI)),
-            ("generation", range(GENERATION, GENERATION_SIZE as u64)),
+            ("generation", range(VMGENID, VMGENID_SIZE as u64)),
             ("io apic", range(u64::from(IO_APIC), 0x1000)),
             ("local apic", range(u64::from(LOCAL_APIC), 0x1000)),
             ("identity map", range(KVM_IDENTITY_MAP, 0x1000)),
             ("tss", range(KVM_TSS, 3 * 0x1000)),
         ];
-        all.extend(DeviceSlot::ALL.iter().map(|d| ("device", range(d.address(), DEVICE_SIZE))));
+        all.extend(DeviceSlot::all().map(|d| ("device", range(d.address(), DEVICE_SIZE))));
         all
     }
 
@@ -214,7 +205,7 @@ mod tests {
 
     #[test]
     fn generation_lies_in_reserved_memory() {
-        assert!(GENERATION >= LOW_RAM_END && GENERATION + GENERATION_SIZE as u64 <= HIGH_RAM);
+        assert!(VMGENID >= LOW_RAM_END && VMGENID + VMGENID_SIZE as u64 <= HIGH_RAM);
     }
 
     #[test]
@@ -226,9 +217,9 @@ mod tests {
 
     #[test]
     fn each_device_has_its_own_line_of_the_io_apic() {
-        let devices = DeviceSlot::ALL.iter().map(|d| d.gsi());
-        let lines: std::collections::BTreeSet<u32> = devices.chain([GENERATION_GSI]).collect();
-        assert_eq!(lines.len(), DeviceSlot::ALL.len() + 1);
+        let devices = DeviceSlot::all().map(|d| d.gsi());
+        let lines: std::collections::BTreeSet<u32> = devices.chain([VMGENID_GSI]).collect();
+        assert_eq!(lines.len(), DeviceSlot::COUNT + 1);
         assert!(lines.iter().all(|line| *line < 24));
     }
 
@@ -261,7 +252,5 @@ mod tests {
     fn machine_of_one_size_has_no_region() {
         assert_eq!(pluggable(128, 128), None);
         assert_eq!(pluggable(128, 64), None);
-        assert!(!DeviceSlot::of_machine(false).contains(&DeviceSlot::Mem));
-        assert_eq!(DeviceSlot::of_machine(true), DeviceSlot::ALL);
     }
 }

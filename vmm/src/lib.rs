@@ -1,11 +1,13 @@
 //! `isopod-vmm`: one virtual machine in one jailed process.
 //!
-//! The story of a boot, file by file: `main` closes what it inherited and enters the [`jail`]; [`control`] waits for the
-//! boot request; [`builder`] makes [`memory`], the [`vm`], its [`devices`] on the [`bus`], the [`acpi`] tables and the
-//! [`kernel`] and the VM's [`generation`], and starts the [`processors`], a [`vcpu`] thread each; then the [`machine`] answers requests while the event loop of [`virtio`]
-//! serves the devices, until something calls [`end`].
+//! A boot, file by file: `main` closes what it inherited and enters the [`jail`]; [`control`] waits for the
+//! boot request; [`builder`] makes [`memory`], the [`vm`], its [`devices`] on the [`bus`], the [`acpi`]
+//! tables and the [`kernel`] and the VM's [`vmgenid`], and starts the [`vcpus`], a [`vcpu`] thread each; then
+//! the event loop of [`virtio`] serves the devices and the [`server`] hands requests to the [`machine`],
+//! until something calls [`exit`].
 //!
-//! A template ends by being [`saved`]; a pod's VM begins as its [`mod@clone`] where there is one, and is given its [`working_set`].
+//! A template ends as a [`snapshot`]; a pod's VM begins by its [`restore`] where there is one, as a clone,
+//! and is given its [`working_set`].
 //!
 //! `README.md` beside this crate has the map.
 
@@ -20,19 +22,17 @@ use fuzz_targets::{arbitrary, fuzz_target};
 pub mod acpi;
 pub mod builder;
 pub mod bus;
-pub mod clone;
 pub mod confined;
 pub mod console_log;
 pub mod control;
 pub mod cpu;
 pub mod devices;
 pub mod early_console;
-pub mod end;
+pub mod exit;
 #[cfg(test)]
 mod fuzz_targets;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
-pub mod generation;
 pub mod jail;
 pub mod kernel;
 pub mod layout;
@@ -40,14 +40,18 @@ pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod pluggable;
+pub mod ports;
 pub mod power;
-pub mod processors;
-pub mod saved;
+pub mod restore;
 pub mod seccomp;
+pub mod server;
+pub mod snapshot;
 pub mod sys;
 pub mod vcpu;
+pub mod vcpus;
 pub mod virtio;
 pub mod vm;
+pub mod vmgenid;
 pub mod working_set;
 
 #[cfg(test)]

@@ -9,15 +9,15 @@ use crate::{
     control::error,
     cpu::state::{VcpuState, VcpuStateError},
     devices::Devices,
-    end::{Ending, VmExit},
-    generation::Generation,
-    memory::{self, MemoryError},
+    exit::{ExitHandle, VmExit},
+    memory::{self, GuestMemory, MemoryError},
     pluggable::MemorySize,
-    processors::Processors,
-    saved::{self, MAX_BUILT_FROM, MachineState, SavedError},
+    snapshot::{self, MAX_BUILT_FROM, MachineState, SnapshotError},
     vcpu::Vcpu,
-    virtio::{GuestMemory, block::ExtentError},
+    vcpus::Vcpus,
+    virtio::block::ExtentError,
     vm::{Vm, VmError},
+    vmgenid::VmGenId,
     working_set::{self, Rehearsed, WorkingSetError},
 };
 
@@ -26,7 +26,7 @@ pub struct Machine {
     /// Kept open as long as the guest runs.
     pub vm: Arc<Vm>,
     /// What tells the guest that it is another copy, kept for as long as the guest runs.
-    pub generation: Generation,
+    pub vmgenid: VmGenId,
     /// What requests reach of the devices.
     pub devices: Devices,
     /// The guest's memory.
@@ -36,9 +36,9 @@ pub struct Machine {
     /// The guest's console output.
     pub console: Arc<ConsoleLog>,
     /// The processors.
-    pub processors: Processors,
+    pub vcpus: Vcpus,
     /// Why the VM ended, once it has.
-    pub ending: Ending,
+    pub exit: ExitHandle,
     /// Set where it is to become a template.
     pub template: Option<Template>,
 }
@@ -75,7 +75,7 @@ enum SaveError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error(transparent)]
-    File(#[from] SavedError),
+    File(#[from] SnapshotError),
 }
 
 impl Machine {
@@ -102,9 +102,10 @@ impl Machine {
             Request::ResizeMemory { memory_mib } => {
                 self.memory.resize(memory_mib).map_err(|e| error(ErrorKind::Invalid, e))?;
             }
-            Request::AddVcpus { vcpus } => self.processors.grow(vcpus).map_err(|e| error(e.kind(), e))?,
+            Request::AddVcpus { vcpus } => self.vcpus.grow(vcpus).map_err(|e| error(e.kind(), e))?,
             Request::AttachExtent { length, read_only } => {
-                let attached = devices.extents.attach(one(fds)?, length, read_only);
+                let file = one(fds)?;
+                let attached = devices.block.with(|disk| disk.extents().attach(file, length, read_only));
                 return Ok(Response::Extent { offset: attached.map_err(extent_refused)? });
             }
             Request::DetachExtent { offset: 0 } => {
@@ -114,8 +115,7 @@ impl Machine {
                 ));
             }
             Request::DetachExtent { offset } => {
-                let extent = devices.extents.detach(offset).map_err(extent_refused)?;
-                devices.disk_worker.close(extent);
+                devices.block.with(|disk| disk.detach(offset)).map_err(extent_refused)?;
             }
             Request::ListExtents {} => return Ok(Response::Extents { extents: self.extents() }),
             Request::AttachTap {} => {
@@ -129,14 +129,14 @@ impl Machine {
             }
             Request::Stats {} => return Ok(Response::Stats(self.stats())),
             Request::Console {} => return Ok(Response::Console { text: self.console.tail() }),
-            Request::Stop {} => self.ending.end(VmExit::Stopped),
+            Request::Stop {} => self.exit.end(VmExit::Stopped),
         }
         Ok(Response::Done {})
     }
 
     /// Brings the processors back from the guest: from here on nothing of the guest runs.
     pub fn stop(&self) {
-        self.processors.threads().stop();
+        self.vcpus.threads().stop();
     }
 
     /// Stops the processors, writes all state to `file` and ends the VM. Where it is refused before the processors stop, the
@@ -146,24 +146,24 @@ impl Machine {
         if built_from.len() > MAX_BUILT_FROM {
             return Err(SaveError::BuiltFrom(built_from.len()));
         }
-        let connections = self.devices.vsock_connections.get();
+        let connections = self.devices.vsock.with(|vsock| vsock.open_connections().get());
         if connections > 0 {
             return Err(SaveError::Connections(connections));
         }
-        let extents = self.devices.extents.save().len();
+        let extents = self.devices.block.with(|disk| disk.extents().save().len());
         if extents != 1 {
             return Err(SaveError::Extents(extents));
         }
         self.vm.check_extended_state()?;
         let msrs = self.vm.msr_indices()?;
 
-        let vcpus = self.processors.threads().stop();
-        self.ending.end(VmExit::Saved);
+        let vcpus = self.vcpus.threads().stop();
+        self.exit.end(VmExit::Saved);
         // First, as it lets flushes end that are under way, which writes to the guest's memory.
         let devices = self.devices.save();
-        let take = |vcpu: Vcpu| {
+        let save = |vcpu: Vcpu| {
             let id = vcpu.id;
-            VcpuState::take(&vcpu.fd, &msrs).map_err(|source| SaveError::Vcpu { id, source })
+            VcpuState::save(&vcpu.fd, &msrs).map_err(|source| SaveError::Vcpu { id, source })
         };
         let state = MachineState {
             memory_mib: template.memory_mib,
@@ -172,30 +172,32 @@ impl Machine {
             nested: template.nested,
             stretches: memory::stretches(&template.memory)?,
             vm: self.vm.save()?,
-            vcpus: vcpus.into_iter().map(take).collect::<Result<_, _>>()?,
+            vcpus: vcpus.into_iter().map(save).collect::<Result<_, _>>()?,
             devices,
         };
-        Ok(saved::write(&file, built_from, &state)?)
+        Ok(snapshot::write(&file, built_from, &state)?)
     }
 
     fn extents(&self) -> Vec<Extent> {
-        let all = self.devices.extents.save();
+        let all = self.devices.block.with(|disk| disk.extents().save());
         all.iter().map(|extent| Extent { offset: extent.offset, read_only: extent.read_only }).collect()
     }
 
     fn stats(&self) -> Stats {
-        let devices = &self.devices;
-        let threads = self.processors.threads();
+        let Devices { block, vsock, net, balloon, .. } = &self.devices;
+        let (disk_read, disk_written) = block.with(|disk| (disk.read_bytes(), disk.written_bytes()));
+        let (net_received, net_sent) = net.with(|net| (net.received_bytes(), net.sent_bytes()));
+        let threads = self.vcpus.threads();
         Stats {
             exits: threads.exits(),
-            disk_read_bytes: devices.disk_read.get(),
-            disk_write_bytes: devices.disk_written.get(),
-            net_rx_bytes: devices.net_received.get(),
-            net_tx_bytes: devices.net_sent.get(),
-            vsock_connections: devices.vsock_connections.get(),
+            disk_read_bytes: disk_read.get(),
+            disk_write_bytes: disk_written.get(),
+            net_rx_bytes: net_received.get(),
+            net_tx_bytes: net_sent.get(),
+            vsock_connections: vsock.with(|vsock| vsock.open_connections().get()),
             vcpus: threads.count(),
             memory_bytes: self.memory.bytes(),
-            reclaimed_bytes: devices.reclaimed.get(),
+            reclaimed_bytes: balloon.with(|balloon| balloon.reclaimed_bytes().get()),
         }
     }
 }

@@ -11,13 +11,15 @@ use std::{panic, sync::Arc};
 use anyhow::Context;
 use isopod_protocols::vmm::{CONTROL_FD, ErrorKind, Response};
 use isopod_vmm::{
-    builder, clone,
-    control::{self, Client, FirstRequest, Listener, Server},
-    end::VmExit,
+    builder,
+    control::{self, Client, FirstRequest, Listener},
+    exit::VmExit,
     jail::{self, Confinement},
     log,
     machine::Machine,
+    restore,
     seccomp::{Filter, Stage},
+    server::Server,
     sys,
     virtio::EventLoop,
 };
@@ -73,7 +75,7 @@ fn run(arguments: impl Iterator<Item = String>) -> anyhow::Result<(VmExit, Arc<M
     let served = events.run();
     machine.stop();
     let exit = match served {
-        Ok(()) => machine.ending.reason().unwrap_or(VmExit::Stopped),
+        Ok(()) => machine.exit.reason().unwrap_or(VmExit::Stopped),
         Err(error) => VmExit::EventLoop { errno: error.raw_os_error().unwrap_or(0) },
     };
     Ok((exit, machine))
@@ -88,7 +90,7 @@ fn make(listener: &Listener) -> anyhow::Result<(Client, EventLoop, Arc<Machine>)
         FirstRequest::BootTemplate(config) => {
             builder::boot_template(config, files, &mut events).map_err(boot_failed)
         }
-        FirstRequest::Restore(built_from, shape) => clone::clone(built_from, *shape, files, &mut events)
+        FirstRequest::Restore(built_from, shape) => restore::restore(built_from, *shape, files, &mut events)
             .map_err(|error| (error.kind(), anyhow::Error::new(error).context("clone failed"))),
     };
     match made {

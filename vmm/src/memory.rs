@@ -1,6 +1,6 @@
-//! Guest memory: one mapping of the host, aligned to 2 MiB so that KVM can use large pages, seen through `vm-memory`.
-//! Called by the builder and by `clone`. It lives until the process ends: nothing ever unmaps it, so a device may hold a
-//! reference for as long as it likes.
+//! Guest memory: one mapping of the host, aligned to 2 MiB so that KVM can use large pages, seen through
+//! `vm-memory`. Called by the builder and by `restore`. It lives until the process ends: nothing ever unmaps
+//! it, so a device may hold a reference for as long as it likes.
 //!
 //! ```text
 //!  a pod that boots     anonymous                     pages of zeroes, large ones where containers work
@@ -22,10 +22,10 @@ use nix::unistd::{Whence, lseek64};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder};
 
-use crate::{
-    layout::{self, Range},
-    virtio::GuestMemory,
-};
+use crate::layout::{self, Range};
+
+/// Guest memory, without dirty tracking.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 
 /// 2 MiB, the size of a large page in bytes.
 pub const LARGE_PAGE: usize = 2 << 20;

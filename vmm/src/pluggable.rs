@@ -10,8 +10,8 @@ use vm_memory::GuestAddress;
 
 use crate::{
     layout::Range,
-    memory::{self, Backing, MemoryError},
-    virtio::{Counter, GuestMemory, mem::Mem, mmio::MmioTransport},
+    memory::{self, Backing, GuestMemory, MemoryError},
+    virtio::{Counter, mem::Mem, mmio::MmioTransport},
 };
 
 const MIB: u64 = 1 << 20;

@@ -3,7 +3,7 @@
 use crate::{
     acpi,
     bus::BusDevice,
-    end::{Ending, VmExit},
+    exit::{ExitHandle, VmExit},
     layout::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT},
 };
 
@@ -16,13 +16,13 @@ const RESET: u64 = RESET_PORT as u64 - BASE;
 
 /// The power registers.
 pub struct Power {
-    ending: Ending,
+    exit: ExitHandle,
 }
 
 impl Power {
-    /// Registers that end the VM through `ending`.
-    pub fn new(ending: Ending) -> Self {
-        Self { ending }
+    /// Registers that end the VM through `exit`.
+    pub fn new(exit: ExitHandle) -> Self {
+        Self { exit }
     }
 }
 
@@ -33,8 +33,8 @@ impl BusDevice for Power {
 
     fn write(&self, offset: u64, data: &[u8]) {
         match (offset, data) {
-            (0, [value]) if acpi::is_power_off(*value) => self.ending.end(VmExit::PowerOff),
-            (RESET, [RESET_VALUE]) => self.ending.end(VmExit::Reset),
+            (0, [value]) if acpi::is_power_off(*value) => self.exit.end(VmExit::PowerOff),
+            (RESET, [RESET_VALUE]) => self.exit.end(VmExit::Reset),
             // Also writes to the sleep status, which is always clear.
             _ => {}
         }
@@ -47,9 +47,9 @@ mod tests {
     use crate::virtio::EventLoop;
 
     fn ended_by(offset: u64, data: &[u8]) -> Option<VmExit> {
-        let ending = Ending::new(EventLoop::new().unwrap().stopper());
-        Power::new(ending.clone()).write(offset, data);
-        ending.reason()
+        let exit = ExitHandle::new(EventLoop::new().unwrap().stopper());
+        Power::new(exit.clone()).write(offset, data);
+        exit.reason()
     }
 
     #[test]

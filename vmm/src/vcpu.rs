@@ -9,8 +9,8 @@
 //!                    Handling
 //! ```
 //!
-//! A thread ends when the VM has ended; the reason of an end that the guest caused goes to [`Ending`]. Between exits a
-//! thread touches only the bus, so its seccomp filter is short.
+//! A thread ends when the VM has ended; the reason of an end that the guest caused goes to [`ExitHandle`].
+//! Between exits a thread touches only the bus, so its seccomp filter is short.
 
 use std::{
     io,
@@ -26,7 +26,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::{
     bus::Bus,
     confined::{self, ThreadError},
-    end::{Ending, VmExit},
+    exit::{ExitHandle, VmExit},
     seccomp::Filter,
     sys,
 };
@@ -48,7 +48,7 @@ pub struct Vcpu {
     /// Where its exits go.
     pub buses: Arc<Buses>,
     /// Whom to tell when the guest ends.
-    pub ending: Ending,
+    pub exit: ExitHandle,
 }
 
 /// The running processors.
@@ -126,7 +126,7 @@ impl Vcpu {
         sys::allow_kicks(&mut self.fd);
         while !stopping.load(Ordering::Acquire) {
             if let Some(reason) = self.run_to_exit() {
-                self.ending.end(reason);
+                self.exit.end(reason);
                 break;
             }
             exits.fetch_add(1, Ordering::Relaxed);

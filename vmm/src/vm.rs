@@ -19,7 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
     layout::{self, DeviceSlot},
-    virtio::{GuestMemory, mmio::QUEUE_NOTIFY},
+    memory::GuestMemory,
+    virtio::mmio::QUEUE_NOTIFY,
 };
 
 /// A step that KVM refused.
@@ -152,7 +153,7 @@ impl Vm {
     }
 
     /// Gives a new machine this state. Its clock goes on where it was stopped, however long ago that is.
-    pub fn give(&self, state: &VmState) -> Result<(), VmError> {
+    pub fn restore(&self, state: &VmState) -> Result<(), VmError> {
         for chip in &state.irqchips {
             self.fd.set_irqchip(chip).map_err(failed("set the interrupt controllers"))?;
         }

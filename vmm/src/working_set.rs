@@ -20,8 +20,7 @@ use isopod_protocols::vmm::{MAX_PAGE_RANGES, PAGE_SIZE, PageRange};
 use crate::{
     layout::{self, Range},
     log,
-    memory::{self, MemoryError},
-    virtio::GuestMemory,
+    memory::{self, GuestMemory, MemoryError},
 };
 
 /// Bytes compared at a time.

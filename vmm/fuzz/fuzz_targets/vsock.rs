@@ -45,18 +45,24 @@ fuzz_target!(|steps: Vec<Step>| {
 
     let mut streams: Vec<UnixStream> = Vec::new();
     for step in steps.into_iter().take(200) {
-        match step {
+        step.take(&mut rig, &address, &mut streams);
+        rig.kick(TRANSMIT);
+        while rig.used(TRANSMIT).is_some() || rig.used(RECEIVE).is_some() {}
+    }
+    let open = rig.transport.with(|vsock| vsock.open_connections().get());
+    assert!(open <= MAX_CONNECTIONS as u64);
+    assert!(rig.failures.lock().expect("no panic").len() <= 1);
+});
+
+impl Step {
+    fn take(self, rig: &mut Rig<Vsock>, address: &SocketAddr, streams: &mut Vec<UnixStream>) {
+        match self {
             Step::Packet { host, guest, op, flags, credit, forwarded, payload } => {
-                let host = match host {
-                    Port::Announced => HOST_PORT,
-                    Port::Dialled(which) => (1 << 30) + u32::from(which),
-                    Port::Other(port) => port,
-                };
                 let fields = [
                     3u64.to_le_bytes().to_vec(),
                     2u64.to_le_bytes().to_vec(),
                     u32::from(guest).to_le_bytes().to_vec(),
-                    host.to_le_bytes().to_vec(),
+                    host.number().to_le_bytes().to_vec(),
                     u32::from(payload).to_le_bytes().to_vec(),
                     1u16.to_le_bytes().to_vec(),
                     u16::from(op).to_le_bytes().to_vec(),
@@ -78,7 +84,7 @@ fuzz_target!(|steps: Vec<Step>| {
                 rig.kick(RECEIVE);
             }
             Step::Dial { port } if streams.len() < 16 => {
-                let mut stream = UnixStream::connect_addr(&address).expect("it listens");
+                let mut stream = UnixStream::connect_addr(address).expect("it listens");
                 stream.set_nonblocking(true).expect("a socket");
                 let _ = stream.write_all(format!("CONNECT {port}\n").as_bytes());
                 streams.push(stream);
@@ -96,10 +102,15 @@ fuzz_target!(|steps: Vec<Step>| {
             Step::Leave => drop(streams.pop()),
             Step::Dial { .. } => {}
         }
-        rig.kick(TRANSMIT);
-        while rig.used(TRANSMIT).is_some() || rig.used(RECEIVE).is_some() {}
     }
-    let open = rig.transport.with(|vsock| vsock.open_connections().get());
-    assert!(open <= MAX_CONNECTIONS as u64);
-    assert!(rig.failures.lock().expect("no panic").len() <= 1);
-});
+}
+
+impl Port {
+    fn number(self) -> u32 {
+        match self {
+            Port::Announced => HOST_PORT,
+            Port::Dialled(which) => (1 << 30) + u32::from(which),
+            Port::Other(port) => port,
+        }
+    }
+}

@@ -24,14 +24,14 @@ const AMD_PERFORMANCE_COUNTERS: u32 = 1 << 23 | 1 << 24;
 
 /// Which of how many processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct Topology {
     /// The processor's number and APIC id.
     pub id: u8,
     /// Processors of the machine, at least 1.
     pub vcpus: u8,
 }
 
-impl Place {
+impl Topology {
     /// Bits of an APIC id that tell the cores of the package apart.
     fn core_bits(self) -> u32 {
         u32::from(self.vcpus).next_power_of_two().trailing_zeros()
@@ -39,7 +39,7 @@ impl Place {
 }
 
 /// The processor at `place` on a host where KVM supports `supported`. With `nested`, the guest may run VMs of its own.
-pub fn for_vcpu(supported: &CpuId, place: Place, nested: bool) -> Result<CpuId, vmm_sys_util::fam::Error> {
+pub fn for_vcpu(supported: &CpuId, place: Topology, nested: bool) -> Result<CpuId, vmm_sys_util::fam::Error> {
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
@@ -54,7 +54,7 @@ pub fn for_vcpu(supported: &CpuId, place: Place, nested: bool) -> Result<CpuId, 
     CpuId::from_entries(&entries)
 }
 
-fn adapt(mut entry: kvm_cpuid_entry2, place: Place) -> kvm_cpuid_entry2 {
+fn adapt(mut entry: kvm_cpuid_entry2, place: Topology) -> kvm_cpuid_entry2 {
     let id = u32::from(place.id);
     let others = u32::from(place.vcpus) - 1;
     match entry.function {
@@ -102,7 +102,7 @@ pub(super) fn without_virtualization(mut entry: kvm_cpuid_entry2) -> kvm_cpuid_e
 }
 
 /// Leaf 0xb: one thread per core, all cores in one package, ids without gaps.
-fn topology(place: Place) -> [kvm_cpuid_entry2; 3] {
+fn topology(place: Topology) -> [kvm_cpuid_entry2; 3] {
     let level = |index: u32, kind: u32, shift: u32, count: u32| kvm_cpuid_entry2 {
         function: 0xb,
         index,
@@ -142,7 +142,7 @@ pub(super) mod tests {
 
     #[test]
     fn leaf_1_has_id_count_and_the_deadline_timer() {
-        let cpuid = for_vcpu(&host(&[0, 1]), Place { id: 2, vcpus: 3 }, false).unwrap();
+        let cpuid = for_vcpu(&host(&[0, 1]), Topology { id: 2, vcpus: 3 }, false).unwrap();
         let leaf = leaf(&cpuid, 1, 0);
         assert_eq!(leaf.ebx, 2 << 24 | 4 << 16 | 0xffff);
         assert_eq!(leaf.ecx, HYPERVISOR | TSC_DEADLINE);
@@ -164,7 +164,7 @@ pub(super) mod tests {
 
     #[test]
     fn guest_sees_no_virtualization() {
-        let cpuid = for_vcpu(&virtualizing(), Place { id: 0, vcpus: 1 }, false).unwrap();
+        let cpuid = for_vcpu(&virtualizing(), Topology { id: 0, vcpus: 1 }, false).unwrap();
         assert_eq!(leaf(&cpuid, 1, 0).ecx, !VMX);
         assert_eq!(leaf(&cpuid, 0x8000_0001, 0).ecx & (1 << 2 | 1 << 12), 0);
         let svm = leaf(&cpuid, 0x8000_000a, 0);
@@ -173,7 +173,7 @@ pub(super) mod tests {
 
     #[test]
     fn guest_that_may_nest_sees_what_kvm_supports() {
-        let cpuid = for_vcpu(&virtualizing(), Place { id: 0, vcpus: 1 }, true).unwrap();
+        let cpuid = for_vcpu(&virtualizing(), Topology { id: 0, vcpus: 1 }, true).unwrap();
         assert_eq!(leaf(&cpuid, 1, 0).ecx & VMX, VMX);
         assert_eq!(leaf(&cpuid, 0x8000_0001, 0).ecx & SVM, SVM);
         assert_eq!(leaf(&cpuid, 0x8000_000a, 0).ebx, !0);
@@ -181,7 +181,7 @@ pub(super) mod tests {
 
     #[test]
     fn topology_counts_cores_and_replaces_the_hosts() {
-        let cpuid = for_vcpu(&host(&[0, 1, 0xb, 0x1f]), Place { id: 3, vcpus: 4 }, false).unwrap();
+        let cpuid = for_vcpu(&host(&[0, 1, 0xb, 0x1f]), Topology { id: 3, vcpus: 4 }, false).unwrap();
         assert_eq!(leaf(&cpuid, 0xb, 0).ebx, 1);
         let cores = leaf(&cpuid, 0xb, 1);
         assert_eq!((cores.eax, cores.ebx, cores.edx), (2, 4, 3));
@@ -193,14 +193,15 @@ pub(super) mod tests {
     fn last_level_cache_is_shared_and_the_first_is_not() {
         let first = kvm_cpuid_entry2 { function: 4, eax: 1 << 5 | 1, ..Default::default() };
         let last = kvm_cpuid_entry2 { function: 4, eax: 3 << 5 | 3, index: 3, ..Default::default() };
-        let place = Place { id: 0, vcpus: 4 };
+        let place = Topology { id: 0, vcpus: 4 };
         assert_eq!(adapt(first, place).eax >> 14 & 0xfff, 0);
         assert_eq!(adapt(last, place).eax >> 14 & 0xfff, 3);
     }
 
     #[test]
     fn amd_leaves_carry_the_core_count_and_id() {
-        let cpuid = for_vcpu(&host(&[0x8000_0008, 0x8000_001e]), Place { id: 1, vcpus: 2 }, false).unwrap();
+        let cpuid =
+            for_vcpu(&host(&[0x8000_0008, 0x8000_001e]), Topology { id: 1, vcpus: 2 }, false).unwrap();
         assert_eq!(leaf(&cpuid, 0x8000_0008, 0).ecx, 1 << 12 | 1);
         let ids = leaf(&cpuid, 0x8000_001e, 0);
         assert_eq!((ids.eax, ids.ebx, ids.ecx), (1, 1, 0));

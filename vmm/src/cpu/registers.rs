@@ -7,7 +7,7 @@
 use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::{layout, virtio::GuestMemory};
+use crate::{layout, memory::GuestMemory};
 
 const CR0_PROTECTED: u64 = 1;
 const CR0_PAGING: u64 = 1 << 31;

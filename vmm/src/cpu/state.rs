@@ -1,8 +1,9 @@
 //! The whole state of one processor that is stopped: taken from a template's, given to a clone's.
 //!
-//! Order matters on both sides and is KVM's: the run state first when reading, as asking for it brings pending events to
-//! rest; the local APIC before the model-specific registers when writing, as the deadline timer is one of these and is
-//! refused while the APIC's timer is in another mode (Documentation/virt/kvm/api.rst). Called by the machine and by `clone`.
+//! Order matters on both sides and is KVM's: the run state first when reading, as asking for it brings
+//! pending events to rest; the local APIC before the model-specific registers when writing, as the deadline
+//! timer is one of these and is refused while the APIC's timer is in another mode
+//! (Documentation/virt/kvm/api.rst). Called by the machine and by `restore`.
 #![allow(unsafe_code)]
 
 use kvm_bindings::{
@@ -56,9 +57,10 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// Takes the state of a processor that is stopped and has no exit left to be completed. `msrs` are the numbers of all
-    /// registers that KVM knows; those that it does not let be read, or be written back, are left out.
-    pub fn take(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, VcpuStateError> {
+    /// Saves the state of a processor that is stopped and has no exit left to be completed. `msrs` are the
+    /// numbers of all registers that KVM knows; those that it does not let be read, or be written back, are
+    /// left out.
+    pub fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, VcpuStateError> {
         let run_state = vcpu.get_mp_state().map_err(failed("read the run state"))?;
         Ok(Self {
             run_state,
@@ -85,7 +87,7 @@ impl VcpuState {
     }
 
     /// Gives a new processor this state; it was made with the same [`Self::features`].
-    pub fn give(&self, vcpu: &VcpuFd) -> Result<(), VcpuStateError> {
+    pub fn restore(&self, vcpu: &VcpuFd) -> Result<(), VcpuStateError> {
         vcpu.set_mp_state(self.run_state).map_err(failed("set the run state"))?;
         vcpu.set_sregs(&self.special).map_err(failed("set the special registers"))?;
         vcpu.set_regs(&self.general).map_err(failed("set the registers"))?;

@@ -9,8 +9,9 @@ use vm_memory::{Bytes, GuestAddress};
 use super::source::Source;
 use crate::{
     bus::BusDevice,
+    memory::GuestMemory,
     virtio::{
-        GuestMemory, Poller, VirtioDevice,
+        Poller, VirtioDevice,
         mmio::SavedDevice,
         testing::{Part, Rig},
     },

@@ -24,10 +24,11 @@ use vm_memory::GuestAddress;
 use crate::{
     control::{Client, Received},
     layout::{self, Range},
+    memory::GuestMemory,
     pluggable::MemorySize,
-    saved,
+    snapshot,
     virtio::{
-        GuestMemory, Poller,
+        Poller,
         balloon::{Balloon, BalloonState},
         block::Extents,
         console::{Console, ConsoleState},
@@ -147,19 +148,20 @@ pub fn console(bytes: &[u8]) {
 /// checksum; and the file as a whole.
 pub fn saved_state(bytes: &[u8]) {
     let mut source = Source::new(bytes);
-    let mut content = saved::example();
+    let mut content = snapshot::example();
     let file = match source.u8() % 3 {
         0 => source.rest().to_vec(),
-        1 => saved::framed(source.rest()),
+        1 => snapshot::framed(source.rest()),
         _ => {
             while !source.is_empty() {
                 let at = source.below(content.len());
                 content[at] = source.u8();
             }
-            saved::framed(&content)
+            snapshot::framed(&content)
         }
     };
-    if let Ok(state) = saved::read(&file_of(&file), saved::EXAMPLE_BUILT_FROM, saved::EXAMPLE_SHAPE) {
+    if let Ok(state) = snapshot::read(&file_of(&file), snapshot::EXAMPLE_BUILT_FROM, snapshot::EXAMPLE_SHAPE)
+    {
         let ram = layout::ram(state.memory_mib);
         assert!(ram.iter().all(|range| range.start.checked_add(range.len).is_some()));
         let _ = layout::pluggable(state.memory_mib, state.max_memory_mib);

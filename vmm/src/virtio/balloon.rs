@@ -9,7 +9,11 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{GuestAddress, GuestMemory as _, Permissions};
 
-use super::{Buffers, Counter, DeviceError, Driver, Fault, GuestMemory, VirtioDevice, read_config_from, sys};
+use super::{
+    Buffers, Counter, DeviceError, Driver, Fault, MachineDevice, MakeError, Poller, VirtioDevice,
+    read_config_from, sys,
+};
+use crate::memory::GuestMemory;
 
 /// Bits of the features (5.5.3), which `virtio-bindings` does not have.
 const VIRTIO_BALLOON_F_DEFLATE_ON_OOM: u32 = 2;
@@ -162,6 +166,14 @@ impl VirtioDevice for Balloon {
 
     fn save(&self) -> BalloonState {
         self.state.clone()
+    }
+}
+
+impl MachineDevice for Balloon {
+    type Backend = ();
+
+    fn make((): (), saved: Option<&BalloonState>, _: &Poller) -> Result<Self, MakeError> {
+        Ok(Self::restore(saved.cloned().unwrap_or_default()))
     }
 }
 

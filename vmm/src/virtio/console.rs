@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
-use super::{DeviceError, Driver, VirtioDevice};
+use super::{DeviceError, Driver, MachineDevice, MakeError, Poller, VirtioDevice};
+use crate::console_log::ConsoleLog;
 
 const OUTPUT: usize = 1;
 /// Only the end of a longer buffer is taken: nobody keeps more.
@@ -23,7 +24,7 @@ pub struct Console {
 }
 
 /// Nothing: a console that only prints has no memory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleState {}
 
 impl Console {
@@ -59,6 +60,15 @@ impl VirtioDevice for Console {
 
     fn save(&self) -> ConsoleState {
         ConsoleState {}
+    }
+}
+
+impl MachineDevice for Console {
+    /// Keeps the end of what the guest prints.
+    type Backend = Arc<ConsoleLog>;
+
+    fn make(log: Self::Backend, _: Option<&ConsoleState>, _: &Poller) -> Result<Self, MakeError> {
+        Ok(Self::new(Arc::new(move |text: &[u8]| log.append(text))))
     }
 }
 

@@ -8,7 +8,7 @@ use std::fmt;
 
 /// A fault, with the device and queue it was met on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("virtio {device}{}: {fault}", Place(*.queue))]
+#[error("virtio {device}{}: {fault}", OnQueue(*.queue))]
 pub struct DeviceError {
     /// The device's name, such as `block`.
     pub device: &'static str,
@@ -18,9 +18,9 @@ pub struct DeviceError {
     pub fault: Fault,
 }
 
-struct Place(Option<u16>);
+struct OnQueue(Option<u16>);
 
-impl fmt::Display for Place {
+impl fmt::Display for OnQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(queue) => write!(f, " queue {queue}"),
@@ -99,4 +99,14 @@ impl Fault {
     pub fn on(self, device: &'static str) -> DeviceError {
         DeviceError { device, queue: None, fault: self }
     }
+}
+
+/// A saved state that no device of ours can have been in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("saved state of virtio {device} holds {what}")]
+pub struct SavedStateError {
+    /// The device's name.
+    pub device: &'static str,
+    /// What is impossible about it.
+    pub what: &'static str,
 }

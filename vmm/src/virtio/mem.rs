@@ -8,9 +8,9 @@
 //!                                                  +--> unplugged pages go back to the host
 //! ```
 //!
-//! Made by `devices.rs` for the region that `pluggable.rs` has mapped. An unplugged block is still mapped memory: what keeps a
-//! guest from using it is the limit of the pod's cgroup, see docs/decisions/0009. So plugging takes no call of the host, and
-//! no address in the region can make a device fault.
+//! Made for the region that `pluggable.rs` has mapped. An unplugged block is still mapped memory: what keeps
+//! a guest from using it is the limit of the pod's cgroup, see docs/decisions/0009. So plugging takes no call
+//! of the host, and no address in the region can make a device fault.
 
 mod blocks;
 #[cfg(test)]
@@ -21,12 +21,13 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{
-    Buffers, Chain, Counter, DeviceError, Driver, Fault, GuestMemory, SavedStateError, VirtioDevice,
-    read_config_from, sys,
+    Buffers, Chain, Counter, DeviceError, Driver, Fault, MachineDevice, MakeError, Poller, SavedStateError,
+    VirtioDevice, read_config_from, sys,
 };
 use crate::layout::Range;
+use crate::memory::GuestMemory;
 pub use blocks::BlockRange;
-use blocks::Blocks;
+use blocks::{BlockState, Blocks};
 
 /// What is plugged at once, in bytes: a large page.
 pub const BLOCK: u64 = 2 << 20;
@@ -61,14 +62,6 @@ enum Answer {
     State(BlockState),
 }
 
-/// What a range of blocks is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BlockState {
-    Plugged,
-    Unplugged,
-    Mixed,
-}
-
 impl Answer {
     fn to_bytes(self) -> [u8; RESPONSE_BYTES] {
         let (kind, state): (u16, u16) = match self {
@@ -94,7 +87,7 @@ pub struct Mem {
 }
 
 /// All that a guest can observe of its memory device. What is in plugged blocks is guest memory and not in here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemState {
     /// First guest-physical address of the region.
     pub address: u64,
@@ -266,5 +259,20 @@ impl VirtioDevice for Mem {
             requested_bytes: self.requested_bytes,
             plugged: self.blocks.ranges(),
         }
+    }
+}
+
+impl MachineDevice for Mem {
+    /// The region that memory is plugged into.
+    type Backend = Range;
+
+    /// Only templates are saved, and none of them has grown: its clones say themselves how large they are to
+    /// be.
+    fn make(region: Range, saved: Option<&MemState>, _: &Poller) -> Result<Self, MakeError> {
+        if saved.is_some_and(|saved| *saved != MemState::unplugged(region)) {
+            let what = "other memory than what the guest booted with";
+            return Err(SavedStateError { device: Self::NAME, what }.into());
+        }
+        Ok(Self::new(region))
     }
 }

@@ -33,12 +33,13 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_mmio::*;
 
-use super::error::DeviceError;
+use super::device::{Driver, VirtioDevice, features};
+use super::error::{DeviceError, SavedStateError};
 use super::event_loop::{EventSet, Poller, Subscriber};
 use super::interrupt::Interrupt;
 use super::ring::{Ring, RingState};
-use super::{Driver, GuestMemory, SavedStateError, VirtioDevice, features};
 use crate::bus::BusDevice;
+use crate::memory::GuestMemory;
 
 /// Bytes that a device takes on the bus.
 pub const MMIO_LENGTH: u64 = 0x1000;
@@ -59,7 +60,7 @@ pub type OnFailure = Arc<dyn Fn(DeviceError) + Send + Sync>;
 
 /// What the transport needs of the VM around it.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct TransportContext {
     /// Guest memory.
     pub memory: GuestMemory,
     /// The device's window on the event loop, the same that the device was given.
@@ -100,7 +101,7 @@ pub struct SavedDevice<S> {
 
 /// Why a device cannot be built from what was saved.
 #[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
+pub enum DeviceRestoreError {
     /// The state is not one of this device.
     #[error(transparent)]
     State(#[from] SavedStateError),
@@ -137,8 +138,8 @@ pub struct MmioTransport<D> {
 
 impl<D: VirtioDevice> MmioTransport<D> {
     /// Puts `device` behind new registers.
-    pub fn new(device: D, around: Surroundings) -> io::Result<Self> {
-        Self::build(device, around, Interrupt::new(0, 0)?)
+    pub fn new(device: D, context: TransportContext) -> io::Result<Self> {
+        Self::build(device, context, Interrupt::new(0, 0)?)
     }
 
     /// Puts `device`, which was built from its saved state, behind saved registers and rings. Once it is wired,
@@ -146,28 +147,28 @@ impl<D: VirtioDevice> MmioTransport<D> {
     pub fn restore(
         device: D,
         saved: &SavedDevice<D::State>,
-        around: Surroundings,
-    ) -> Result<Self, RestoreError> {
+        context: TransportContext,
+    ) -> Result<Self, DeviceRestoreError> {
         let interrupt = Interrupt::new(saved.interrupt_causes, saved.config_generation)?;
-        let transport = Self::build(device, around, interrupt)?;
+        let transport = Self::build(device, context, interrupt)?;
         transport.restore_rings(saved)?;
         Ok(transport)
     }
 
-    fn build(device: D, around: Surroundings, interrupt: Interrupt) -> io::Result<Self> {
+    fn build(device: D, context: TransportContext, interrupt: Interrupt) -> io::Result<Self> {
         let mut rings = Vec::new();
         for (index, size) in (0..).zip(D::QUEUE_SIZES) {
             let ring = Ring::new(D::NAME, index, *size)?;
             // Each write of the eventfd is an event of its own, so it never needs to be read back.
             let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
-            around.poller.add(ring.kick_event(), QUEUE_KEY | u32::from(index), events)?;
+            context.poller.add(ring.kick_event(), QUEUE_KEY | u32::from(index), events)?;
             rings.push(ring);
         }
         let locked = Locked { registers: Registers::default(), rings, progress: Progress::Idle, device };
         Ok(Self {
-            memory: around.memory,
+            memory: context.memory,
             interrupt,
-            on_failure: around.on_failure,
+            on_failure: context.on_failure,
             locked: Mutex::new(locked),
         })
     }

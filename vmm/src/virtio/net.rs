@@ -29,9 +29,10 @@ use virtio_bindings::virtio_net::*;
 
 use super::ring::MAX_BUFFERS;
 use super::{
-    Buffers, Chain, Counter, DeviceError, Driver, EventSet, Fault, Poller, Ring, VirtioDevice,
-    read_config_from, sys,
+    Buffers, Chain, Counter, DeviceError, Driver, EventSet, Fault, MachineDevice, MakeError, Poller, Ring,
+    VirtioDevice, read_config_from, sys,
 };
+use crate::memory::GuestMemory;
 use header::HEADER_BYTES;
 
 const RECEIVE: usize = 0;
@@ -74,7 +75,7 @@ pub struct Net {
 }
 
 /// Nothing: the tap is attached anew to a VM that is built from its state, and lost frames are what networks do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetState {}
 
 impl Net {
@@ -172,7 +173,7 @@ impl Net {
 /// where each is small: all that the guest has offered at most.
 fn offer_room<'m>(
     ring: &mut Ring,
-    memory: &'m super::GuestMemory,
+    memory: &'m GuestMemory,
     posted: &mut VecDeque<Chain<'m>>,
     mergeable: bool,
 ) -> Result<Option<Buffers<'m>>, DeviceError> {
@@ -203,7 +204,7 @@ fn offer_room<'m>(
 /// Gives the guest the chains at the front of `posted` that a frame of `length` bytes, header included, has filled.
 fn deliver(
     ring: &mut Ring,
-    memory: &super::GuestMemory,
+    memory: &GuestMemory,
     posted: &mut VecDeque<Chain<'_>>,
     room: &Buffers<'_>,
     length: usize,
@@ -281,5 +282,14 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> NetState {
         NetState {}
+    }
+}
+
+impl MachineDevice for Net {
+    /// Nothing yet: the tap comes by a request.
+    type Backend = ();
+
+    fn make((): (), _: Option<&NetState>, poller: &Poller) -> Result<Self, MakeError> {
+        Ok(Self::new(poller.clone()))
     }
 }

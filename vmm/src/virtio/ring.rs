@@ -19,8 +19,8 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryError
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::buffers::Buffers;
-use super::error::{DeviceError, Fault};
-use super::{GuestMemory, SavedStateError};
+use super::error::{DeviceError, Fault, SavedStateError};
+use crate::memory::GuestMemory;
 
 /// Most buffers in a chain; also the most that one vectored system call takes (`IOV_MAX`).
 pub const MAX_BUFFERS: usize = 1024;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use super::{Chain, DeviceError, Driver, Fault, VirtioDevice, sys};
+use super::{Chain, DeviceError, Driver, Fault, MachineDevice, MakeError, Poller, VirtioDevice, sys};
 
 /// Most random bytes given at once; a driver that wants more asks again.
 const LONGEST: usize = 4096;
@@ -13,7 +13,7 @@ const LONGEST: usize = 4096;
 pub struct Rng {}
 
 /// Nothing: every byte is fresh, so clones of a saved VM never see the same ones.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RngState {}
 
 impl Rng {
@@ -57,5 +57,13 @@ impl VirtioDevice for Rng {
 
     fn save(&self) -> RngState {
         RngState {}
+    }
+}
+
+impl MachineDevice for Rng {
+    type Backend = ();
+
+    fn make((): (), _: Option<&RngState>, _: &Poller) -> Result<Self, MakeError> {
+        Ok(Self::new())
     }
 }

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::event_loop::EventLoop;
-use super::mmio::{MmioTransport, RestoreError, SavedDevice, Surroundings};
-use super::{DeviceError, GuestMemory, Poller, VirtioDevice, features};
+use super::mmio::{DeviceRestoreError, MmioTransport, SavedDevice, TransportContext};
+use super::{DeviceError, Poller, VirtioDevice, features};
 use crate::bus::BusDevice;
+use crate::memory::GuestMemory;
 
 /// Bytes of guest memory.
 pub const MEMORY: usize = 8 << 20;
@@ -77,12 +78,12 @@ impl<D: VirtioDevice> Rig<D> {
         let poller = events.poller();
         let failures: Arc<Mutex<Vec<DeviceError>>> = Arc::default();
         let sink = failures.clone();
-        let around = Surroundings {
+        let context = TransportContext {
             memory: memory.clone(),
             poller: poller.clone(),
             on_failure: Arc::new(move |error| sink.lock().expect("no panic").push(error)),
         };
-        let transport = Arc::new(MmioTransport::new(make(poller.clone()), around).expect("eventfds"));
+        let transport = Arc::new(MmioTransport::new(make(poller.clone()), context).expect("eventfds"));
         events.subscribe(&poller, transport.clone());
         let rings = D::QUEUE_SIZES.iter().map(|_| DriverRing::default()).collect();
         Self { memory, transport, events, failures, rings, next_buffer: BUFFERS }
@@ -103,17 +104,17 @@ impl<D: VirtioDevice> Rig<D> {
         self,
         saved: &SavedDevice<D::State>,
         make: impl FnOnce(Poller) -> D,
-    ) -> Result<Self, RestoreError> {
+    ) -> Result<Self, DeviceRestoreError> {
         let mut events = EventLoop::new()?;
         let poller = events.poller();
         let failures: Arc<Mutex<Vec<DeviceError>>> = Arc::default();
         let sink = failures.clone();
-        let around = Surroundings {
+        let context = TransportContext {
             memory: self.memory.clone(),
             poller: poller.clone(),
             on_failure: Arc::new(move |error| sink.lock().expect("no panic").push(error)),
         };
-        let transport = Arc::new(MmioTransport::restore(make(poller.clone()), saved, around)?);
+        let transport = Arc::new(MmioTransport::restore(make(poller.clone()), saved, context)?);
         events.subscribe(&poller, transport.clone());
         transport.resume();
         Ok(Self { transport, events, failures, ..self })

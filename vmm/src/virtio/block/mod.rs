@@ -13,6 +13,7 @@
 //! own: nothing in here would change.
 
 mod extents;
+mod root;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -27,6 +28,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::Bytes;
 
 pub use extents::{ALIGNMENT, DISK_BYTES, ExtentError, ExtentState, Extents};
+pub use root::Root;
 pub use worker::Worker;
 
 use super::{
@@ -34,7 +36,7 @@ use super::{
     sys,
 };
 use extents::{Piece, SECTOR};
-use worker::{Ticket, Work};
+use worker::{RequestError, Ticket, Work};
 
 const QUEUE: usize = 0;
 /// Event key of the worker.
@@ -63,19 +65,10 @@ pub struct Disk {
 }
 
 /// All that a guest can observe of its disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskState {
     /// What is mapped where.
     pub extents: Vec<ExtentState>,
-}
-
-/// How a request that was well formed failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// The host's file failed, or the request reaches where it may not.
-    IoError,
-    /// The disk or the file behind it knows no such request.
-    Unsupported,
 }
 
 /// How far a request is.
@@ -91,6 +84,20 @@ impl Disk {
     pub fn new(extents: Arc<Extents>, worker: Arc<Worker>, poller: &Poller) -> io::Result<Self> {
         poller.add(worker.event(), WORKER_KEY, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
         Ok(Self { extents, worker, read_bytes: Counter::default(), written_bytes: Counter::default() })
+    }
+
+    /// What is mapped into the disk, which may change at any time.
+    pub fn extents(&self) -> &Extents {
+        &self.extents
+    }
+
+    /// Takes the extent at `offset` off the disk, and has the worker close its file.
+    ///
+    /// # Errors
+    /// When no extent starts there.
+    pub fn detach(&self, offset: u64) -> Result<(), ExtentError> {
+        self.worker.close(self.extents.detach(offset)?);
+        Ok(())
     }
 
     /// Bytes the guest read.
@@ -129,7 +136,7 @@ impl Disk {
                 Ok(work) => return Ok(Served::Begun(work)),
                 Err(refusal) => Err(refusal),
             },
-            _ => Err(Refusal::Unsupported),
+            _ => Err(RequestError::Unsupported),
         };
         status.copy_from(&[status_code(outcome)]);
         Ok(Served::Done(outcome.unwrap_or(0) + 1))
@@ -147,7 +154,7 @@ impl Disk {
         Ok(())
     }
 
-    fn read(&self, offset: Option<u64>, data: &Buffers<'_>) -> Result<usize, Refusal> {
+    fn read(&self, offset: Option<u64>, data: &Buffers<'_>) -> Result<usize, RequestError> {
         let mut rest = data.clone();
         for piece in self.pieces(offset, data.len())? {
             read_piece(&piece, rest.split_front(piece.length as usize)).map_err(refuse)?;
@@ -156,7 +163,7 @@ impl Disk {
         Ok(data.len())
     }
 
-    fn write(&self, offset: Option<u64>, data: &Buffers<'_>) -> Result<usize, Refusal> {
+    fn write(&self, offset: Option<u64>, data: &Buffers<'_>) -> Result<usize, RequestError> {
         let pieces = self.pieces(offset, data.len())?;
         let files = files_to_change(&pieces)?;
         let mut rest = data.clone();
@@ -176,22 +183,22 @@ impl Disk {
 
     /// The work of discarding or zeroing ranges: both become holes in the files, which read as zeroes. Nothing is changed where
     /// one of the ranges is refused.
-    fn holes(&self, kind: u32, ranges: &Buffers<'_>) -> Result<Work, Refusal> {
+    fn holes(&self, kind: u32, ranges: &Buffers<'_>) -> Result<Work, RequestError> {
         let discard = kind == VIRTIO_BLK_T_DISCARD;
         let mut holes = Vec::new();
         let mut rest = ranges.clone();
         if rest.is_empty() || !rest.len().is_multiple_of(16) || rest.len() > 16 * MAX_RANGES {
-            return Err(Refusal::IoError);
+            return Err(RequestError::IoError);
         }
         while let Some(range) = rest.split_front(16).first::<16>() {
             let [low, high, sectors, flags] = words(range);
             let unmap = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
             // Discard has no flags, write-zeroes only this one (5.2.6.2).
             if flags & !unmap != 0 || (discard && flags != 0) {
-                return Err(Refusal::Unsupported);
+                return Err(RequestError::Unsupported);
             }
             if sectors > MAX_RANGE_SECTORS {
-                return Err(Refusal::IoError);
+                return Err(RequestError::IoError);
             }
             let offset = (u64::from(high) << 32 | u64::from(low)).checked_mul(SECTOR);
             let pieces = self.find(offset, u64::from(sectors) * SECTOR)?;
@@ -202,23 +209,23 @@ impl Disk {
     }
 
     /// The extents below a read or write.
-    fn pieces(&self, offset: Option<u64>, length: usize) -> Result<Vec<Piece>, Refusal> {
+    fn pieces(&self, offset: Option<u64>, length: usize) -> Result<Vec<Piece>, RequestError> {
         let length = length as u64;
         if length == 0 || !length.is_multiple_of(SECTOR) || length > MAX_REQUEST {
-            return Err(Refusal::IoError);
+            return Err(RequestError::IoError);
         }
         self.find(offset, length)
     }
 
-    fn find(&self, offset: Option<u64>, length: u64) -> Result<Vec<Piece>, Refusal> {
+    fn find(&self, offset: Option<u64>, length: u64) -> Result<Vec<Piece>, RequestError> {
         let inside = offset.filter(|offset| *offset < DISK_BYTES && DISK_BYTES - offset >= length);
-        inside.and_then(|offset| self.extents.find(offset, length)).ok_or(Refusal::IoError)
+        inside.and_then(|offset| self.extents.find(offset, length)).ok_or(RequestError::IoError)
     }
 }
 
 /// The files of all pieces, or a refusal if one is read-only: nothing is changed in part.
-fn files_to_change(pieces: &[Piece]) -> Result<Vec<BorrowedFd<'_>>, Refusal> {
-    pieces.iter().map(|piece| piece.extent.file_to_change().ok_or(Refusal::IoError)).collect()
+fn files_to_change(pieces: &[Piece]) -> Result<Vec<BorrowedFd<'_>>, RequestError> {
+    pieces.iter().map(|piece| piece.extent.file_to_change().ok_or(RequestError::IoError)).collect()
 }
 
 fn read_piece(piece: &Piece, mut data: Buffers<'_>) -> io::Result<()> {
@@ -252,22 +259,22 @@ fn write_piece(file: BorrowedFd<'_>, mut offset: u64, mut data: Buffers<'_>) -> 
     Ok(())
 }
 
-fn identify(target: &Buffers<'_>) -> Result<usize, Refusal> {
+fn identify(target: &Buffers<'_>) -> Result<usize, RequestError> {
     if target.len() < SERIAL.len() {
-        return Err(Refusal::IoError);
+        return Err(RequestError::IoError);
     }
     Ok(target.copy_from(SERIAL))
 }
 
-fn refuse(_: io::Error) -> Refusal {
-    Refusal::IoError
+fn refuse(_: io::Error) -> RequestError {
+    RequestError::IoError
 }
 
-fn status_code<T>(outcome: Result<T, Refusal>) -> u8 {
+fn status_code<T>(outcome: Result<T, RequestError>) -> u8 {
     let code = match outcome {
         Ok(_) => VIRTIO_BLK_S_OK,
-        Err(Refusal::IoError) => VIRTIO_BLK_S_IOERR,
-        Err(Refusal::Unsupported) => VIRTIO_BLK_S_UNSUPP,
+        Err(RequestError::IoError) => VIRTIO_BLK_S_IOERR,
+        Err(RequestError::Unsupported) => VIRTIO_BLK_S_UNSUPP,
     };
     code as u8
 }

@@ -8,7 +8,7 @@
 //! Jobs are done one at a time and in their order, so a flush covers all that was finished before it was asked for, holes too.
 //! At most as many requests wait as the ring has entries: each has a chain that was not given back, of which
 //! the ring hands out no more (`Ring::pop`), and a driver that resets its device takes its requests with it.
-//! Started by `devices.rs`, on a thread that may flush files, make holes in them and close them, and nothing
+//! Started by `root.rs`, on a thread that may flush files, make holes in them and close them, and nothing
 //! else.
 
 use std::collections::VecDeque;
@@ -20,8 +20,16 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::Refusal;
 use super::extents::{Extent, Extents, Piece};
+
+/// Why a request that was well formed failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestError {
+    /// The host's file failed, or the request reaches where it may not.
+    IoError,
+    /// The disk or the file behind it knows no such request.
+    Unsupported,
+}
 
 /// What a request asks for that may take long.
 pub enum Work {
@@ -50,7 +58,7 @@ pub struct Finished {
     /// Which.
     pub ticket: Ticket,
     /// Whether it succeeded.
-    pub outcome: Result<(), Refusal>,
+    pub outcome: Result<(), RequestError>,
 }
 
 enum Job {
@@ -59,7 +67,7 @@ enum Job {
 }
 
 #[derive(Default)]
-struct State {
+struct WorkerState {
     jobs: VecDeque<Job>,
     finished: Vec<Finished>,
     /// The worker is at a request.
@@ -70,7 +78,7 @@ struct State {
     ended: bool,
 }
 
-impl State {
+impl WorkerState {
     fn has_requests(&self) -> bool {
         self.busy || self.jobs.iter().any(|job| matches!(job, Job::Request(..)))
     }
@@ -78,7 +86,7 @@ impl State {
 
 /// The line of jobs between the threads.
 pub struct Worker {
-    state: Mutex<State>,
+    state: Mutex<WorkerState>,
     /// Told when there is a job, or the end.
     work: Condvar,
     /// Told when a request is finished.
@@ -158,7 +166,7 @@ impl Worker {
     /// Does jobs until [`Self::end`].
     pub fn serve(&self, extents: &Extents) {
         loop {
-            let waiting = |state: &mut State| state.jobs.is_empty() && !state.ended;
+            let waiting = |state: &mut WorkerState| state.jobs.is_empty() && !state.ended;
             let mut state = self.work.wait_while(self.lock(), waiting).expect("nobody panics with this lock");
             if state.ended {
                 return;
@@ -192,13 +200,13 @@ impl Worker {
         let _ = self.event.write(1);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WorkerState> {
         self.state.lock().expect("nobody panics with this lock")
     }
 }
 
 impl Work {
-    fn run(self, extents: &Extents) -> Result<(), Refusal> {
+    fn run(self, extents: &Extents) -> Result<(), RequestError> {
         match self {
             Work::Flush => flush(extents),
             Work::Holes { pieces, discard } => pieces.iter().try_for_each(|piece| punch(piece, discard)),
@@ -206,20 +214,20 @@ impl Work {
     }
 }
 
-fn flush(extents: &Extents) -> Result<(), Refusal> {
+fn flush(extents: &Extents) -> Result<(), RequestError> {
     let mut outcome = Ok(());
     for extent in extents.take_dirty() {
         if nix::unistd::fdatasync(extent.file()).is_err() {
             // The next flush must not take it for done.
             extent.mark_dirty();
-            outcome = Err(Refusal::IoError);
+            outcome = Err(RequestError::IoError);
         }
     }
     outcome
 }
 
-fn punch(piece: &Piece, discard: bool) -> Result<(), Refusal> {
-    let file = piece.extent.file_to_change().ok_or(Refusal::IoError)?;
+fn punch(piece: &Piece, discard: bool) -> Result<(), RequestError> {
+    let file = piece.extent.file_to_change().ok_or(RequestError::IoError)?;
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let punched = fallocate(file, hole, piece.offset as i64, piece.length as i64);
     piece.extent.mark_dirty();
@@ -227,7 +235,7 @@ fn punch(piece: &Piece, discard: bool) -> Result<(), Refusal> {
         Ok(()) => Ok(()),
         // A discard is advice; zeroes are not, and the driver writes them itself when told.
         Err(Errno::EOPNOTSUPP) if discard => Ok(()),
-        Err(Errno::EOPNOTSUPP) => Err(Refusal::Unsupported),
-        Err(_) => Err(Refusal::IoError),
+        Err(Errno::EOPNOTSUPP) => Err(RequestError::Unsupported),
+        Err(_) => Err(RequestError::IoError),
     }
 }

@@ -3,7 +3,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::BlockState;
+/// What a range of blocks is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockState {
+    /// All of them are plugged.
+    Plugged,
+    /// None is.
+    Unplugged,
+    /// Some are.
+    Mixed,
+}
 
 /// Neighbouring blocks, counted from the start of the region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

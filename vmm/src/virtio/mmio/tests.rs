@@ -223,7 +223,7 @@ fn impossible_saved_state_is_refused() {
         let rig = running();
         let mut saved = rig.transport.save();
         change(&mut saved);
-        assert!(matches!(rig.restored(&saved, |_| Rng::new()), Err(RestoreError::State(_))));
+        assert!(matches!(rig.restored(&saved, |_| Rng::new()), Err(DeviceRestoreError::State(_))));
     }
 }
 

@@ -16,7 +16,7 @@ use nix::sys::socket::{MsgFlags, recv};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client in its handshake.
-pub struct Client {
+pub struct PendingClient {
     stream: UnixStream,
     deadline: Instant,
 }
@@ -32,7 +32,7 @@ pub enum Handshake {
     Broken,
 }
 
-impl Client {
+impl PendingClient {
     /// A client that has just been accepted, non-blocking.
     pub fn new(stream: UnixStream, now: Instant) -> Self {
         Self { stream, deadline: now + PATIENCE }
@@ -84,9 +84,9 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
 
-    fn client() -> (Client, UnixStream) {
+    fn client() -> (PendingClient, UnixStream) {
         let (near, far) = UnixStream::pair().unwrap();
-        (Client::new(near, Instant::now()), far)
+        (PendingClient::new(near, Instant::now()), far)
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub struct Ports {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ConnectionState {
     /// The host wants it, the guest has not answered.
     Requesting,
     /// Bytes flow.
@@ -70,7 +70,7 @@ pub struct Connection {
     /// Its ends.
     pub ports: Ports,
     stream: UnixStream,
-    state: State,
+    state: ConnectionState,
     /// `REQUEST` or `RESPONSE`, while it is to be sent.
     opening: Option<u16>,
     /// When an answer to the request is late; none before the request was sent.
@@ -114,17 +114,17 @@ pub struct Connection {
 impl Connection {
     /// A connection that the host wants; its handshake line was taken.
     pub fn to_guest(ports: Ports, stream: UnixStream) -> Self {
-        Self::new(ports, stream, State::Requesting, op::REQUEST)
+        Self::new(ports, stream, ConnectionState::Requesting, op::REQUEST)
     }
 
     /// A connection that the guest asked for and an acceptor has taken.
     pub fn from_guest(ports: Ports, stream: UnixStream, request: &Header) -> Self {
-        let mut connection = Self::new(ports, stream, State::Open, op::RESPONSE);
+        let mut connection = Self::new(ports, stream, ConnectionState::Open, op::RESPONSE);
         connection.take_credit(request);
         connection
     }
 
-    fn new(ports: Ports, stream: UnixStream, state: State, opening: u16) -> Self {
+    fn new(ports: Ports, stream: UnixStream, state: ConnectionState, opening: u16) -> Self {
         Self {
             ports,
             stream,
@@ -182,23 +182,23 @@ impl Connection {
 
     /// Whether it goes on when the guest has forgotten everything: the guest does not know of it yet, or no more.
     pub fn outlives_guest(&self) -> bool {
-        !self.known_to_guest() || self.state == State::Draining
+        !self.known_to_guest() || self.state == ConnectionState::Draining
     }
 
     /// Whether nothing is left to deliver of a connection that the guest has ended.
     pub fn done(&self) -> bool {
-        self.state == State::Draining && self.backlog.is_empty()
+        self.state == ConnectionState::Draining && self.backlog.is_empty()
     }
 
     /// Whether the host has given up before the guest answered, or the guest is late with its answer.
     pub fn abandoned(&self, now: Instant) -> bool {
-        self.state == State::Requesting
+        self.state == ConnectionState::Requesting
             && (self.host_gone || self.deadline.is_some_and(|deadline| now >= deadline))
     }
 
     /// Whether it waits for an answer, and so needs to be looked at when time goes by.
     pub fn waits(&self) -> bool {
-        self.state == State::Requesting
+        self.state == ConnectionState::Requesting
     }
 
     // --- from the guest
@@ -207,11 +207,11 @@ impl Connection {
     pub fn receive(&mut self, header: &Header, payload: &Buffers<'_>) -> Verdict {
         self.take_credit(header);
         match (header.op, self.state) {
-            (op::RESPONSE, State::Requesting) if self.opening.is_none() => self.answered(),
-            (op::DATA, State::Open) => self.deliver(payload),
-            (op::SHUTDOWN, State::Open) => self.shut_down(header.flags & SHUTDOWN_BOTH),
-            (op::CREDIT_UPDATE, State::Open) => Verdict::Keep,
-            (op::CREDIT_REQUEST, State::Open) => {
+            (op::RESPONSE, ConnectionState::Requesting) if self.opening.is_none() => self.answered(),
+            (op::DATA, ConnectionState::Open) => self.deliver(payload),
+            (op::SHUTDOWN, ConnectionState::Open) => self.shut_down(header.flags & SHUTDOWN_BOTH),
+            (op::CREDIT_UPDATE, ConnectionState::Open) => Verdict::Keep,
+            (op::CREDIT_REQUEST, ConnectionState::Open) => {
                 self.credit_wanted = true;
                 Verdict::Keep
             }
@@ -227,7 +227,7 @@ impl Connection {
 
     /// The guest accepted: the host program is told by the second line of the handshake.
     fn answered(&mut self) -> Verdict {
-        self.state = State::Open;
+        self.state = ConnectionState::Open;
         self.deadline = None;
         let line = format!("OK {}\n", self.ports.host);
         // Nothing was written to the stream before, so a short write means that its reader is gone.
@@ -277,7 +277,7 @@ impl Connection {
 
     /// The guest is done with the connection: delivers what is left.
     pub fn drain(&mut self) {
-        self.state = State::Draining;
+        self.state = ConnectionState::Draining;
         if self.host_deaf {
             self.backlog.clear();
         }
@@ -343,7 +343,7 @@ impl Connection {
         if let Some(opening) = self.opening {
             return Some((opening, 0));
         }
-        if self.state != State::Open {
+        if self.state != ConnectionState::Open {
             return None;
         }
         let freed = (self.forwarded - self.announced).0;
@@ -358,7 +358,7 @@ impl Connection {
 
     /// How many bytes may be read for the guest now; 0 when there is nothing to read or no room for it.
     pub fn readable(&self) -> usize {
-        let open = self.state == State::Open && self.opening.is_none() && self.readable;
+        let open = self.state == ConnectionState::Open && self.opening.is_none() && self.readable;
         if !open || self.host_shutdown & SHUTDOWN_SEND != 0 || self.guest_shutdown & SHUTDOWN_RECEIVE != 0 {
             return 0;
         }

@@ -3,7 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `mod.rs` | the device: three rings on one side, the muxer on the other |
-//! | `muxer.rs` | which connection a packet or event is for; opening, ending, bounds |
+//! | `muxer.rs` | which connection a packet or event is for; opening, exit, bounds |
 //! | `connection.rs` | one connection: states, credit, bytes both ways |
 //! | `client.rs` | a host program in its `CONNECT` handshake |
 //! | `backlog.rs` | bytes that a host program has not taken yet |
@@ -34,9 +34,10 @@ pub use muxer::{ListenError, MAX_CONNECTIONS};
 
 use super::ring::MAX_BUFFERS;
 use super::{
-    Buffers, Counter, DeviceError, Driver, EventSet, Fault, GuestMemory, Poller, Ring, VirtioDevice,
-    read_config_from,
+    Buffers, Counter, DeviceError, Driver, EventSet, Fault, MachineDevice, MakeError, Poller, Ring,
+    VirtioDevice, read_config_from,
 };
+use crate::memory::GuestMemory;
 use connection::{Connection, Ports};
 use muxer::Muxer;
 use packet::{HEADER_BYTES, Header, STREAM, op};
@@ -62,7 +63,7 @@ pub struct Vsock {
 }
 
 /// All that a guest can observe of its vsock device while it has no connection: with one, a VM is not saved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
     /// Port of the next connection from the host: not used twice in a guest's life.
     pub next_host_port: u32,
@@ -303,5 +304,17 @@ impl VirtioDevice for Vsock {
 
     fn save(&self) -> VsockState {
         VsockState { next_host_port: self.muxer.next_host_port() }
+    }
+}
+
+impl MachineDevice for Vsock {
+    /// A listening unix stream socket.
+    type Backend = OwnedFd;
+
+    fn make(listener: OwnedFd, saved: Option<&VsockState>, poller: &Poller) -> Result<Self, MakeError> {
+        Ok(match saved {
+            Some(saved) => Self::restore(saved, listener, poller.clone())?,
+            None => Self::new(listener, poller.clone())?,
+        })
     }
 }

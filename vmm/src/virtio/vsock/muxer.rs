@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  guest packets --> receive() --> Connection --> unix streams
-//!  host events   --> event()   --> Client, Connection
+//!  host events   --> event()   --> PendingClient, Connection
 //!  next_ready() <-- connections with something to send, each in its turn;  take_reset() <-- resets without a connection
 //! ```
 //!
@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use super::client::{Client, Handshake};
+use super::client::{Handshake, PendingClient};
 use super::connection::{Connection, Ports, Verdict};
 use super::packet::{Header, op};
 use crate::virtio::{Buffers, Counter, EventSet, Poller};
@@ -56,7 +56,7 @@ pub struct Muxer {
     /// Host programs wait because there was no room for them.
     listener_stalled: bool,
     acceptors: BTreeMap<u32, OwnedFd>,
-    clients: BTreeMap<u32, Client>,
+    clients: BTreeMap<u32, PendingClient>,
     connections: BTreeMap<u32, Connection>,
     /// Connections that the guest knows or is to know, by their ports.
     by_ports: BTreeMap<Ports, u32>,
@@ -177,7 +177,7 @@ impl Muxer {
         let key = self.new_key();
         // Without these the stream cannot be served: its program sees it closed.
         if stream.set_nonblocking(true).is_ok() && self.poller.add(&stream, key, WATCH).is_ok() {
-            self.clients.insert(key, Client::new(stream, now));
+            self.clients.insert(key, PendingClient::new(stream, now));
         }
     }
 

@@ -1,7 +1,7 @@
 //! The processors of a machine: those that it begins with, and those that it is given while it runs.
 //!
 //! ```text
-//! builder, clone --begin--> the first processors, a thread each
+//! builder, restore --begin--> the first processors, a thread each
 //! machine --grow--> thread "more-vcpus" --> the next processor, its thread      only where there may be more
 //! ```
 //!
@@ -26,10 +26,10 @@ use kvm_ioctls::VcpuFd;
 use crate::{
     confined::{self, ThreadError},
     cpu::{
-        cpuid::{self, Place},
+        cpuid::{self, Topology},
         registers,
     },
-    end::Ending,
+    exit::ExitHandle,
     seccomp::{Filter, SeccompError, Stage},
     vcpu::{Buses, Vcpu, VcpuError, VcpuThreads},
     vm::{Vm, VmError},
@@ -37,7 +37,7 @@ use crate::{
 
 /// Why processors cannot be made, or do not run.
 #[derive(Debug, thiserror::Error)]
-pub enum ProcessorsError {
+pub enum VcpusError {
     /// KVM makes none.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -76,7 +76,7 @@ pub enum ProcessorsError {
     },
 }
 
-impl ProcessorsError {
+impl VcpusError {
     /// The kind that a client is told.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -106,7 +106,7 @@ pub struct Claims {
 
 impl<'a> Fresh<'a> {
     /// For a machine of which its processors make these claims.
-    pub fn new(vm: &'a Vm, claims: Claims) -> Result<Self, ProcessorsError> {
+    pub fn new(vm: &'a Vm, claims: Claims) -> Result<Self, VcpusError> {
         Ok(Self { vm, supported: vm.supported_cpuid()?, registers: registers::model_specific()?, claims })
     }
 
@@ -116,10 +116,10 @@ impl<'a> Fresh<'a> {
     }
 
     /// Makes processor number `id`. But for the first, it waits for its start-up interrupt.
-    pub fn processor(&self, id: u8) -> Result<VcpuFd, ProcessorsError> {
-        let refused = |what| move |source| ProcessorsError::Refused { what, id, source };
+    pub fn vcpu(&self, id: u8) -> Result<VcpuFd, VcpusError> {
+        let refused = |what| move |source| VcpusError::Refused { what, id, source };
         let Claims { places: vcpus, nested } = self.claims;
-        let features = cpuid::for_vcpu(&self.supported, Place { id, vcpus }, nested)?;
+        let features = cpuid::for_vcpu(&self.supported, Topology { id, vcpus }, nested)?;
         let fd = self.vm.create_vcpu(id, &features)?;
         fd.set_msrs(&self.registers).map_err(refused("the model-specific registers"))?;
         fd.set_fpu(&registers::floating_point()).map_err(refused("the floating point unit"))?;
@@ -129,23 +129,23 @@ impl<'a> Fresh<'a> {
 
 /// What every processor of a machine shares with its others.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct VcpuContext {
     /// The machine.
     pub vm: Arc<Vm>,
     /// Where exits go.
     pub buses: Arc<Buses>,
     /// Whom to tell when the guest ends.
-    pub ending: Ending,
+    pub exit: ExitHandle,
 }
 
-impl Surroundings {
+impl VcpuContext {
     fn vcpu(&self, id: u8, fd: VcpuFd) -> Vcpu {
-        Vcpu { id, fd, buses: self.buses.clone(), ending: self.ending.clone() }
+        Vcpu { id, fd, buses: self.buses.clone(), exit: self.exit.clone() }
     }
 }
 
-/// Processors that run.
-pub struct Processors {
+/// The vcpus of a machine, which run.
+pub struct Vcpus {
     threads: Arc<Mutex<VcpuThreads>>,
     most: u8,
     /// None where there are as many as there may be.
@@ -155,18 +155,18 @@ pub struct Processors {
 /// So many in all, and who waits for them.
 struct Order {
     vcpus: u8,
-    done: SyncSender<Result<(), ProcessorsError>>,
+    done: SyncSender<Result<(), VcpusError>>,
 }
 
-impl Processors {
+impl Vcpus {
     /// Lets the first processors run; there may be as many later as `claims` has places.
-    pub fn begin(around: &Surroundings, fds: Vec<VcpuFd>, claims: Claims) -> Result<Self, ProcessorsError> {
+    pub fn begin(context: &VcpuContext, fds: Vec<VcpuFd>, claims: Claims) -> Result<Self, VcpusError> {
         let most = claims.places;
         let growable = fds.len() < most.into();
-        let vcpus = (0..).zip(fds).map(|(id, fd)| around.vcpu(id, fd)).collect();
+        let vcpus = (0..).zip(fds).map(|(id, fd)| context.vcpu(id, fd)).collect();
         let threads = VcpuThreads::spawn(vcpus, &Filter::new(Stage::Vcpu)?)?;
         let threads = Arc::new(Mutex::new(threads));
-        let maker = || Maker { around: around.clone(), claims, threads: threads.clone() }.start();
+        let maker = || Maker { context: context.clone(), claims, threads: threads.clone() }.start();
         let orders = growable.then(maker).transpose()?;
         Ok(Self { threads, most, orders })
     }
@@ -175,14 +175,14 @@ impl Processors {
     ///
     /// # Errors
     /// Those that were made before one failed stay.
-    pub fn grow(&self, vcpus: u8) -> Result<(), ProcessorsError> {
+    pub fn grow(&self, vcpus: u8) -> Result<(), VcpusError> {
         if vcpus > self.most {
-            return Err(ProcessorsError::TooMany { most: self.most, value: vcpus });
+            return Err(VcpusError::TooMany { most: self.most, value: vcpus });
         }
         let Some(orders) = &self.orders else { return Ok(()) };
         let (done, made) = mpsc::sync_channel(1);
-        orders.send(Order { vcpus, done }).map_err(|_| ProcessorsError::Gone)?;
-        made.recv().map_err(|_| ProcessorsError::Gone)?
+        orders.send(Order { vcpus, done }).map_err(|_| VcpusError::Gone)?;
+        made.recv().map_err(|_| VcpusError::Gone)?
     }
 
     /// The threads of all that were made.
@@ -197,14 +197,14 @@ fn lock(threads: &Mutex<VcpuThreads>) -> MutexGuard<'_, VcpuThreads> {
 
 /// What the thread that makes processors works with.
 struct Maker {
-    around: Surroundings,
+    context: VcpuContext,
     claims: Claims,
     threads: Arc<Mutex<VcpuThreads>>,
 }
 
 impl Maker {
     /// Starts the thread, confined. It ends with the machine.
-    fn start(self) -> Result<SyncSender<Order>, ProcessorsError> {
+    fn start(self) -> Result<SyncSender<Order>, VcpusError> {
         /// Bytes: no call here goes deep.
         const STACK: usize = 64 << 10;
         let filter = Filter::new(Stage::MoreVcpus)?;
@@ -221,17 +221,17 @@ impl Maker {
         }
     }
 
-    fn make(&self, vcpus: u8) -> Result<(), ProcessorsError> {
+    fn make(&self, vcpus: u8) -> Result<(), VcpusError> {
         let mut threads = lock(&self.threads);
         if threads.count() >= vcpus {
             return Ok(());
         }
-        let fresh = Fresh::new(&self.around.vm, self.claims)?;
+        let fresh = Fresh::new(&self.context.vm, self.claims)?;
         let filter = Filter::new(Stage::Vcpu)?;
         for id in threads.count()..vcpus {
-            let fd = fresh.processor(id)?;
+            let fd = fresh.vcpu(id)?;
             make_known(&fd, id)?;
-            threads.start(self.around.vcpu(id, fd), filter.clone())?;
+            threads.start(self.context.vcpu(id, fd), filter.clone())?;
         }
         Ok(())
     }
@@ -240,8 +240,8 @@ impl Maker {
 /// Has interrupts find a processor of a machine that runs. KVM looks destinations up in a table, which it lays out when a
 /// processor is made, shortly before that one counts, and again at certain changes, such as this one of the local APIC.
 /// While a machine boots, its processors see to that themselves.
-fn make_known(fd: &VcpuFd, id: u8) -> Result<(), ProcessorsError> {
-    let refused = |what| move |source| ProcessorsError::Refused { what, id, source };
+fn make_known(fd: &VcpuFd, id: u8) -> Result<(), VcpusError> {
+    let refused = |what| move |source| VcpusError::Refused { what, id, source };
     let local_apic = fd.get_lapic().map_err(refused("the local apic"))?;
     fd.set_lapic(&local_apic).map_err(refused("the local apic"))
 }

@@ -1,7 +1,7 @@
 //! Why a VM ended, and the one place where the first reason is kept.
 //!
-//! vCPU threads, devices and the control socket call [`Ending::end`]; the event loop then stops and `main` reads the
-//! reason. Later reasons are consequences of the first and are dropped.
+//! vCPU threads, devices and the control socket call [`ExitHandle::end`]; the event loop then stops and
+//! `main` reads the reason. Later reasons are consequences of the first and are dropped.
 
 use std::sync::{Arc, Mutex};
 
@@ -91,12 +91,12 @@ impl VmExit {
 
 /// Ends the VM, from any thread. The first reason counts.
 #[derive(Clone)]
-pub struct Ending {
+pub struct ExitHandle {
     reason: Arc<Mutex<Option<VmExit>>>,
     stop: Stop,
 }
 
-impl Ending {
+impl ExitHandle {
     /// Ends the loop that `stop` belongs to.
     pub fn new(stop: Stop) -> Self {
         Self { reason: Arc::default(), stop }
@@ -121,11 +121,11 @@ mod tests {
 
     #[test]
     fn first_reason_counts() {
-        let ending = Ending::new(EventLoop::new().unwrap().stopper());
-        assert_eq!(ending.reason(), None);
-        ending.end(VmExit::TripleFault { vcpu: 1 });
-        ending.end(VmExit::Stopped);
-        assert_eq!(ending.reason(), Some(VmExit::TripleFault { vcpu: 1 }));
+        let exit = ExitHandle::new(EventLoop::new().unwrap().stopper());
+        assert_eq!(exit.reason(), None);
+        exit.end(VmExit::TripleFault { vcpu: 1 });
+        exit.end(VmExit::Stopped);
+        assert_eq!(exit.reason(), Some(VmExit::TripleFault { vcpu: 1 }));
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! 16   content: what it was made from, then the machine, in postcard's form
 //! ```
 //!
-//! Written once by the machine of a template, read by `clone`. The file comes from the daemon and was sealed by it; still,
-//! whatever is in it ends in an error and never in a panic.
+//! Written once by the machine of a template, read by `restore`. The file comes from the daemon and was
+//! sealed by it; still, whatever is in it ends in an error and never in a panic.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -16,10 +16,9 @@ use isopod_protocols::vmm::Shape;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    builder::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB},
     cpu::state::VcpuState,
     devices::DevicesState,
-    layout::Range,
+    layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, Range},
     vm::VmState,
 };
 
@@ -56,7 +55,7 @@ pub struct MachineState {
 
 /// Why a state cannot be written or used.
 #[derive(Debug, thiserror::Error)]
-pub enum SavedError {
+pub enum SnapshotError {
     /// The file cannot be read or written.
     #[error("cannot {0} the template's state")]
     Io(&'static str, #[source] io::Error),
@@ -88,12 +87,12 @@ pub enum SavedError {
 }
 
 /// Writes the state of a template that was made from `built_from`.
-pub fn write(file: &File, built_from: &str, state: &MachineState) -> Result<(), SavedError> {
-    let content = postcard::to_allocvec(&(built_from, state)).map_err(|_| SavedError::TooLong)?;
+pub fn write(file: &File, built_from: &str, state: &MachineState) -> Result<(), SnapshotError> {
+    let content = postcard::to_allocvec(&(built_from, state)).map_err(|_| SnapshotError::TooLong)?;
     if content.len() > LONGEST as usize {
-        return Err(SavedError::TooLong);
+        return Err(SnapshotError::TooLong);
     }
-    file.write_all_at(&framed(&content), 0).map_err(|source| SavedError::Io("write", source))
+    file.write_all_at(&framed(&content), 0).map_err(|source| SnapshotError::Io("write", source))
 }
 
 /// A file with this content, which is at most [`LONGEST`].
@@ -109,46 +108,46 @@ pub(crate) fn framed(content: &[u8]) -> Vec<u8> {
 /// Reads the state of a template that must have been made from `built_from`, and booted as a machine of shape
 /// `wanted`: what a clone may have is its client's to say and not the file's. Other clones may read the same
 /// open file.
-pub fn read(file: &File, built_from: &str, wanted: Shape) -> Result<MachineState, SavedError> {
-    let failed = |source| SavedError::Io("read", source);
+pub fn read(file: &File, built_from: &str, wanted: Shape) -> Result<MachineState, SnapshotError> {
+    let failed = |source| SnapshotError::Io("read", source);
     let length = file.metadata().map_err(failed)?.len();
     if length > u64::from(LONGEST) + HEADER as u64 {
-        return Err(SavedError::Damaged("it is longer than any can be"));
+        return Err(SnapshotError::Damaged("it is longer than any can be"));
     }
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, 0).map_err(failed)?;
-    let (header, content) = bytes.split_first_chunk::<HEADER>().ok_or(SavedError::Foreign)?;
+    let (header, content) = bytes.split_first_chunk::<HEADER>().ok_or(SnapshotError::Foreign)?;
     if header[..8] != MAGIC {
-        return Err(SavedError::Foreign);
+        return Err(SnapshotError::Foreign);
     }
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if content.len() != word(8) as usize {
-        return Err(SavedError::Damaged("it is not as long as it says"));
+        return Err(SnapshotError::Damaged("it is not as long as it says"));
     }
     if crc32fast::hash(content) != word(12) {
-        return Err(SavedError::Damaged("its checksum is wrong"));
+        return Err(SnapshotError::Damaged("its checksum is wrong"));
     }
     let (found, state): (String, MachineState) =
-        postcard::from_bytes(content).map_err(|_| SavedError::Damaged("its content cannot be read"))?;
+        postcard::from_bytes(content).map_err(|_| SnapshotError::Damaged("its content cannot be read"))?;
     if found != built_from {
-        return Err(SavedError::BuiltFrom { found, wanted: built_from.to_owned() });
+        return Err(SnapshotError::BuiltFrom { found, wanted: built_from.to_owned() });
     }
     state.check()?;
     let found = state.shape();
     if found != wanted {
-        return Err(SavedError::Shape { found, wanted });
+        return Err(SnapshotError::Shape { found, wanted });
     }
     Ok(state)
 }
 
 impl MachineState {
     /// Refuses sizes that no machine has. What the parts of a machine cannot be, each of them refuses itself.
-    fn check(&self) -> Result<(), SavedError> {
+    fn check(&self) -> Result<(), SnapshotError> {
         let memory = (MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib)
             && (self.memory_mib..=MAX_MEMORY_MIB).contains(&self.max_memory_mib);
         let vcpus =
             (1..=usize::from(self.max_vcpus)).contains(&self.vcpus.len()) && self.max_vcpus <= MAX_VCPUS;
-        if memory && vcpus { Ok(()) } else { Err(SavedError::Damaged("it has sizes that no machine has")) }
+        if memory && vcpus { Ok(()) } else { Err(SnapshotError::Damaged("it has sizes that no machine has")) }
     }
 
     /// The machine, as a client knows it. Its processors are no more than [`Self::check`] allows.
@@ -211,7 +210,7 @@ mod tests {
         std::fs::read(file.path()).unwrap()
     }
 
-    fn read_from(bytes: &[u8], built_from: &str) -> Result<MachineState, SavedError> {
+    fn read_from(bytes: &[u8], built_from: &str) -> Result<MachineState, SnapshotError> {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(bytes, 0).unwrap();
         read(&file, built_from, EXAMPLE_SHAPE)
@@ -227,9 +226,9 @@ mod tests {
     #[test]
     fn foreign_file_is_refused() {
         for bytes in [&b""[..], b"isopodT3", &[0; 100], b"\x7fELF............................"] {
-            assert!(matches!(read_from(bytes, "a b"), Err(SavedError::Foreign)));
+            assert!(matches!(read_from(bytes, "a b"), Err(SnapshotError::Foreign)));
         }
-        assert!(matches!(read_from(&written(), "a c"), Err(SavedError::BuiltFrom { .. })));
+        assert!(matches!(read_from(&written(), "a c"), Err(SnapshotError::BuiltFrom { .. })));
     }
 
     /// Under a right checksum: what counts and sizes decide must not be taken as it is.
@@ -248,7 +247,7 @@ mod tests {
             let mut state = MachineState::example();
             change(&mut state);
             let content = postcard::to_allocvec(&("a b", state)).unwrap();
-            assert!(matches!(read_from(&framed(&content), "a b"), Err(SavedError::Damaged(_))));
+            assert!(matches!(read_from(&framed(&content), "a b"), Err(SnapshotError::Damaged(_))));
         }
     }
 
@@ -267,17 +266,17 @@ mod tests {
             change(&mut state);
             let content = postcard::to_allocvec(&("a b", state)).unwrap();
             let refused = read_from(&framed(&content), "a b").err().expect("another machine");
-            assert!(matches!(refused, SavedError::Shape { wanted: EXAMPLE_SHAPE, .. }), "{refused}");
+            assert!(matches!(refused, SnapshotError::Shape { wanted: EXAMPLE_SHAPE, .. }), "{refused}");
         }
     }
 
     #[test]
     fn longer_or_shorter_file_is_refused() {
         let bytes = written();
-        assert!(matches!(read_from(&bytes[..bytes.len() - 1], "a b"), Err(SavedError::Damaged(_))));
-        assert!(matches!(read_from(&[&bytes[..], &[0]].concat(), "a b"), Err(SavedError::Damaged(_))));
+        assert!(matches!(read_from(&bytes[..bytes.len() - 1], "a b"), Err(SnapshotError::Damaged(_))));
+        assert!(matches!(read_from(&[&bytes[..], &[0]].concat(), "a b"), Err(SnapshotError::Damaged(_))));
         let endless = [&bytes[..], &vec![0; LONGEST as usize]].concat();
-        assert!(matches!(read_from(&endless, "a b"), Err(SavedError::Damaged(_))));
+        assert!(matches!(read_from(&endless, "a b"), Err(SnapshotError::Damaged(_))));
     }
 
     proptest! {

@@ -5,9 +5,10 @@
 //!   -> state of vm and processors -> another generation -> devices go on -> threads
 //! ```
 //!
-//! The counterpart of [`crate::builder`], called by `main` in its place. What makes the clone another machine than its
-//! siblings: its [`crate::generation`], at which the kernel seeds its random numbers anew, and right after that the fresh
-//! random bytes to which alone the agent gives its first answer (`isopod_protocols::agent`).
+//! The counterpart of [`crate::builder`], called by `main` in its place. What makes the clone another machine
+//! than its siblings: its [`crate::vmgenid`], at which the kernel seeds its random numbers anew, and right
+//! after that the fresh random bytes to which alone the agent gives its first answer
+//! (`isopod_protocols::agent`).
 
 use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
 
@@ -15,27 +16,27 @@ use isopod_protocols::vmm::{ErrorKind, Shape};
 use kvm_ioctls::VcpuFd;
 
 use crate::{
-    builder,
     bus::BusError,
     console_log::ConsoleLog,
     cpu::state::{VcpuState, VcpuStateError},
-    devices::{DevicesError, Machinery, Root},
-    end::Ending,
-    generation::{Generation, GenerationError},
+    devices::{Backends, Devices, DevicesError, Machinery},
+    exit::ExitHandle,
     layout,
     machine::Machine,
     memory::{self, Backing, MemoryError},
     pluggable::{self, MemorySize},
-    processors::{Claims, Processors, ProcessorsError, Surroundings},
-    saved::{self, SavedError},
+    ports,
+    snapshot::{self, SnapshotError},
     vcpu::Buses,
-    virtio::EventLoop,
+    vcpus::{Claims, VcpuContext, Vcpus, VcpusError},
+    virtio::{EventLoop, MakeError, block::Root},
     vm::{Vm, VmError},
+    vmgenid::{VmGenId, VmGenIdError},
 };
 
 /// Why there is no clone.
 #[derive(Debug, thiserror::Error)]
-pub enum CloneError {
+pub enum RestoreError {
     /// Not the descriptors that a clone needs.
     #[error(
         "a clone needs 5 descriptors (/dev/kvm, the template's memory and state, guest root, vsock listener), got {0}"
@@ -43,7 +44,7 @@ pub enum CloneError {
     Descriptors(usize),
     /// The template's state.
     #[error(transparent)]
-    Saved(#[from] SavedError),
+    Snapshot(#[from] SnapshotError),
     /// The template's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -58,7 +59,7 @@ pub enum CloneError {
     Devices(#[from] DevicesError),
     /// The VM's generation.
     #[error(transparent)]
-    Generation(#[from] GenerationError),
+    VmGenId(#[from] VmGenIdError),
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -72,29 +73,32 @@ pub enum CloneError {
     },
     /// The processors do not run.
     #[error(transparent)]
-    Processors(#[from] ProcessorsError),
+    Vcpus(#[from] VcpusError),
 }
 
-impl CloneError {
+impl RestoreError {
     /// The kind that a client is told. What lies at the template is told apart: it must not be used again.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            CloneError::Descriptors(_) => ErrorKind::Invalid,
-            CloneError::Saved(_) | CloneError::Memory(_) | CloneError::Vcpu { .. } => ErrorKind::Template,
-            CloneError::Devices(
-                DevicesError::Restore(_) | DevicesError::SavedRoot | DevicesError::SavedMemory,
-            ) => ErrorKind::Template,
-            CloneError::Vm(_) | CloneError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
-            CloneError::Processors(error) => error.kind(),
-            CloneError::Root(_) | CloneError::Devices(_) | CloneError::Generation(_) | CloneError::Bus(_) => {
-                ErrorKind::System
+            RestoreError::Descriptors(_) => ErrorKind::Invalid,
+            RestoreError::Snapshot(_) | RestoreError::Memory(_) | RestoreError::Vcpu { .. } => {
+                ErrorKind::Template
             }
+            RestoreError::Devices(DevicesError::Restore(_) | DevicesError::Make(MakeError::Saved(_))) => {
+                ErrorKind::Template
+            }
+            RestoreError::Vm(_) | RestoreError::Devices(DevicesError::Vm(_)) => ErrorKind::Kvm,
+            RestoreError::Vcpus(error) => error.kind(),
+            RestoreError::Root(_)
+            | RestoreError::Devices(_)
+            | RestoreError::VmGenId(_)
+            | RestoreError::Bus(_) => ErrorKind::System,
         }
     }
 }
 
 /// The descriptors of a restore request, in their order.
-struct CloneFiles {
+struct RestoreFiles {
     kvm: OwnedFd,
     memory: File,
     state: File,
@@ -102,28 +106,28 @@ struct CloneFiles {
     vsock: OwnedFd,
 }
 
-impl TryFrom<Vec<OwnedFd>> for CloneFiles {
-    type Error = CloneError;
+impl TryFrom<Vec<OwnedFd>> for RestoreFiles {
+    type Error = RestoreError;
 
-    fn try_from(fds: Vec<OwnedFd>) -> Result<Self, CloneError> {
+    fn try_from(fds: Vec<OwnedFd>) -> Result<Self, RestoreError> {
         let [kvm, memory, state, root, vsock] =
-            <[OwnedFd; 5]>::try_from(fds).map_err(|fds| CloneError::Descriptors(fds.len()))?;
+            <[OwnedFd; 5]>::try_from(fds).map_err(|fds| RestoreError::Descriptors(fds.len()))?;
         Ok(Self { kvm, memory: memory.into(), state: state.into(), root, vsock })
     }
 }
 
 /// Makes the clone of a template that was made from `built_from` and booted as a machine of `shape`, and lets
 /// it run; its devices are served by `events`.
-pub fn clone(
+pub fn restore(
     built_from: &str,
     shape: Shape,
     files: Vec<OwnedFd>,
     events: &mut EventLoop,
-) -> Result<Machine, CloneError> {
-    let files = CloneFiles::try_from(files)?;
-    let state = saved::read(&files.state, built_from, shape)?;
-    let root = Root::new(files.root).map_err(CloneError::Root)?;
-    let ending = Ending::new(events.stopper());
+) -> Result<Machine, RestoreError> {
+    let files = RestoreFiles::try_from(files)?;
+    let state = snapshot::read(&files.state, built_from, shape)?;
+    let root = Root::new(files.root).map_err(RestoreError::Root)?;
+    let exit = ExitHandle::new(events.stopper());
     let console = Arc::new(ConsoleLog::default());
 
     let backing = Backing::Clone { file: &files.memory, stretches: &state.stretches };
@@ -133,42 +137,33 @@ pub fn clone(
         memory = pluggable::add(&memory, region)?;
     }
     let vm = Arc::new(Vm::new(files.kvm, &memory)?);
-    let mut machinery = Machinery { vm: &vm, memory: &memory, events, ending: &ending };
-    let (bus, devices) = machinery.place_all(root, files.vsock, &console, region, Some(&state.devices))?;
-    let buses = Arc::new(Buses { memory: bus, ports: builder::ports(&ending, &console)? });
+    let mut machinery = Machinery { vm: &vm, memory: &memory, events, exit: &exit };
+    let backends = Backends { root, vsock: files.vsock, console: console.clone(), pluggable: region };
+    let (bus, devices) = Devices::place(&mut machinery, backends, Some(&state.devices))?;
+    let buses = Arc::new(Buses { memory: bus, ports: ports::bus(&exit, &console)? });
 
-    let generation = Generation::new(&memory)?;
-    vm.route(generation.changed(), layout::GENERATION_GSI)?;
+    let vmgenid = VmGenId::new(&memory)?;
+    vm.route(vmgenid.changed(), layout::VMGENID_GSI)?;
 
     let nested = shape.nested_virtualization;
     let fds = created(&vm, &state.vcpus, nested)?;
-    vm.give(&state.vm)?;
+    vm.restore(&state.vm)?;
     for (id, (fd, state)) in (0..).zip(fds.iter().zip(&state.vcpus)) {
-        state.give(fd).map_err(|source| CloneError::Vcpu { id, source })?;
+        state.restore(fd).map_err(|source| RestoreError::Vcpu { id, source })?;
     }
-    generation.signal();
+    vmgenid.signal();
     devices.resume();
-    let around = Surroundings { vm: vm.clone(), buses, ending: ending.clone() };
+    let context = VcpuContext { vm: vm.clone(), buses, exit: exit.clone() };
     let claims = Claims { places: state.max_vcpus, nested };
-    let processors = Processors::begin(&around, fds, claims)?;
+    let vcpus = Vcpus::begin(&context, fds, claims)?;
     let size = MemorySize::new(state.memory_mib, state.max_memory_mib, devices.mem.clone());
-    Ok(Machine {
-        vm,
-        generation,
-        devices,
-        ram: memory,
-        memory: size,
-        console,
-        processors,
-        ending,
-        template: None,
-    })
+    Ok(Machine { vm, vmgenid, devices, ram: memory, memory: size, console, vcpus, exit, template: None })
 }
 
 /// All processors are there before any has its state: their clocks are set against each other's.
-fn created(vm: &Vm, states: &[VcpuState], nested: bool) -> Result<Vec<VcpuFd>, CloneError> {
-    let create = |(id, state): (u8, &VcpuState)| -> Result<VcpuFd, CloneError> {
-        let features = state.features(nested).map_err(|source| CloneError::Vcpu { id, source })?;
+fn created(vm: &Vm, states: &[VcpuState], nested: bool) -> Result<Vec<VcpuFd>, RestoreError> {
+    let create = |(id, state): (u8, &VcpuState)| -> Result<VcpuFd, RestoreError> {
+        let features = state.features(nested).map_err(|source| RestoreError::Vcpu { id, source })?;
         Ok(vm.create_vcpu(id, &features)?)
     };
     (0..).zip(states).map(create).collect()
