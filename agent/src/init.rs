@@ -6,7 +6,7 @@
 
 use crate::console::{self, Level};
 use crate::sandbox::Sandbox;
-use crate::{cgroup, server, sys};
+use crate::{cgroup, server, sys, tasks};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
 use std::ffi::CStr;
@@ -87,11 +87,14 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 ];
 
 /// Kernel settings under which containers live unless their pod asks for others.
-const SYSCTLS: [(&str, &str); 10] = [
+const SYSCTLS: [(&str, &str); 11] = [
     // Or the kernel drops our lines after the tenth in five seconds. It wants the line end.
     ("kernel/printk_devkmsg", "on\n"),
     // The log has addresses and names of the guest, and lines about every container of the pod.
     ("kernel/dmesg_restrict", "1"),
+    // As distributions have it: numbers of groups and sessions outlive the processes that they are named for, so 32768, the
+    // kernel's own bound, could all be taken by fewer tasks than there may be.
+    ("kernel/pid_max", "4194304"),
     // What kubelet wants of a node.
     ("vm/overcommit_memory", "1"),
     // The kernel looks twice a second whether memory should be compacted before anybody needs it: an idle guest shall sleep.
@@ -157,7 +160,8 @@ pub fn set_up_guest() -> Result<(), InitError> {
         }
     }
     raise_limits();
-    cgroup::prepare().map_err(|(path, source)| InitError::Path { path, source })
+    cgroup::prepare().map_err(|(path, source)| InitError::Path { path, source })?;
+    tasks::bound().map_err(|(path, source)| InitError::Path { path: path.display().to_string(), source })
 }
 
 fn make_mount(mount: &Mount) -> Result<(), InitError> {

@@ -27,6 +27,7 @@ mod stdio;
 mod storage;
 mod sys;
 mod sysctl;
+mod tasks;
 
 use std::process::ExitCode;
 

@@ -11,6 +11,7 @@ use crate::cgroup;
 use crate::directory;
 use crate::id::Id;
 use crate::process::sys;
+use crate::tasks;
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{AtFlags, CWD, FileType};
 use std::ffi::CString;
@@ -86,7 +87,18 @@ impl Cgroup {
     pub fn make(&self) -> Result<(), CgroupError> {
         make_group(&self.path)?;
         cgroup::hand_down(&self.path).map_err(failed(&self.path, "prepared for groups below"))?;
+        self.bound()?;
         make_group(&self.own())
+    }
+
+    /// Sets the bounds that hold for a container which asks for none. They are in the upper group alone: to
+    /// programs that look for limits they are none.
+    fn bound(&self) -> Result<(), CgroupError> {
+        let of_tasks = |(path, source)| CgroupError::File { path, action: "read or written", source };
+        tasks::bound().map_err(of_tasks)?;
+        let path = self.path.join("pids.max");
+        let tasks = tasks::of_one_container().map_err(of_tasks)?;
+        fs::write(&path, tasks.to_string()).map_err(failed(&path, "written"))
     }
 
     /// Restricts which devices its processes may use, for the life of the group.

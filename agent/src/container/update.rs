@@ -1,9 +1,11 @@
 //! Sets new limits on a container, all or none.
 
 use super::{ContainerError, to_the_end};
+use crate::console;
 use crate::error::AgentError;
 use crate::id::Id;
 use crate::sandbox::Sandbox;
+use crate::tasks;
 use isopod_protocols::agent::*;
 use oci_spec::runtime::LinuxResources;
 use std::sync::Arc;
@@ -20,6 +22,10 @@ pub async fn update(
     to_the_end(async move {
         let (container, _step) = sandbox.containers.step(&id).await.map_err(ContainerError::from)?;
         container.cgroup().limit(&resources).map_err(ContainerError::from)?;
+        // The guest's memory grows before its containers' limits do.
+        if let Err((path, error)) = tasks::bound() {
+            console::error!("tasks of containers are bounded as before: {}: {error}", path.display());
+        }
         Ok(UpdateContainerResponse {})
     })
     .await

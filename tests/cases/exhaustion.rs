@@ -1,0 +1,68 @@
+//! Cases of containers that take all there is of something that the guest's kernel counts, seen from the containers beside them and from
+//! the agent. What the host gives a pod is the matter of `hostile_guest`.
+
+use anyhow::{Context, Result, ensure};
+use isopod_tests::cases;
+use isopod_tests::cri::{Cri, Pod, container_config};
+use isopod_tests::node::{Isopod, Settings};
+use isopod_tests::node_programs;
+use k8s_cri::v1;
+use std::process::ExitCode;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    let settings = Settings { isopod: Isopod::Serving, registry: true, ..Settings::default() };
+    isopod_tests::case::run(
+        settings,
+        cases!["exhaustion":
+            container_that_takes_all_tasks_leaves_the_others_theirs,
+        ],
+    )
+}
+
+fn cri() -> Result<Cri> {
+    let cri = Cri::connect()?;
+    cri.pull("busybox")?;
+    cri.pull(node_programs::IMAGE)?;
+    Ok(cri)
+}
+
+/// A container that takes as much of something as it is given, or `most`; answers how much that was. It holds all of it.
+fn use_up(cri: &Cri, pod: &Pod, what: &str, most: Option<u32>) -> Result<u32> {
+    let most = most.map(|most| most.to_string());
+    let command: Vec<&str> = ["use-up", what].into_iter().chain(most.as_deref()).collect();
+    let container = cri.run_container(pod, container_config(what, node_programs::IMAGE, &command))?;
+    let log = cri.wait_logged(&container, "took ")?;
+    let count = log.split("took ").nth(1).and_then(|rest| rest.split(':').next());
+    count.with_context(|| log.clone())?.parse().with_context(|| log.clone())
+}
+
+/// Checks that the pod goes on: a container has statistics and runs commands, also as a user who may not pass limits, and another one
+/// is made.
+fn goes_on(cri: &Cri, pod: &Pod, container: &str) -> Result<()> {
+    let request = v1::ContainerStatsRequest { container_id: container.to_owned() };
+    let stats = cri.wait(cri.service().container_stats(request)).context("statistics")?;
+    ensure!(stats.stats.is_some_and(|stats| stats.memory.is_some()), "no figures");
+    ensure!(cri.shell(container, "cat /etc/hostname | wc -l")?.trim() == "1");
+    let context = v1::LinuxContainerSecurityContext {
+        run_as_user: Some(v1::Int64Value { value: 1000 }),
+        ..Default::default()
+    };
+    let mut config = container_config("late", "busybox", &["sh", "-c", "cat /etc/hostname; echo done"]);
+    config.linux = Some(v1::LinuxContainerConfig { security_context: Some(context), ..Default::default() });
+    let late = cri.run_container(pod, config).context("another container")?;
+    let exit = cri.wait_exited(&late)?;
+    ensure!(exit.exit_code == 0, "{exit:?}: {}", cri.log(&late)?);
+    Ok(())
+}
+
+fn container_that_takes_all_tasks_leaves_the_others_theirs() -> Result<()> {
+    let cri = cri()?;
+    let (pod, other) = cri.run_sleeper("tasks")?;
+    let tasks = use_up(&cri, &pod, "tasks", None)?;
+    ensure!(tasks > 500, "{tasks} tasks are no more than any container may need");
+    // By then the agent has ended its idle threads, and needs new ones.
+    std::thread::sleep(Duration::from_secs(15));
+    goes_on(&cri, &pod, &other)?;
+    cri.clean()
+}
