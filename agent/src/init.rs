@@ -87,7 +87,7 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 ];
 
 /// Kernel settings under which containers live unless their pod asks for others.
-const SYSCTLS: [(&str, &str); 11] = [
+const SYSCTLS: [(&str, &str); 12] = [
     // Or the kernel drops our lines after the tenth in five seconds. It wants the line end.
     ("kernel/printk_devkmsg", "on\n"),
     // The log has addresses and names of the guest, and lines about every container of the pod.
@@ -95,6 +95,9 @@ const SYSCTLS: [(&str, &str); 11] = [
     // As distributions have it: numbers of groups and sessions outlive the processes that they are named for, so 32768, the
     // kernel's own bound, could all be taken by fewer tasks than there may be.
     ("kernel/pid_max", "4194304"),
+    // The kernel's bound is by memory at boot, for all processes of the guest without CAP_SYS_ADMIN: one container could hold all
+    // files. Open files are charged to the memory of the container that opens them.
+    ("fs/file-max", "9223372036854775807"),
     // What kubelet wants of a node.
     ("vm/overcommit_memory", "1"),
     // The kernel looks twice a second whether memory should be compacted before anybody needs it: an idle guest shall sleep.

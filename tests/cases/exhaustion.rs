@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         settings,
         cases!["exhaustion":
             container_that_takes_all_tasks_leaves_the_others_theirs,
+            container_that_opens_many_files_leaves_the_others_theirs,
         ],
     )
 }
@@ -63,6 +64,16 @@ fn container_that_takes_all_tasks_leaves_the_others_theirs() -> Result<()> {
     ensure!(tasks > 500, "{tasks} tasks are no more than any container may need");
     // By then the agent has ended its idle threads, and needs new ones.
     std::thread::sleep(Duration::from_secs(15));
+    goes_on(&cri, &pod, &other)?;
+    cri.clean()
+}
+
+fn container_that_opens_many_files_leaves_the_others_theirs() -> Result<()> {
+    let cri = cri()?;
+    let (pod, other) = cri.run_sleeper("files")?;
+    // The kernel's own bound for a guest of 256 MiB is about 25,000, for all of it.
+    let files = use_up(&cri, &pod, "files", Some(60_000))?;
+    ensure!(files == 60_000, "one process has {files} of the 1,048,576 files that its limit allows");
     goes_on(&cri, &pod, &other)?;
     cri.clean()
 }
