@@ -17,6 +17,8 @@ fn main() -> ExitCode {
         cases!["exhaustion":
             container_that_takes_all_tasks_leaves_the_others_theirs,
             container_that_opens_many_files_leaves_the_others_theirs,
+            container_that_makes_many_namespaces_leaves_the_others_theirs,
+            container_that_watches_many_files_leaves_the_agent_its_watches,
         ],
     )
 }
@@ -75,5 +77,30 @@ fn container_that_opens_many_files_leaves_the_others_theirs() -> Result<()> {
     let files = use_up(&cri, &pod, "files", Some(60_000))?;
     ensure!(files == 60_000, "one process has {files} of the 1,048,576 files that its limit allows");
     goes_on(&cri, &pod, &other)?;
+    cri.clean()
+}
+
+fn container_that_makes_many_namespaces_leaves_the_others_theirs() -> Result<()> {
+    let cri = cri()?;
+    let (pod, other) = cri.run_sleeper("namespaces")?;
+    // The kernel's own bound for a user of such a guest is about 900, and the agent's children are the same user.
+    let namespaces = use_up(&cri, &pod, "cgroup-namespaces", Some(2000))?;
+    ensure!(namespaces == 2000, "{namespaces} namespaces");
+    goes_on(&cri, &pod, &other)?;
+    cri.clean()
+}
+
+fn container_that_watches_many_files_leaves_the_agent_its_watches() -> Result<()> {
+    let cri = cri()?;
+    let (pod, other) = cri.run_sleeper("watches")?;
+    // The kernel's own bound for a user is 4% of memory, which are about 50,000.
+    let watches = use_up(&cri, &pod, "watches", Some(100_000))?;
+    ensure!(watches == 100_000, "{watches} watches");
+    goes_on(&cri, &pod, &other)?;
+    // What the kernel counts per user is without a bound, as far as it is charged.
+    let script = "cd /proc/sys/user && cat max_inotify_instances max_inotify_watches max_user_namespaces; \
+                  grep -c 'pending signals  *unlimited' /proc/self/limits";
+    let bounds = cri.shell(&other, script)?;
+    ensure!(bounds.lines().eq(["2147483647", "2147483647", "2147483647", "1"]), "{bounds}");
     cri.clean()
 }
