@@ -3,12 +3,12 @@
 
 use anyhow::{Context, Result, ensure};
 use isopod_tests::cases;
-use isopod_tests::cri::{Cri, Pod, container_config};
+use isopod_tests::cri::{Cri, Pod, container_config, pod_config};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::node_programs;
 use k8s_cri::v1;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
     let settings = Settings { isopod: Isopod::Serving, registry: true, ..Settings::default() };
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
             container_that_opens_many_files_leaves_the_others_theirs,
             container_that_makes_many_namespaces_leaves_the_others_theirs,
             container_that_watches_many_files_leaves_the_agent_its_watches,
+            removal_of_a_container_full_of_groups_delays_no_other,
         ],
     )
 }
@@ -102,5 +103,39 @@ fn container_that_watches_many_files_leaves_the_agent_its_watches() -> Result<()
                   grep -c 'pending signals  *unlimited' /proc/self/limits";
     let bounds = cri.shell(&other, script)?;
     ensure!(bounds.lines().eq(["2147483647", "2147483647", "2147483647", "1"]), "{bounds}");
+    cri.clean()
+}
+
+fn removal_of_a_container_full_of_groups_delays_no_other() -> Result<()> {
+    const SOON: Duration = Duration::from_secs(5);
+    let cri = cri()?;
+    let mut config = pod_config("groups");
+    let context = v1::LinuxSandboxSecurityContext { privileged: true, ..Default::default() };
+    config.linux.get_or_insert_default().security_context = Some(context);
+    let pod = cri.run_pod_with(config)?;
+    let other = cri.run_container(&pod, container_config("other", "busybox", &["sleep", "100000"]))?;
+    let context = v1::LinuxContainerSecurityContext { privileged: true, ..Default::default() };
+    let mut config = container_config("full", "busybox", &["sleep", "100000"]);
+    config.linux.get_or_insert_default().security_context = Some(context);
+    let full = cri.run_container(&pod, config)?;
+
+    let nest =
+        "cd /sys/fs/cgroup; d=.; n=0; while mkdir $d/d 2>/dev/null; do d=$d/d; n=$((n+1)); done; echo $n";
+    let depth: u32 = cri.shell(&full, nest)?.trim().parse()?;
+    ensure!((16..64).contains(&depth), "groups are nested {depth} deep");
+    let many = "cd /sys/fs/cgroup; for n in $(seq 3000); do echo g$n; done | xargs mkdir 2>/dev/null; ls -d g* | wc -l";
+    let count: u32 = cri.shell(&full, many)?.trim().parse()?;
+    ensure!((1000..=2048).contains(&count), "{count} groups");
+
+    let mut service = cri.service();
+    let request = v1::RemoveContainerRequest { container_id: full };
+    let removal = cri.begin(async move { service.remove_container(request).await });
+    while !removal.is_finished() {
+        let begun = Instant::now();
+        ensure!(cri.shell(&other, "echo here")? == "here");
+        ensure!(begun.elapsed() < SOON, "it took {:?}", begun.elapsed());
+    }
+    cri.block_on(removal)??;
+    goes_on(&cri, &pod, &other)?;
     cri.clean()
 }

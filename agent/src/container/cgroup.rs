@@ -5,6 +5,7 @@
 //! counted, killed and removed is the upper one with all below. Groups below `own` are the container's own
 //! business (systemd, Docker in Docker).
 
+use super::blocking;
 use super::devices::{self, DevicesError};
 use super::limits::{Limit, LimitsError, limits};
 use crate::cgroup;
@@ -19,13 +20,20 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a killed group may take to become empty. Processes in an uninterruptible wait are what takes long.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Pause between two looks at a group that is being emptied.
 const EMPTY_POLL: Duration = Duration::from_millis(2);
+
+/// Most groups below a container's upper one. Nested Kubernetes nodes have about a thousand. Each group takes one of the 65,535
+/// numbers that the kernel has for groups with memory, and a moment of the container's removal.
+const MAX_GROUPS: u32 = 2048;
+
+/// How deep they may be nested.
+const MAX_DEPTH: u32 = 64;
 
 /// A cgroup that could not be handled.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +67,9 @@ pub enum CgroupError {
     /// Killed processes that do not go.
     #[error("cgroup {} still holds processes {} s after they were killed", .0.display(), EMPTY_DEADLINE.as_secs())]
     NotEmpty(PathBuf),
+    /// More groups than could be removed in time.
+    #[error("cgroup {} has groups left after {} s of removing them; remove the container again", .0.display(), EMPTY_DEADLINE.as_secs())]
+    Late(PathBuf),
 }
 
 fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> CgroupError {
@@ -96,9 +107,16 @@ impl Cgroup {
     fn bound(&self) -> Result<(), CgroupError> {
         let of_tasks = |(path, source)| CgroupError::File { path, action: "read or written", source };
         tasks::bound().map_err(of_tasks)?;
-        let path = self.path.join("pids.max");
         let tasks = tasks::of_one_container().map_err(of_tasks)?;
-        fs::write(&path, tasks.to_string()).map_err(failed(&path, "written"))
+        let bounds = [
+            ("pids.max", tasks),
+            ("cgroup.max.descendants", MAX_GROUPS.into()),
+            ("cgroup.max.depth", MAX_DEPTH.into()),
+        ];
+        bounds.into_iter().try_for_each(|(file, value)| {
+            let path = self.path.join(file);
+            fs::write(&path, value.to_string()).map_err(failed(&path, "written"))
+        })
     }
 
     /// Restricts which devices its processes may use, for the life of the group.
@@ -141,17 +159,22 @@ impl Cgroup {
 
     /// Kills what is left in the group and removes it with all groups below. A group that is gone succeeds.
     pub async fn remove(&self) -> Result<(), CgroupError> {
-        let deadline = tokio::time::Instant::now() + EMPTY_DEADLINE;
+        let deadline = Instant::now() + EMPTY_DEADLINE;
         loop {
             self.kill()?;
             if !self.populated()? {
-                match remove_tree(&self.path) {
+                let path = self.path.clone();
+                // A container may have made many groups, and the kernel takes its time for each.
+                match blocking(move || remove_tree(&path, deadline)).await {
                     // A process can still be on its way out, or a fork have escaped the kill before this one.
                     Err(error) if is_in_use(&error) => {}
+                    Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                        return Err(CgroupError::Late(self.path.clone()));
+                    }
                     result => return result.map_err(failed(&self.path, "removed")),
                 }
             }
-            if tokio::time::Instant::now() >= deadline {
+            if Instant::now() >= deadline {
                 return Err(CgroupError::NotEmpty(self.path.clone()));
             }
             tokio::time::sleep(EMPTY_POLL).await;
@@ -203,14 +226,18 @@ fn counter(content: &str, key: &str) -> u64 {
 }
 
 /// Groups are removed from the leaves up; files in them vanish with them. A container may nest them deeper
-/// than any path reaches, so only one directory is open at a time, and the way up is its `..`.
-fn remove_tree(path: &Path) -> io::Result<()> {
+/// than any path reaches, so only one directory is open at a time, and the way up is its `..`. At the deadline
+/// it ends with [`io::ErrorKind::TimedOut`], and another call goes on.
+fn remove_tree(path: &Path, deadline: Instant) -> io::Result<()> {
     let mut here = match directory::open(CWD, path).map_err(io::Error::from) {
         Err(error) if is_gone(&error) => return Ok(()),
         opened => opened?,
     };
     let mut depth = 0u64;
     loop {
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let Some(name) = first_group(&here)? else {
             if depth == 0 {
                 return absent_is_done(fs::remove_dir(path));
@@ -271,6 +298,10 @@ mod tests {
         (directory, cgroup)
     }
 
+    fn soon() -> Instant {
+        Instant::now() + EMPTY_DEADLINE
+    }
+
     fn resources(json: &str) -> LinuxResources {
         serde_json::from_str(json).unwrap()
     }
@@ -314,9 +345,43 @@ mod tests {
             fs::rename(top.join("nest"), next.join(&name)).unwrap();
             fs::rename(&next, top.join("nest")).unwrap();
         }
-        remove_tree(&top).unwrap();
+        remove_tree(&top, soon()).unwrap();
         assert!(!top.exists());
-        remove_tree(&top).unwrap();
+        remove_tree(&top, soon()).unwrap();
+    }
+
+    #[test]
+    fn removal_ends_at_its_deadline_and_goes_on_in_the_next_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path().join("top");
+        for number in 0..100 {
+            fs::create_dir_all(top.join(format!("{number}/below"))).unwrap();
+        }
+        let late = remove_tree(&top, Instant::now()).unwrap_err();
+        assert!(late.kind() == io::ErrorKind::TimedOut && top.exists(), "{late}");
+        remove_tree(&top, soon()).unwrap();
+        assert!(!top.exists());
+    }
+
+    /// The directory is no cgroup, so files of the test keep it; all below it goes.
+    #[tokio::test]
+    async fn removal_of_many_groups_leaves_the_event_loop_to_others() {
+        let (_keep, cgroup) = group(&[("cgroup.events", "populated 0\n")]);
+        fs::remove_dir_all(cgroup.own()).unwrap();
+        for number in 0..20_000 {
+            fs::create_dir(cgroup.path.join(number.to_string())).unwrap();
+        }
+        let left =
+            || fs::read_dir(&cgroup.path).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir());
+        let removing = cgroup.clone();
+        let removal = tokio::spawn(async move { removing.remove().await });
+        let mut turns = 0;
+        while left().next().is_some() {
+            turns += 1;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        removal.abort();
+        assert!(turns > 2, "the event loop came round {turns} times");
     }
 
     #[test]
@@ -326,7 +391,7 @@ mod tests {
         // A file, which a group of the kernel's takes along, keeps a directory of others as a process keeps a
         // group.
         fs::write(directory.path().join("top/held/file"), "").unwrap();
-        assert!(is_in_use(&remove_tree(&directory.path().join("top")).unwrap_err()));
+        assert!(is_in_use(&remove_tree(&directory.path().join("top"), soon()).unwrap_err()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Sets new limits on a container, all or none.
 
-use super::{ContainerError, to_the_end};
+use super::{ContainerError, blocking, to_the_end};
 use crate::console;
 use crate::error::AgentError;
 use crate::id::Id;
@@ -21,7 +21,9 @@ pub async fn update(
     let sandbox = sandbox.clone();
     to_the_end(async move {
         let (container, _step) = sandbox.containers.step(&id).await.map_err(ContainerError::from)?;
-        container.cgroup().limit(&resources).map_err(ContainerError::from)?;
+        let cgroup = container.cgroup();
+        // A limit below what is in use returns when the kernel has taken the memory back.
+        blocking(move || cgroup.limit(&resources)).await.map_err(ContainerError::from)?;
         // The guest's memory grows before its containers' limits do.
         if let Err((path, error)) = tasks::bound() {
             console::error!("tasks of containers are bounded as before: {}: {error}", path.display());
