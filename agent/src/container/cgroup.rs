@@ -1,8 +1,8 @@
 //! One container's cgroup: made and limited before its process exists, killed and removed after it.
 //!
 //! Its processes, execs among them, live in a group below it, `own` ([`crate::cgroup`]). Programs look for
-//! their limits in the group that `/proc/self/cgroup` names, so each limit is written to both; what is
-//! counted, killed and removed is the upper one with all below. Groups below `own` are the container's own
+//! their limits in the group that `/proc/self/cgroup` names, so each limit is written to both; what holds, and
+//! what is counted, killed and removed, is the upper one with all below. Groups below `own` are the container's own
 //! business (systemd, Docker in Docker).
 
 use super::blocking;
@@ -129,14 +129,14 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sets limits in both groups, all or none: when one is refused, those before it are set back.
+    /// Sets limits, all or none: when one is refused, those before it are set back. The group below gets them,
+    /// too, as far as it takes them: what root of the container has written there can stand in their way.
     pub fn limit(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let cpu_max = fs::read_to_string(self.path.join("cpu.max")).unwrap_or_default();
         let mut undo: Vec<(PathBuf, String)> = Vec::new();
         let limits = limits(resources, &cpu_max)?;
-        let groups = [self.path.clone(), self.own()];
-        for (limit, group) in limits.iter().flat_map(|limit| groups.iter().map(move |group| (limit, group))) {
-            match write(group, limit) {
+        for limit in &limits {
+            match write(&self.path, limit) {
                 Ok(Some(old)) => undo.push(old),
                 Ok(None) => {}
                 Err(error) => {
@@ -147,6 +147,9 @@ impl Cgroup {
                     return Err(error);
                 }
             }
+        }
+        for limit in &limits {
+            let _ = write(&self.own(), limit);
         }
         Ok(())
     }
@@ -315,7 +318,7 @@ mod tests {
             matches!(cgroup.limit(&asked), Err(CgroupError::Refused { file, .. }) if file == "cpu.weight")
         );
         for group in [&cgroup.path, &cgroup.own()] {
-            assert_eq!(fs::read_to_string(group.join("memory.max")).unwrap(), "max");
+            assert_eq!(fs::read_to_string(group.join("memory.max")).unwrap().trim(), "max");
             assert_eq!(fs::read_to_string(group.join("cpu.max")).unwrap(), "max 100000\n");
         }
     }
@@ -330,6 +333,25 @@ mod tests {
             assert_eq!(fs::read_to_string(group.join("memory.max")).unwrap(), "4096");
             assert_eq!(fs::read_to_string(group.join("pids.max")).unwrap(), "7");
         }
+    }
+
+    #[test]
+    fn container_cannot_refuse_limits_by_what_it_has_written() {
+        let files = [("memory.max", "max\n"), ("cpu.weight", "100\n"), ("pids.max", "max\n")];
+        let (_keep, cgroup) = group(&files);
+        // Stands for a group with cpu.idle, whose weight the kernel refuses to change.
+        fs::remove_file(cgroup.own().join("cpu.weight")).unwrap();
+        fs::create_dir(cgroup.own().join("cpu.weight")).unwrap();
+        let asked = r#"{"memory":{"limit":4096},"cpu":{"shares":1024},"pids":{"limit":7}}"#;
+        cgroup.limit(&resources(asked)).unwrap();
+        let value = |group: &Path, file| fs::read_to_string(group.join(file)).unwrap();
+        for (file, expected) in [("memory.max", "4096"), ("cpu.weight", "100"), ("pids.max", "7")] {
+            assert_eq!(value(&cgroup.path, file), expected);
+        }
+        assert_eq!(
+            (value(&cgroup.own(), "memory.max"), value(&cgroup.own(), "pids.max")),
+            ("4096".into(), "7".into())
+        );
     }
 
     #[test]
