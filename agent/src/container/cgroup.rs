@@ -116,7 +116,22 @@ impl Cgroup {
         bounds.into_iter().try_for_each(|(file, value)| {
             let path = self.path.join(file);
             fs::write(&path, value.to_string()).map_err(failed(&path, "written"))
-        })
+        })?;
+        self.forbid_huge_pages()
+    }
+
+    /// Huge pages are not counted as memory: a container that may have as many as the kernel makes, for others
+    /// that have a limit of them, would get around its limit of memory.
+    fn forbid_huge_pages(&self) -> Result<(), CgroupError> {
+        for file in fs::read_dir(&self.path).map_err(failed(&self.path, "listed"))? {
+            let path = file.map_err(failed(&self.path, "listed"))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            // Of pages and of reservations, for each size that the kernel has.
+            if name.starts_with("hugetlb.") && name.ends_with(".max") {
+                fs::write(&path, "0").map_err(failed(&path, "written"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Restricts which devices its processes may use, for the life of the group.
@@ -352,6 +367,27 @@ mod tests {
             (value(&cgroup.own(), "memory.max"), value(&cgroup.own(), "pids.max")),
             ("4096".into(), "7".into())
         );
+    }
+
+    #[test]
+    fn container_has_the_huge_pages_that_it_asked_for_and_no_others() {
+        let files = [
+            "hugetlb.2MB.max",
+            "hugetlb.2MB.rsvd.max",
+            "hugetlb.1GB.max",
+            "hugetlb.2MB.current",
+            "memory.max",
+        ];
+        let (_keep, cgroup) = group(&files.map(|file| (file, "7\n")));
+        cgroup.forbid_huge_pages().unwrap();
+        let values =
+            || files.map(|file| fs::read_to_string(cgroup.path.join(file)).unwrap().trim().to_owned());
+        assert_eq!(values(), ["0", "0", "0", "7", "7"]);
+        cgroup.limit(&resources(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#)).unwrap();
+        assert_eq!(values(), ["4194304", "4194304", "0", "7", "7"]);
+        // An update that says nothing of them changes nothing.
+        cgroup.limit(&resources(r#"{"memory":{"limit":4096}}"#)).unwrap();
+        assert_eq!(values(), ["4194304", "4194304", "0", "7", "4096"]);
     }
 
     #[test]
