@@ -55,6 +55,7 @@ targets! {
     "../fuzz/fuzz_targets/erofs.rs" erofs: seeds::erofs();
     "../fuzz/fuzz_targets/log_lines.rs" log_lines: seeds::log_lines();
     "../fuzz/fuzz_targets/manifest.rs" manifest: seeds::manifest();
+    "../fuzz/fuzz_targets/netlink.rs" netlink: seeds::netlink();
     "../fuzz/fuzz_targets/openings.rs" openings: seeds::openings();
     "../fuzz/fuzz_targets/tar.rs" tar: seeds::layers();
 }
@@ -80,8 +81,19 @@ mod seeds {
     use isopod_protocols::stdio::{encode_open, encode_opened};
     use isopod_protocols::vmm::{ErrorKind, Extent, PageRange, Response, Stats};
     use prost::Message;
+    use rtnetlink::packet_core::NetlinkMessage;
+    use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+    use rtnetlink::packet_route::neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    };
+    use rtnetlink::packet_route::route::{
+        RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteNextHop, RouteType,
+    };
+    use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
+    use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
     use serde_json::json;
     use std::io::Write;
+    use std::net::{IpAddr, Ipv4Addr};
 
     pub fn layers() -> Vec<Vec<u8>> {
         let lower =
@@ -170,6 +182,46 @@ mod seeds {
             "ips": [{ "address": "fd00::2/64", "interface": 1 }, { "address": "10.88.0.2/16", "interface": 1 }] });
         let failed = json!({ "code": 11, "msg": "busy", "details": "try again" });
         vec![format!("{list}\0{result}").into(), format!("{alone}\0{failed}").into()]
+    }
+
+    pub fn netlink() -> Vec<Vec<u8>> {
+        let ip: IpAddr = Ipv4Addr::new(10, 88, 0, 4).into();
+        let mut address = AddressMessage::default();
+        (address.header.family, address.header.prefix_len) = (AddressFamily::Inet, 16);
+        address.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
+        let route = |attributes| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = AddressFamily::Inet;
+            message.header.kind = RouteType::Unicast;
+            message.attributes = [vec![RouteAttribute::Oif(3)], attributes].concat();
+            RouteNetlinkMessage::NewRoute(message)
+        };
+        let gateway = RouteAttribute::Gateway(RouteAddress::Inet(Ipv4Addr::new(10, 88, 0, 1)));
+        let metrics = RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]);
+        let mut rule = RuleMessage::default();
+        rule.header.src_len = 16;
+        rule.attributes = vec![RuleAttribute::Priority(7), RuleAttribute::Source(ip)];
+        let mut neighbour = NeighbourMessage::default();
+        (neighbour.header.ifindex, neighbour.header.state) = (3, NeighbourState::Permanent);
+        let destination = NeighbourAttribute::Destination(NeighbourAddress::Inet(Ipv4Addr::new(169, 254, 1, 1)));
+        neighbour.attributes = vec![destination, NeighbourAttribute::LinkLayerAddress(vec![0xee; 6])];
+        let messages = [
+            RouteNetlinkMessage::NewAddress(address),
+            route(vec![gateway.clone(), metrics]),
+            route(vec![RouteAttribute::MultiPath(vec![RouteNextHop::default()]), gateway]),
+            RouteNetlinkMessage::NewRule(rule),
+            RouteNetlinkMessage::NewNeighbour(neighbour),
+        ];
+        let bytes = messages.map(|message| {
+            let mut message = NetlinkMessage::from(message);
+            message.finalize();
+            let mut bytes = vec![0; message.buffer_len()];
+            message.serialize(&mut bytes);
+            bytes
+        });
+        let whole = bytes.concat();
+        assert!(!crate::network::listed(&whole).expect("valid messages").routes.is_empty());
+        [vec![whole], bytes.to_vec()].concat()
     }
 
     pub fn openings() -> Vec<Vec<u8>> {

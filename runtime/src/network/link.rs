@@ -201,6 +201,42 @@ fn neighbour(message: &NeighbourMessage, index: u32) -> Option<Neighbour> {
     (!found.address.is_empty() && !found.mac.is_empty()).then_some(found)
 }
 
+/// What the guest is given of a namespace that answers with `bytes`: netlink messages, one after another. For the
+/// fuzz target `netlink`.
+///
+/// # Errors
+/// Bytes that are no such messages, and what a guest cannot be given, which the text names.
+#[cfg(any(test, feature = "testing"))]
+pub fn listed(bytes: &[u8]) -> Result<Interface, String> {
+    use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+    use rtnetlink::packet_route::RouteNetlinkMessage;
+    const INDEX: u32 = 3;
+    let (mut interface, mut found, mut rest) = (Interface::default(), Vec::new(), bytes);
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|e| e.to_string())?;
+        let length = usize::try_from(message.header.length).map_err(|e| e.to_string())?;
+        match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(m)) => {
+                found.extend(addresses::address(&m))
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(m)) => {
+                interface.routes.extend(routes::route(&m, INDEX).map_err(|e| e.to_string())?);
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRule(m)) => {
+                interface.rules.extend(routes::rule(&m).map_err(|e| e.to_string())?);
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(m)) => {
+                interface.neighbours.extend(neighbour(&m, INDEX));
+            }
+            _ => {}
+        }
+        // Messages begin at multiples of four (`NLMSG_ALIGN`).
+        rest = rest.get(length.max(1).next_multiple_of(4)..).unwrap_or_default();
+    }
+    interface.addresses = addresses::settle(found, &mut interface.routes);
+    Ok(interface)
+}
+
 fn format_mac(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":")
 }

@@ -23,6 +23,8 @@ pub use cni::addresses;
 pub use conflist::Conflist as NetworkList;
 pub use conflist::ConflistError;
 pub use link::LinkError;
+#[cfg(any(test, feature = "testing"))]
+pub use link::listed;
 pub use netns::NetnsError;
 pub use routes::Unsupported;
 
