@@ -4,7 +4,7 @@
 //! taken just after: identity comes with `SetUpSandbox`. Steps before the host is told cost every cold start,
 //! so nothing waits and nothing is probed.
 
-use crate::cgroup::layout;
+use crate::cgroup::{layout, tasks};
 use crate::console::{self, Level};
 use crate::sandbox::Sandbox;
 use crate::{server, sys};
@@ -88,11 +88,21 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 ];
 
 /// Kernel settings under which containers live unless their pod asks for others.
-const SYSCTLS: [(&str, &str); 10] = [
+const SYSCTLS: [(&str, &str); 14] = [
     // Or the kernel drops our lines after the tenth in five seconds. It wants the line end.
     ("kernel/printk_devkmsg", "on\n"),
     // The log has addresses and names of the guest, and lines about every container of the pod.
     ("kernel/dmesg_restrict", "1"),
+    // As distributions have it: numbers of groups and sessions outlive the processes that they are named for, so 32768, the
+    // kernel's own bound, could all be taken by fewer tasks than there may be.
+    ("kernel/pid_max", "4194304"),
+    // The kernel's bound is by memory at boot, for all processes of the guest without CAP_SYS_ADMIN: one container could hold all
+    // files. Open files are charged to the memory of the container that opens them.
+    ("fs/file-max", "9223372036854775807"),
+    // Per user, by memory at boot: root of a container could leave the agent none for a connection. Watches are charged.
+    ("fs/epoll/max_user_watches", "9223372036854775807"),
+    // Per user: past it, pipes of others of that number hold two pages instead of sixteen. Pages in pipes are charged; 0 is no bound.
+    ("fs/pipe-user-pages-soft", "0"),
     // What kubelet wants of a node.
     ("vm/overcommit_memory", "1"),
     // The kernel looks twice a second whether memory should be compacted before anybody needs it: an idle
@@ -112,6 +122,31 @@ const SYSCTLS: [(&str, &str); 10] = [
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
 ];
+
+/// Objects that the kernel counts per user (`/proc/sys/user`), by memory at boot or to a fixed number. The agent's children and root of
+/// every container are one user to it, so one container could keep all others from being made. They are charged to the memory of the
+/// container that makes them (network namespaces in part, of which the kernel's own bound does not fit into memory either), so these
+/// bounds protect nothing.
+///
+/// Left as they are, as nothing charges them and the agent needs none: keys, events of asynchronous I/O, terminals; and bytes in POSIX
+/// message queues, which are the pod's.
+const COUNTED_PER_USER: [&str; 12] = [
+    "max_cgroup_namespaces",
+    "max_ipc_namespaces",
+    "max_mnt_namespaces",
+    "max_net_namespaces",
+    "max_pid_namespaces",
+    "max_time_namespaces",
+    "max_user_namespaces",
+    "max_uts_namespaces",
+    "max_inotify_instances",
+    "max_inotify_watches",
+    "max_fanotify_groups",
+    "max_fanotify_marks",
+];
+
+/// The most that the kernel takes for one of these.
+const NO_BOUND: &str = "2147483647";
 
 /// Open files that a process may have; containers inherit it where their spec sets nothing.
 const OPEN_FILES: u64 = 1 << 20;
@@ -152,7 +187,9 @@ pub fn set_up_guest() -> Result<(), InitError> {
         // The kernel or the image may have made it.
         let _ = symlink(original, link);
     }
-    for (name, value) in SYSCTLS {
+    let counted = COUNTED_PER_USER.map(|name| (format!("user/{name}"), NO_BOUND));
+    let settings = SYSCTLS.map(|(name, value)| (name.to_owned(), value));
+    for (name, value) in settings.into_iter().chain(counted) {
         let path = format!("/proc/sys/{name}");
         // A kernel without the knob needs no setting of it.
         if let Err(error) = fs::write(&path, value) {
@@ -160,7 +197,8 @@ pub fn set_up_guest() -> Result<(), InitError> {
         }
     }
     raise_limits();
-    layout::prepare().map_err(|(path, source)| InitError::Path { path, source })
+    layout::prepare().map_err(|(path, source)| InitError::Path { path, source })?;
+    tasks::bound().map_err(|(path, source)| InitError::Path { path: path.display().to_string(), source })
 }
 
 fn make_mount(mount: &KernelMount) -> Result<(), InitError> {
@@ -183,7 +221,10 @@ fn make_mount(mount: &KernelMount) -> Result<(), InitError> {
 fn raise_limits() {
     let open_files = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
     let unlimited = Rlimit { current: None, maximum: None };
-    for (resource, limit) in [(Resource::Nofile, open_files), (Resource::Nproc, unlimited)] {
+    // Signals in queues, which timers need as well, are counted per user and charged, too.
+    for (resource, limit) in
+        [(Resource::Nofile, open_files), (Resource::Nproc, unlimited), (Resource::Sigpending, unlimited)]
+    {
         if let Err(error) = rustix::process::setrlimit(resource, limit) {
             console::error!("limit {resource:?} cannot be raised: {error}");
         }

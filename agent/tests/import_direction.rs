@@ -90,7 +90,7 @@ impl Sources {
             }
         };
         for name in rest {
-            let below = [module.as_slice(), &[name.clone()]].concat();
+            let below = [module.as_slice(), std::slice::from_ref(name)].concat();
             if name == "super" {
                 module.pop();
             } else if self.code.contains_key(&below) {

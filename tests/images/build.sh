@@ -37,7 +37,7 @@ multi_image() {
 programs() {
   local name
   mkdir programs
-  for name in clocks effective-uid kernel-features net-peer pause read-file; do
+  for name in clocks effective-uid kernel-features net-peer pause read-file use-up; do
     gcc -static -Os -s -o "programs/$name" "$here/$name.c"
   done
   # its text moves, which it tells of
@@ -91,4 +91,4 @@ build() {
 }
 
 busybox=$("$here/../tools/busybox.sh")/busybox
-cached images "$(key_of "$busybox" "$here"/{build,oci-layout,trees}.sh "${MACHINE_PROGRAMS[@]}" "$here"/{clocks,effective-uid,kernel-features,net-peer,pause,random-state,read-file,thirty-two-bit}.c)" build
+cached images "$(key_of "$busybox" "$here"/{build,oci-layout,trees}.sh "${MACHINE_PROGRAMS[@]}" "$here"/{clocks,effective-uid,kernel-features,net-peer,pause,random-state,read-file,thirty-two-bit,use-up}.c)" build

@@ -104,7 +104,7 @@ probe_tree() {
 kernel_tree() {
   local root=$1 programs=$2
   install -d -m 755 "$root"/{usr,usr/bin}
-  install -m 755 "$programs"/{kernel-features,thirty-two-bit} "$root/usr/bin/"
+  install -m 755 "$programs"/{kernel-features,thirty-two-bit,use-up} "$root/usr/bin/"
   local program
   for program in "${MACHINE_PROGRAMS[@]}"; do
     machine_program "$root/node" "$program"

@@ -1,14 +1,17 @@
 //! One container's cgroup: made and limited before its process exists, killed and removed after it.
 //!
 //! Its processes, execs among them, live in a group below it, `own` ([`super::layout`]). Programs look for
-//! their limits in the group that `/proc/self/cgroup` names, so each limit is written to both; what is
-//! counted, killed and removed is the upper one with all below. Groups below `own` are the container's own
+//! their limits in the group that `/proc/self/cgroup` names, so each limit is written to both; what holds, and
+//! what is counted, killed and removed, is the upper one with all below. Groups below `own` are the
+//! container's own
 //! business (systemd, Docker in Docker).
 
 use super::devices::{self, DevicesError};
 use super::layout;
 use super::limits::{Limit, LimitsError, limits};
+use super::tasks;
 use crate::directory;
+use crate::event_loop::blocking;
 use crate::id::Id;
 use crate::sys;
 use oci_spec::runtime::LinuxResources;
@@ -18,7 +21,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a killed group may take to become empty. Processes in an uninterruptible wait are what takes
 /// long.
@@ -26,6 +29,13 @@ const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Pause between two looks at a group that is being emptied.
 const EMPTY_POLL: Duration = Duration::from_millis(2);
+
+/// Most groups below a container's upper one. Nested Kubernetes nodes have about a thousand. Each group takes one of the 65,535
+/// numbers that the kernel has for groups with memory, and a moment of the container's removal.
+const MAX_GROUPS: u32 = 2048;
+
+/// How deep they may be nested.
+const MAX_DEPTH: u32 = 64;
 
 /// A cgroup that could not be handled.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +69,9 @@ pub enum CgroupError {
     /// Killed processes that do not go.
     #[error("cgroup {} still holds processes {} s after they were killed", .0.display(), EMPTY_DEADLINE.as_secs())]
     NotEmpty(PathBuf),
+    /// More groups than could be removed in time.
+    #[error("cgroup {} has groups left after {} s of removing them; remove the container again", .0.display(), EMPTY_DEADLINE.as_secs())]
+    Late(PathBuf),
 }
 
 fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> CgroupError {
@@ -87,7 +100,40 @@ impl Cgroup {
     pub fn make(&self) -> Result<(), CgroupError> {
         make_group(&self.path)?;
         layout::hand_down(&self.path).map_err(failed(&self.path, "prepared for groups below"))?;
+        self.bound()?;
         make_group(&self.own())
+    }
+
+    /// Sets the bounds that hold for a container which asks for none. They are in the upper group alone: to
+    /// programs that look for limits they are none.
+    fn bound(&self) -> Result<(), CgroupError> {
+        let of_tasks = |(path, source)| CgroupError::File { path, action: "read or written", source };
+        tasks::bound().map_err(of_tasks)?;
+        let tasks = tasks::of_one_container().map_err(of_tasks)?;
+        let bounds = [
+            ("pids.max", tasks),
+            ("cgroup.max.descendants", MAX_GROUPS.into()),
+            ("cgroup.max.depth", MAX_DEPTH.into()),
+        ];
+        bounds.into_iter().try_for_each(|(file, value)| {
+            let path = self.path.join(file);
+            fs::write(&path, value.to_string()).map_err(failed(&path, "written"))
+        })?;
+        self.forbid_huge_pages()
+    }
+
+    /// Huge pages are not counted as memory: a container that may have as many as the kernel makes, for others
+    /// that have a limit of them, would get around its limit of memory.
+    fn forbid_huge_pages(&self) -> Result<(), CgroupError> {
+        for file in fs::read_dir(&self.path).map_err(failed(&self.path, "listed"))? {
+            let path = file.map_err(failed(&self.path, "listed"))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            // Of pages and of reservations, for each size that the kernel has.
+            if name.starts_with("hugetlb.") && name.ends_with(".max") {
+                fs::write(&path, "0").map_err(failed(&path, "written"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Restricts which devices its processes may use, for the life of the group.
@@ -100,14 +146,14 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sets limits in both groups, all or none: when one is refused, those before it are set back.
+    /// Sets limits, all or none: when one is refused, those before it are set back. The group below gets them,
+    /// too, as far as it takes them: what root of the container has written there can stand in their way.
     pub fn limit(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let cpu_max = fs::read_to_string(self.path.join("cpu.max")).unwrap_or_default();
         let mut undo: Vec<(PathBuf, String)> = Vec::new();
         let limits = limits(resources, &cpu_max)?;
-        let groups = [self.path.clone(), self.own()];
-        for (limit, group) in limits.iter().flat_map(|limit| groups.iter().map(move |group| (limit, group))) {
-            match write(group, limit) {
+        for limit in &limits {
+            match write(&self.path, limit) {
                 Ok(Some(old)) => undo.push(old),
                 Ok(None) => {}
                 Err(error) => {
@@ -120,6 +166,9 @@ impl Cgroup {
                 }
             }
         }
+        for limit in &limits {
+            let _ = write(&self.own(), limit);
+        }
         Ok(())
     }
 
@@ -131,17 +180,22 @@ impl Cgroup {
 
     /// Kills what is left in the group and removes it with all groups below. A group that is gone succeeds.
     pub async fn remove(&self) -> Result<(), CgroupError> {
-        let deadline = tokio::time::Instant::now() + EMPTY_DEADLINE;
+        let deadline = Instant::now() + EMPTY_DEADLINE;
         loop {
             self.kill()?;
             if !self.populated()? {
-                match remove_tree(&self.path) {
+                let path = self.path.clone();
+                // A container may have made many groups, and the kernel takes its time for each.
+                match blocking(move || remove_tree(&path, deadline)).await {
                     // A process can still be on its way out, or a fork have escaped the kill before this one.
                     Err(error) if is_in_use(&error) => {}
+                    Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                        return Err(CgroupError::Late(self.path.clone()));
+                    }
                     result => return result.map_err(failed(&self.path, "removed")),
                 }
             }
-            if tokio::time::Instant::now() >= deadline {
+            if Instant::now() >= deadline {
                 return Err(CgroupError::NotEmpty(self.path.clone()));
             }
             tokio::time::sleep(EMPTY_POLL).await;
@@ -193,14 +247,18 @@ fn counter(content: &str, key: &str) -> u64 {
 }
 
 /// Groups are removed from the leaves up; files in them vanish with them. A container may nest them deeper
-/// than any path reaches, so only one directory is open at a time, and the way up is its `..`.
-fn remove_tree(path: &Path) -> io::Result<()> {
+/// than any path reaches, so only one directory is open at a time, and the way up is its `..`. At the deadline
+/// it ends with [`io::ErrorKind::TimedOut`], and another call goes on.
+fn remove_tree(path: &Path, deadline: Instant) -> io::Result<()> {
     let mut here = match directory::open(CWD, path).map_err(io::Error::from) {
         Err(error) if is_gone(&error) => return Ok(()),
         opened => opened?,
     };
     let mut depth = 0u64;
     loop {
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let Some(name) = first_group(&here)? else {
             if depth == 0 {
                 return absent_is_done(fs::remove_dir(path));
@@ -261,6 +319,10 @@ mod tests {
         (directory, cgroup)
     }
 
+    fn soon() -> Instant {
+        Instant::now() + EMPTY_DEADLINE
+    }
+
     fn resources(json: &str) -> LinuxResources {
         serde_json::from_str(json).unwrap()
     }
@@ -274,7 +336,7 @@ mod tests {
             matches!(cgroup.limit(&asked), Err(CgroupError::Refused { file, .. }) if file == "cpu.weight")
         );
         for group in [&cgroup.path, &cgroup.own()] {
-            assert_eq!(fs::read_to_string(group.join("memory.max")).unwrap(), "max");
+            assert_eq!(fs::read_to_string(group.join("memory.max")).unwrap().trim(), "max");
             assert_eq!(fs::read_to_string(group.join("cpu.max")).unwrap(), "max 100000\n");
         }
     }
@@ -292,6 +354,46 @@ mod tests {
     }
 
     #[test]
+    fn container_cannot_refuse_limits_by_what_it_has_written() {
+        let files = [("memory.max", "max\n"), ("cpu.weight", "100\n"), ("pids.max", "max\n")];
+        let (_keep, cgroup) = group(&files);
+        // Stands for a group with cpu.idle, whose weight the kernel refuses to change.
+        fs::remove_file(cgroup.own().join("cpu.weight")).unwrap();
+        fs::create_dir(cgroup.own().join("cpu.weight")).unwrap();
+        let asked = r#"{"memory":{"limit":4096},"cpu":{"shares":1024},"pids":{"limit":7}}"#;
+        cgroup.limit(&resources(asked)).unwrap();
+        let value = |group: &Path, file| fs::read_to_string(group.join(file)).unwrap();
+        for (file, expected) in [("memory.max", "4096"), ("cpu.weight", "100"), ("pids.max", "7")] {
+            assert_eq!(value(&cgroup.path, file), expected);
+        }
+        assert_eq!(
+            (value(&cgroup.own(), "memory.max"), value(&cgroup.own(), "pids.max")),
+            ("4096".into(), "7".into())
+        );
+    }
+
+    #[test]
+    fn container_has_the_huge_pages_that_it_asked_for_and_no_others() {
+        let files = [
+            "hugetlb.2MB.max",
+            "hugetlb.2MB.rsvd.max",
+            "hugetlb.1GB.max",
+            "hugetlb.2MB.current",
+            "memory.max",
+        ];
+        let (_keep, cgroup) = group(&files.map(|file| (file, "7\n")));
+        cgroup.forbid_huge_pages().unwrap();
+        let values =
+            || files.map(|file| fs::read_to_string(cgroup.path.join(file)).unwrap().trim().to_owned());
+        assert_eq!(values(), ["0", "0", "0", "7", "7"]);
+        cgroup.limit(&resources(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#)).unwrap();
+        assert_eq!(values(), ["4194304", "4194304", "0", "7", "7"]);
+        // An update that says nothing of them changes nothing.
+        cgroup.limit(&resources(r#"{"memory":{"limit":4096}}"#)).unwrap();
+        assert_eq!(values(), ["4194304", "4194304", "0", "7", "4096"]);
+    }
+
+    #[test]
     fn nest_deeper_than_any_path_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let top = directory.path().join("top");
@@ -304,9 +406,43 @@ mod tests {
             fs::rename(top.join("nest"), next.join(&name)).unwrap();
             fs::rename(&next, top.join("nest")).unwrap();
         }
-        remove_tree(&top).unwrap();
+        remove_tree(&top, soon()).unwrap();
         assert!(!top.exists());
-        remove_tree(&top).unwrap();
+        remove_tree(&top, soon()).unwrap();
+    }
+
+    #[test]
+    fn removal_ends_at_its_deadline_and_goes_on_in_the_next_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path().join("top");
+        for number in 0..100 {
+            fs::create_dir_all(top.join(format!("{number}/below"))).unwrap();
+        }
+        let late = remove_tree(&top, Instant::now()).unwrap_err();
+        assert!(late.kind() == io::ErrorKind::TimedOut && top.exists(), "{late}");
+        remove_tree(&top, soon()).unwrap();
+        assert!(!top.exists());
+    }
+
+    /// The directory is no cgroup, so files of the test keep it; all below it goes.
+    #[tokio::test]
+    async fn removal_of_many_groups_leaves_the_event_loop_to_others() {
+        let (_keep, cgroup) = group(&[("cgroup.events", "populated 0\n")]);
+        fs::remove_dir_all(cgroup.own()).unwrap();
+        for number in 0..20_000 {
+            fs::create_dir(cgroup.path.join(number.to_string())).unwrap();
+        }
+        let left =
+            || fs::read_dir(&cgroup.path).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir());
+        let removing = cgroup.clone();
+        let removal = tokio::spawn(async move { removing.remove().await });
+        let mut turns = 0;
+        while left().next().is_some() {
+            turns += 1;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        removal.abort();
+        assert!(turns > 2, "the event loop came round {turns} times");
     }
 
     #[test]
@@ -316,7 +452,7 @@ mod tests {
         // A file, which a group of the kernel's takes along, keeps a directory of others as a process keeps a
         // group.
         fs::write(directory.path().join("top/held/file"), "").unwrap();
-        assert!(is_in_use(&remove_tree(&directory.path().join("top")).unwrap_err()));
+        assert!(is_in_use(&remove_tree(&directory.path().join("top"), soon()).unwrap_err()));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Huge pages for containers that have a limit of them: a guest sets none aside, so the kernel may make as
 //! many as limits add up to, of memory that is free when a program maps them.
 //!
-//! Called by `container::create`. The limits themselves are the cgroup's (`limits`). The number is not taken
-//! back with a container: other containers have limits of their own, and a page that nobody maps costs
-//! nothing.
+//! Called by `container::create`. The limits themselves are the cgroup's (`limits`), where a container that
+//! asks for none may have none. The number is not taken back with a container: other containers have limits of
+//! their own, and a page that nobody maps costs nothing.
 
 use oci_spec::runtime::{LinuxHugepageLimit, LinuxResources};
 use std::path::{Path, PathBuf};

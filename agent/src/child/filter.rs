@@ -395,6 +395,27 @@ mod tests {
         assert_eq!((says("socket", 1, 2), says("socket", 1, 3)), (ALLOW, ERRNO | libc::EPERM as u32));
     }
 
+    /// What RuntimeDefault says of sockets. `socketcall` takes the family from memory: libseccomp allows it where `socket` is.
+    #[test]
+    fn family_of_a_socket_is_judged_in_both_architectures_where_a_filter_sees_it() {
+        let not_vsock = json!([{ "index": 0, "value": libc::AF_VSOCK, "op": "SCMP_CMP_NE" }]);
+        let filter = compile(json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+            "syscalls": [
+                { "names": ["socketcall"], "action": "SCMP_ACT_ALLOW" },
+                { "names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": not_vsock },
+            ],
+        }))
+        .unwrap();
+        let (socket_of_i386, socketcall) = (359, 102);
+        for (audit, socket) in [(X86_64, number("socket")), (I386, socket_of_i386)] {
+            let says = |family: i32| verdict(&filter, audit, socket, [family as u64, 1, 0, 0, 0, 0]);
+            assert_eq!((says(libc::AF_UNIX), says(libc::AF_VSOCK)), (ALLOW, ERRNO | libc::EPERM as u32));
+        }
+        assert_eq!(verdict(&filter, I386, socketcall, [1, 0, 0, 0, 0, 0]), ALLOW);
+    }
+
     #[test]
     fn notifications_need_a_listener() {
         let rule = json!({ "names": ["mount"], "action": "SCMP_ACT_NOTIFY" });

@@ -2,8 +2,8 @@
 //! else.
 //!
 //! Its containers see it as process 1, and one with `CAP_SYS_PTRACE` may take it over. So before it is told
-//! of, it gives up all that it does not need for waiting: descriptors, root directory, user, capabilities and
-//! system calls. It dies rather than keep any of these.
+//! of, it gives up all that it does not need for waiting: descriptors, mounts, user, capabilities and system
+//! calls. It dies rather than keep any of these.
 
 use super::filter::Filter;
 use super::message::{Failure, Fault, Made};
@@ -11,13 +11,18 @@ use crate::sys::{self, process::Forked};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{Gid, Uid, chdir, chroot, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSyscall};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::process::pivot_root;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities,
 };
 use std::io::{Read, Write, pipe};
+
+/// A directory of the guest's to put an empty one in place of, in mounts that only this process has.
+const PLACE: &str = "/tmp";
 
 /// User and group of the process. It shares them with nobody, unless a container asks for the same.
 const NOBODY: u32 = 65535;
@@ -81,7 +86,7 @@ fn profile() -> LinuxSeccomp {
 fn confine(filter: &Filter) -> std::io::Result<()> {
     // Without it the containers of a pod would all end when one of them uses up the memory.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-    leave_the_guests_root()?;
+    leave_the_guests_mounts()?;
     setgroups(&[])?;
     drop_bounding_set()?;
     let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
@@ -95,10 +100,19 @@ fn confine(filter: &Filter) -> std::io::Result<()> {
     filter.load()
 }
 
-/// Makes a directory without files this process's root, which containers that may trace see as
-/// `/proc/1/root`: the list of its descriptors, of which it will have none.
-fn leave_the_guests_root() -> std::io::Result<()> {
-    chroot("/proc/self/fdinfo")?;
+/// Gives this process mounts of its own: one empty directory that nobody can write to. Containers that may trace see its root as
+/// `/proc/1/root`, and the kernel stops them at their own root only: a root further down among the guest's mounts would let them go
+/// up by `..` to the guest's own, and from there to all that is mounted.
+fn leave_the_guests_mounts() -> std::io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // What follows must not reach the agent's.
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("tmpfs", PLACE, "tmpfs", flags, c"mode=0555")?;
+    chdir(PLACE)?;
+    // The old root comes to lie on the new one (pivot_root(2)), and goes with all that is mounted in it.
+    pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
     Ok(chdir("/")?)
 }
 

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 /// Where the library makes device nodes and links, by paths that it does not resolve.
 const DEVICES: &str = "/dev";
 
+/// Where images for systemd have a volume in place of control groups, as these could once not be shared.
+const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
+
 /// Why a container cannot have its mounts or its working directory.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -38,6 +41,14 @@ pub enum TargetError {
     /// The whole root would be hidden.
     #[error("mount target {} leads to the root directory itself; name another", .0.display())]
     Root(PathBuf),
+    /// A file or directory would be shown in a file system of which nothing is known before the container runs.
+    #[error("mount target {} is in a file system of type {file_system}; name a path outside of it", target.display())]
+    InFresh {
+        /// The destination.
+        target: PathBuf,
+        /// The type.
+        file_system: String,
+    },
     /// A file would be mounted on a directory, or the other way round.
     #[error("mount target {} is a {has} in the image, and a {needs} is to be mounted there", target.display())]
     Kind {
@@ -103,6 +114,11 @@ fn place(view: &View, mount: &Mount) -> Result<(PathBuf, Content), TargetError> 
     if found.path == Path::new("/") {
         return Err(TargetError::Root(target.clone()));
     }
+    if let (FileKind::Fresh(file_system), false) = (&found.kind, matches!(content, Content::Fresh(_)))
+        && !may_show(view, &found.path)
+    {
+        return Err(TargetError::InFresh { target: target.clone(), file_system: file_system.clone() });
+    }
     let word = |kind: &FileKind| if *kind == FileKind::File { "file" } else { "directory" };
     if !matches!(found.kind, FileKind::Fresh(_)) && found.kind != needs {
         return Err(TargetError::Kind {
@@ -112,6 +128,12 @@ fn place(view: &View, mount: &Mount) -> Result<(PathBuf, Content), TargetError> 
         });
     }
     Ok((found.path, content))
+}
+
+/// Whether files of the guest's may be shown at a place in a new file system, where the library would follow whatever it meets. Right
+/// below an empty one, as at `/dev/shm`, it meets nothing; and the place of control groups is the kernel's own directory for them.
+fn may_show(view: &View, at: &Path) -> bool {
+    at == Path::new(CONTROL_GROUPS) || at.parent().and_then(|parent| view.fresh_at(parent)) == Some("tmpfs")
 }
 
 /// What a mount shows, by the library's rules of which mount is a bind mount.
@@ -267,6 +289,43 @@ mod tests {
         case.link("etc/hosts", "/proc/self/environ");
         let told = case.refusal(json!([fresh("proc", "/proc"), case.bind("hosts", "/etc/hosts")]), "/");
         assert!(told.contains("/etc/hosts") && told.contains("file system of type proc"), "{told}");
+    }
+
+    #[test]
+    fn files_are_shown_in_no_file_system_that_is_not_known() {
+        let case = Case::new();
+        let kernels = [
+            fresh("proc", "/proc"),
+            fresh("tmpfs", "/dev"),
+            fresh("mqueue", "/dev/mqueue"),
+            case.bind("data", "/dev/shm"),
+            fresh("sysfs", "/sys"),
+            fresh("cgroup", "/sys/fs/cgroup"),
+        ];
+        let with = |target: &str| {
+            let mounts: Vec<Value> = kernels.iter().cloned().chain([case.bind("data", target)]).collect();
+            Value::from(mounts)
+        };
+        for (target, of_type) in [
+            ("/proc", "proc"),
+            ("/dev", "tmpfs"),
+            ("/proc/sys", "proc"),
+            ("/proc/self/attr", "proc"),
+            ("/sys/kernel", "sysfs"),
+            ("/sys/fs/cgroup/x", "sysfs"),
+            ("/dev/shm/x", "tmpfs"),
+            ("/dev/mqueue/x", "tmpfs"),
+            ("/dev/x/y", "tmpfs"),
+        ] {
+            let told = case.refusal(with(target), "/");
+            assert!(
+                told.contains(&format!("mount target {target} is in a file system of type {of_type}")),
+                "{told}"
+            );
+        }
+        for target in ["/dev/x", "/dev/mqueue", "/sys/fs/cgroup", "/data"] {
+            assert_eq!(case.prepare(with(target), "/").unwrap().last().unwrap(), target);
+        }
     }
 
     #[test]

@@ -171,6 +171,7 @@ fn cgroup_code(error: &CgroupError) -> Code {
             Code::InvalidArgument
         }
         CgroupError::File { .. } | CgroupError::NotEmpty(_) => Code::Internal,
+        CgroupError::Late(_) => Code::DeadlineExceeded,
     }
 }
 

@@ -1,20 +1,21 @@
 //! Who a container's process is: names looked up in the `/etc/passwd` and `/etc/group` of its own root.
 //!
-//! The root holds what strangers made. Its files are opened as if it were `/` (openat2, `RESOLVE_IN_ROOT`), so no link of
-//! theirs leads out of it, and only regular files of bounded size are read.
+//! The root holds what strangers made. Its files are found as if it were `/` (openat2, `RESOLVE_IN_ROOT`), so no link of
+//! theirs leads out of it, and only regular files of bounded size are opened and read.
 
 use isopod_protocols::agent::{ResolvedUser, User};
 use isopod_protocols::guest::MAX_GROUPS;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 /// Largest passwd or group file that is read, in bytes.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
-/// How often a file is opened while others rename.
+/// How often a file is looked for while others rename.
 const MAX_TRIES: u32 = 1000;
 
 /// Why a user could not be resolved.
@@ -172,28 +173,29 @@ fn read_in_root(root: &Path, path: &'static str) -> Result<String, UserError> {
     let unreadable = |source| UserError::Unreadable { path, source };
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, root, directory, Mode::empty()).map_err(|e| unreadable(e.into()))?;
-    let file = match open_in_root(&root, path) {
-        Ok(file) => file,
+    let found = match find_in_root(&root, path) {
+        Ok(found) => found,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
         Err(errno) => return Err(unreadable(errno.into())),
     };
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file).map_err(|e| unreadable(e.into()))?.st_mode);
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&found).map_err(|e| unreadable(e.into()))?.st_mode);
     if kind != FileType::RegularFile {
         return Err(unreadable(io::Error::new(io::ErrorKind::InvalidData, "not a regular file")));
     }
+    let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(unreadable)?;
     let mut bytes = Vec::new();
-    std::fs::File::from(file).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 4 MiB")));
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Opens a file as if `root` were `/`. Where anything is renamed or mounted meanwhile, anywhere, the kernel cannot tell whether a
+/// Finds a file as if `root` were `/`, to look at only: the image may have a device there, and to open one can be enough to have it do
+/// something. Where anything is renamed or mounted meanwhile, anywhere, the kernel cannot tell whether a
 /// `..` stays inside, and says EAGAIN (openat2(2)).
-fn open_in_root(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
-    // Without waiting: the image may hold a pipe there.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+fn find_in_root(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let mut tries = MAX_TRIES;
     loop {
@@ -351,6 +353,24 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("etc/passwd")).unwrap();
         assert!(matches!(resolve(root.path(), &user("1")), Err(UserError::Unreadable { .. })));
+    }
+
+    /// To open a socket fails, with another error; to open a device can be felt.
+    #[test]
+    fn what_is_no_regular_file_is_not_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc");
+        std::fs::create_dir(&etc).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(etc.join("passwd")).unwrap();
+        nix::unistd::mkfifo(&etc.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let refused = |root: &Path| match resolve(root, &user("1")) {
+            Err(UserError::Unreadable { source, .. }) => source.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused(root.path()), "not a regular file");
+        std::fs::remove_file(etc.join("passwd")).unwrap();
+        symlink("pipe", etc.join("passwd")).unwrap();
+        assert_eq!(refused(root.path()), "not a regular file");
     }
 
     #[test]

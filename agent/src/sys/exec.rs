@@ -69,6 +69,17 @@ pub fn close_all_but_standard_and(kept: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the calling thread, and what it starts, a session keyring of its own, with nothing in it and without a
+/// name by which others could join it.
+pub fn join_new_session_keyring() -> io::Result<()> {
+    let no_name: *const libc::c_char = std::ptr::null();
+    // SAFETY: keyctl(2) takes a null pointer for no name, and then reads no memory of ours.
+    let serial = unsafe {
+        libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING as libc::c_long, no_name)
+    };
+    if serial < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Gives SIGPIPE its default action again.
 pub fn stop_ignoring_broken_pipes() {
     // SAFETY: SIG_DFL installs no handler, so no code of ours can run in a signal's context. It cannot fail
@@ -82,4 +93,31 @@ pub fn close_all() -> io::Result<()> {
     // are not reused, as nothing is opened any more.
     let result = unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A keyring is its thread's, so each thread of the test begins with the one of whoever runs it.
+    #[test]
+    fn session_keyrings_are_new_ones() {
+        let session = || {
+            const SESSION: libc::c_long = -3;
+            let get = libc::KEYCTL_GET_KEYRING_ID as libc::c_long;
+            // SAFETY: keyctl(2) takes a keyring's id and whether to make one, and touches no memory of ours.
+            unsafe { libc::syscall(libc::SYS_keyctl, get, SESSION, 0) }
+        };
+        let join = move || {
+            std::thread::spawn(move || (session(), join_new_session_keyring(), session())).join().unwrap()
+        };
+        let ((before, one, first), (_, other, second)) = (join(), join());
+        if let Err(error) = one {
+            // Container engines keep keys from what runs in them.
+            assert!(matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)), "{error}");
+            return;
+        }
+        other.unwrap();
+        assert!(first > 0 && second > 0 && first != second && first != before, "{before} {first} {second}");
+    }
 }

@@ -13,11 +13,15 @@ use std::path::{Component, Path, PathBuf};
 /// Read and write, also where the root is read-only, and none of the restrictions of the scratch disk's own mount.
 const OPTIONS: [&str; 6] = ["rbind", "rprivate", "rw", "rsuid", "rdev", "rrelatime"];
 
+/// Where containers have the pod's shared memory: any of them may put a link in the way of a path below it.
+const SHARED_MEMORY: &str = "/dev/shm";
+
 /// Paths of the volumes that a container of the image has, in an order that depends on the paths alone: absolute, without `.` and `..`,
 /// each once, and none that a mount of the pod's hides.
 ///
 /// # Errors
-/// A volume that would hide the whole root or the container's devices or processes, or too many.
+/// A volume that would hide the whole root, the container's devices or what the kernel tells of processes, one among files that all
+/// containers of the pod share, or too many.
 pub fn of_container(image: &ImageConfiguration, mounts: &[CriMount]) -> Result<Vec<String>, SpecError> {
     let mut volumes: Vec<String> = image.volumes.iter().map(|path| clean(path)).collect();
     volumes.sort_unstable();
@@ -27,10 +31,19 @@ pub fn of_container(image: &ImageConfiguration, mounts: &[CriMount]) -> Result<V
     if volumes.len() > MAX_VOLUMES {
         return Err(invalid(format!("{} volumes, more than {MAX_VOLUMES}", volumes.len())));
     }
-    match volumes.iter().find(|volume| matches!(volume.as_str(), "/" | "/dev" | "/proc")) {
-        Some(volume) => Err(invalid(format!("{volume:?} cannot be a volume; name a directory below it"))),
+    match volumes.iter().find(|volume| !is_possible(volume)) {
+        Some(volume) => Err(invalid(format!("{volume:?} cannot be a volume; name a directory elsewhere"))),
         None => Ok(volumes),
     }
+}
+
+/// Whether a volume may be at a cleaned path. The agent refuses others of whose place it knows nothing: what lies deeper in file systems
+/// that are new with the container.
+fn is_possible(volume: &str) -> bool {
+    let path = Path::new(volume);
+    let is_in = |directory: &str| path.starts_with(directory);
+    let shared = is_in(SHARED_MEMORY) && path != Path::new(SHARED_MEMORY);
+    !(volume == "/" || volume == "/dev" || is_in("/proc") || shared)
 }
 
 /// The mounts that show a container's volumes.
@@ -84,10 +97,13 @@ mod tests {
 
     #[test]
     fn root_devices_and_processes_cannot_be_volumes() {
-        for path in ["/", "", "/dev/", "/x/../proc"] {
+        for path in ["/", "", "/dev/", "/x/../proc", "/proc/sys", "proc/self/attr/", "/dev/shm/x"] {
             let error = volumes(&[path], &[]).unwrap_err().to_string();
             assert!(error.starts_with("VOLUME of the image: "), "{error}");
         }
+        // What images have, and shadows nothing but the container's own.
+        let possible = ["/dev/shm", "/proc2", "/process", "/sys/fs/cgroup"];
+        assert_eq!(volumes(&possible, &[]).unwrap(), possible);
         let many: Vec<String> = (0..=MAX_VOLUMES).map(|number| format!("/{number}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert!(volumes(&many, &[]).unwrap_err().to_string().contains("257 volumes"));

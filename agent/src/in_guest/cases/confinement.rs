@@ -140,6 +140,13 @@ pub async fn limits_hold_against_root_in_a_user_namespace(guest: Guest) {
         .await
         .unwrap();
     assert_eq!(container.exec(read).await.1, "25165824 30 30000 100000");
+    // An idle group takes no weight. The container's own is one, which does not keep its limits from being set.
+    fs::write(format!("{group}/own/cpu.idle"), "1").unwrap();
+    assert!(fs::write(format!("{group}/own/cpu.weight"), "50").is_err());
+    container.update(json!({ "memory": { "limit": 32 << 20 }, "cpu": { "shares": 512 } })).await.unwrap();
+    let upper =
+        ["memory.max", "cpu.weight"].map(|file| fs::read_to_string(format!("{group}/{file}")).unwrap());
+    assert_eq!(upper, ["33554432\n", "59\n"]);
 }
 
 pub async fn out_of_memory_is_told(guest: Guest) {
