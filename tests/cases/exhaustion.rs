@@ -1,12 +1,12 @@
-//! Cases of containers that take all there is of something that the guest's kernel counts, seen from the containers beside them and from
-//! the agent. What the host gives a pod is the matter of `hostile_guest`.
+//! Cases of containers that take all there is of something that the guest's kernel counts, seen from the
+//! containers beside them and from the agent. What the host gives a pod is the matter of `hostile_guest`.
 
 use anyhow::{Context, Result, ensure};
+use isopod_protocols::cri as v1;
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, Pod, container_config, pod_config};
 use isopod_tests::node::{Isopod, Settings};
 use isopod_tests::node_programs;
-use k8s_cri::v1;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,8 @@ fn cri() -> Result<Cri> {
     Ok(cri)
 }
 
-/// A container that takes as much of something as it is given, or `most`; answers how much that was. It holds all of it.
+/// A container that takes as much of something as it is given, or `most`; answers how much that was. It holds
+/// all of it.
 fn use_up(cri: &Cri, pod: &Pod, what: &str, most: Option<u32>) -> Result<u32> {
     let most = most.map(|most| most.to_string());
     let command: Vec<&str> = ["use-up", what].into_iter().chain(most.as_deref()).collect();
@@ -41,8 +42,8 @@ fn use_up(cri: &Cri, pod: &Pod, what: &str, most: Option<u32>) -> Result<u32> {
     count.with_context(|| log.clone())?.parse().with_context(|| log.clone())
 }
 
-/// Checks that the pod goes on: a container has statistics and runs commands, also as a user who may not pass limits, and another one
-/// is made.
+/// Checks that the pod goes on: a container has statistics and runs commands, also as a user who may not pass
+/// limits, and another one is made.
 fn goes_on(cri: &Cri, pod: &Pod, container: &str) -> Result<()> {
     let request = v1::ContainerStatsRequest { container_id: container.to_owned() };
     let stats = cri.wait(cri.service().container_stats(request)).context("statistics")?;
@@ -84,7 +85,8 @@ fn container_that_opens_many_files_leaves_the_others_theirs() -> Result<()> {
 fn container_that_makes_many_namespaces_leaves_the_others_theirs() -> Result<()> {
     let cri = cri()?;
     let (pod, other) = cri.run_sleeper("namespaces")?;
-    // The kernel's own bound for a user of such a guest is about 900, and the agent's children are the same user.
+    // The kernel's own bound for a user of such a guest is about 900, and the agent's children are the same
+    // user.
     let namespaces = use_up(&cri, &pod, "cgroup-namespaces", Some(2000))?;
     ensure!(namespaces == 2000, "{namespaces} namespaces");
     goes_on(&cri, &pod, &other)?;

@@ -100,7 +100,8 @@ fn holder_of_the_pods_processes_leads_nowhere() -> Result<()> {
     let seen = cri.shell(&container, "ls -A /proc/1/root/ /proc/1/cwd/; ls /proc/1/fd")?;
     let names: Vec<&str> = seen.lines().filter(|line| !line.is_empty() && !line.ends_with(':')).collect();
     ensure!(names.is_empty(), "the first process of the pod shows {names:?}");
-    // A process's root is no barrier to others who come in by it: `..` goes on to what its root is mounted in.
+    // A process's root is no barrier to others who come in by it: `..` goes on to what its root is mounted
+    // in.
     let above = cri.shell(&container, "ls -A /proc/1/root/../../..; ls -A /proc/1/cwd/../../..")?;
     ensure!(above.is_empty(), "above the root of the pod's first process is {above:?}");
     let mounts = cri.shell(&container, "wc -l </proc/1/mountinfo")?;

@@ -37,8 +37,8 @@ pub fn of_container(image: &ImageConfiguration, mounts: &[CriMount]) -> Result<V
     }
 }
 
-/// Whether a volume may be at a cleaned path. The agent refuses others of whose place it knows nothing: what lies deeper in file systems
-/// that are new with the container.
+/// Whether a volume may be at a cleaned path. The agent refuses others of whose place it knows nothing: what
+/// lies deeper in file systems that are new with the container.
 fn is_possible(volume: &str) -> bool {
     let path = Path::new(volume);
     let is_in = |directory: &str| path.starts_with(directory);

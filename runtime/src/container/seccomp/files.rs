@@ -160,8 +160,8 @@ pub const WAITING: &[&str] = &[
     "select",
 ];
 
-/// Sockets. The call that makes one is ruled in [`super::default_profile`], by its family. `socketcall` is all of these in one, for
-/// 32-bit programs; its arguments lie in memory, so nothing can be ruled of it.
+/// Sockets. The call that makes one is ruled in [`super::default_profile`], by its family. `socketcall` is
+/// all of these in one, for 32-bit programs; its arguments lie in memory, so nothing can be ruled of it.
 pub const SOCKETS: &[&str] = &[
     "accept",
     "accept4",

@@ -38,10 +38,11 @@ pub fn default_profile(capabilities: &LinuxCapabilities) -> LinuxSeccomp {
         clone3.set_errno_ret(Some(libc::ENOSYS.cast_unsigned()));
         rules.push(clone3);
     }
-    // No program has business with the host: AF_VSOCK is refused, as by containerd. This is no wall. `socketcall` of 32-bit
-    // programs takes the family from memory, where a filter cannot look, and libseccomp allows that call with this rule anyway;
-    // moby refused it in 2026 for some days, and broke C libraries and Go of i386. What holds is elsewhere: the agent serves the host
-    // alone, a guest has no vsock to itself, and the host takes up connections to its ready port alone.
+    // No program has business with the host: AF_VSOCK is refused, as by containerd. This is no wall.
+    // `socketcall` of 32-bit programs takes the family from memory, where a filter cannot look, and
+    // libseccomp allows that call with this rule anyway; moby refused it in 2026 for some days, and broke C
+    // libraries and Go of i386. What holds is elsewhere: the agent serves the host alone, a guest has no
+    // vsock to itself, and the host takes up connections to its ready port alone.
     rules.push(allow_where("socket", 0, 40, None, LinuxSeccompOperator::ScmpCmpNe));
 
     let mut profile = LinuxSeccomp::default();
@@ -178,17 +179,20 @@ mod tests {
     fn sockets_are_made_of_every_family_but_vsock() {
         let profile = default_profile(&LinuxCapabilities::default());
         let rules = profile.syscalls().clone().unwrap();
-        let of = |name: &str| rules.iter().filter(move |rule| rule.names().iter().any(|named| named == name));
-        let mut sockets = of("socket");
-        let rule = sockets.next().unwrap();
-        assert!(sockets.next().is_none() && rule.action() == LinuxSeccompAction::ScmpActAllow);
+        let of = |name: &str| -> Vec<_> {
+            rules.iter().filter(|rule| rule.names().iter().any(|named| named == name)).collect()
+        };
+        let sockets = of("socket");
+        let rule = sockets[0];
+        assert!(sockets.len() == 1 && rule.action() == LinuxSeccompAction::ScmpActAllow);
         let conditions = rule.args().as_deref().unwrap();
         let vsock = u64::from(libc::AF_VSOCK.cast_unsigned());
         assert_eq!(conditions.len(), 1);
         assert_eq!((conditions[0].index(), conditions[0].value()), (0, vsock));
         assert_eq!(conditions[0].op(), LinuxSeccompOperator::ScmpCmpNe);
         // 32-bit programs have no sockets without it.
-        assert!(of("socketcall").all(|rule| rule.args().is_none()) && of("socketcall").count() == 1);
+        let calls = of("socketcall");
+        assert!(calls.len() == 1 && calls[0].args().is_none());
     }
 
     // since Linux 4.8 a tracer cannot get its child around the filter, and containerd's filter allows it too
