@@ -7,6 +7,7 @@
 use crate::private;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::marker::PhantomData;
@@ -137,14 +138,18 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
         private::lock_out(&file, path).map_err(failed)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
-        match (serde_json::from_slice(&bytes), path.file_stem().and_then(|s| s.to_str())) {
-            (Ok(document), Some(id)) => loaded.documents.push((id.to_owned(), document)),
-            _ => {
-                let aside = path.with_extension("corrupt");
-                fs::rename(path, &aside).map_err(failed)?;
-                loaded.corrupt.push(aside);
+        let reason = match (serde_json::from_slice(&bytes), path.file_stem().and_then(|s| s.to_str())) {
+            (Ok(document), Some(id)) => {
+                loaded.documents.push((id.to_owned(), document));
+                return Ok(());
             }
-        }
+            (Ok(_), None) => "its name is no id".to_owned(),
+            (Err(error), _) => error.to_string(),
+        };
+        let aside = path.with_extension("corrupt");
+        fs::rename(path, &aside).map_err(failed)?;
+        tracing::error!(path = %aside.display(), reason, "state file cannot be read and was set aside");
+        loaded.corrupt.push(aside);
         Ok(())
     }
 
@@ -169,6 +174,16 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
         }
         Ok(self.directory.join(format!("{id}.json")))
     }
+}
+
+/// The version that a document was written in: 1 where it names none.
+pub fn version(document: &Value) -> u64 {
+    document.get("version").and_then(Value::as_u64).unwrap_or(1)
+}
+
+/// Why a document of that version is not read.
+pub fn unknown_version(version: u64) -> String {
+    format!("version {version} of this document is not known: start the daemon that wrote it")
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "check",
             "cri",
+            "pod",
             "container",
             "image",
             "sandbox",
@@ -22,8 +23,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("check", &["sandbox", "hypervisor", "network", "cgroup", "scratch"]),
-    ("cri", &["container", "image", "sandbox", "agent_client", "hypervisor", "network", "cgroup", "scratch"]),
-    ("container", &["sandbox", "image", "hypervisor", "agent_client", "cgroup"]),
+    (
+        "cri",
+        &[
+            "pod",
+            "container",
+            "image",
+            "sandbox",
+            "agent_client",
+            "hypervisor",
+            "network",
+            "cgroup",
+            "scratch",
+        ],
+    ),
+    ("pod", &["container", "sandbox"]),
+    ("container", &["sandbox", "hypervisor", "agent_client", "cgroup"]),
     ("sandbox", &["hypervisor", "agent_client", "network", "cgroup", "scratch"]),
     ("preparation", &["container", "agent_client", "hypervisor", "scratch"]),
     ("image", &[]),
@@ -34,12 +49,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("scratch", &[]),
     ("trace", &[]),
     // Tests only.
-    ("fuzz_targets", &["container", "image", "network"]),
+    ("fuzz_targets", &["container", "cri", "image", "network"]),
 ];
 
 /// What everybody may use, and what uses nothing but its own kind.
-const LOWEST: &[&str] =
-    &["config", "store", "undo", "id", "hostile_text", "private", "wall_clock", "cpu_list", "cpu_rate"];
+const LOWEST: &[&str] = &[
+    "config",
+    "store",
+    "undo",
+    "id",
+    "hostile_text",
+    "private",
+    "resources",
+    "wall_clock",
+    "cpu_list",
+    "cpu_rate",
+];
 
 fn crate_root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -107,6 +132,30 @@ fn modules_import_only_downwards() {
         }
     }
     assert!(wrong.is_empty(), "imports that go the wrong way:\n{}", wrong.join("\n"));
+}
+
+/// The words of a client's API. They may be used in the folder of that client's door, and in tests.
+const DOORS: &[(&str, &[&str])] = &[("cri", &["k8s_cri", "isopod_protocols::cri"])];
+
+#[test]
+fn apis_of_clients_end_at_their_doors() {
+    let mut wrong = Vec::new();
+    for file in rust_files(&crate_root().join("src")) {
+        let inside = file.strip_prefix(crate_root()).unwrap();
+        if inside.components().any(|part| part.as_os_str() == "tests") {
+            continue;
+        }
+        let module = module_of(&file);
+        for (number, line) in fs::read_to_string(&file).unwrap().lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for (door, words) in DOORS.iter().filter(|(door, _)| *door != module) {
+                if words.iter().any(|word| code.contains(word)) {
+                    wrong.push(format!("{}:{}: {module} speaks {door}", file.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "what only a door may know:\n{}", wrong.join("\n"));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Containers: processes with a root of their own in a sandbox's guest; their states, their records on disk, and the table
 //! of all of them.
 //!
-//! Called by `cri`. How they hang on sandboxes is told in [`crate::sandbox`].
+//! Called by `cri` and `pod`. How they hang on sandboxes is told in [`crate::sandbox`]. What a container is
+//! made of comes as a [`ContainerSpec`], in no client's words.
 //!
 //! # States
 //!
@@ -16,23 +17,20 @@
 //! agent's events, the end of the VM. The first that fits counts.
 
 mod create;
-mod environment;
 mod error;
 mod events;
 mod exec;
 mod follow;
-mod guest_devices;
 mod layers;
 mod log;
 mod log_file;
 mod log_writer;
 mod output;
 mod record;
+mod record_v1;
 mod remove;
+mod request;
 mod resources;
-mod seccomp;
-mod seccomp_profile;
-mod security;
 mod spec;
 mod start;
 mod stats;
@@ -42,30 +40,33 @@ pub mod stop_signal;
 mod update;
 mod volumes;
 
-pub use crate::image::ImageConfiguration;
-pub use create::Wish;
 pub use error::ContainerError;
 pub use exec::{MAX_OUTPUT, Outcome};
 #[cfg(any(test, feature = "testing"))]
 pub use log::{Lines, MAX_LINE};
-pub use log_file::LogError;
+pub use log_file::{LogError, LogPath};
 #[cfg(any(test, feature = "testing"))]
 pub use record::User;
 pub use record::{Exit, Reason, Record, State};
-pub use spec::{Parts, SpecError, build as build_spec};
+pub use request::request;
+pub use resources::LimitError;
+pub use spec::{
+    AskedMount, ContainerSpec, Description, ImageNames, PidNamespace, Propagation, RootSource, Stdio,
+    StdioSink,
+};
 pub use stdio::StdioError;
 
 use crate::cpu_rate::CpuRate;
 use crate::id::{Mismatch, resolve};
 use crate::private;
+use crate::resources::Resources;
 use crate::sandbox::{Machine, Sandbox, SandboxEvents, Sandboxes};
 use crate::store::{Collection, Durability};
 use exec::Unended;
-use isopod_protocols::cri::{ContainerConfig, LinuxContainerResources};
 use log_file::LogFile;
 use log_writer::PodSeats;
 use output::Carried;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,7 +75,7 @@ use tokio::sync::{OnceCell, OwnedMutexGuard, mpsc, watch};
 
 /// A container.
 pub struct Container {
-    /// Its id, chosen by us.
+    /// Its id, unique on the node.
     pub id: String,
     name: String,
     record: Mutex<Record>,
@@ -123,9 +124,9 @@ impl Container {
         self.record().clone()
     }
 
-    /// What kubelet asked for.
-    pub fn config(&self) -> ContainerConfig {
-        self.record().config.clone()
+    /// What is only kept of it, for those who ask.
+    pub fn description(&self) -> Description {
+        self.record().description.clone()
     }
 
     /// Its sandbox's id.
@@ -215,6 +216,8 @@ struct Table {
     by_id: BTreeMap<String, Arc<Container>>,
     /// Name to id, from before a container is made until it is removed.
     names: HashMap<String, String>,
+    /// Ids of containers that are being made.
+    reserved: HashSet<String>,
     /// By sandbox, from its first container until it is removed.
     pods: HashMap<String, Shared>,
 }
@@ -304,17 +307,25 @@ impl Containers {
         if let Some(id) = table.names.get(name) {
             return Err(ContainerError::NameTaken { name: name.to_owned(), id: id.clone() });
         }
+        if table.by_id.contains_key(id) || table.reserved.contains(id) {
+            return Err(ContainerError::BadId(id.to_owned()));
+        }
         table.names.insert(name.to_owned(), id.to_owned());
+        table.reserved.insert(id.to_owned());
         Ok(())
     }
 
-    fn release(&self, name: &str) {
-        self.table().names.remove(name);
+    fn release(&self, name: &str, id: &str) {
+        let mut table = self.table();
+        table.names.remove(name);
+        table.reserved.remove(id);
     }
 
     fn insert(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
         self.records.put(&container.id, &container.snapshot())?;
-        self.table().by_id.insert(container.id.clone(), Arc::clone(container));
+        let mut table = self.table();
+        table.reserved.remove(&container.id);
+        table.by_id.insert(container.id.clone(), Arc::clone(container));
         Ok(())
     }
 
@@ -339,7 +350,7 @@ impl Containers {
         sandbox: &Sandbox,
         machine: &Machine,
         id: &str,
-        limits: &LinuxContainerResources,
+        limits: &Resources,
     ) -> Result<(), ContainerError> {
         let others = self.of_sandbox(&sandbox.id);
         let others =
@@ -353,7 +364,7 @@ impl Containers {
 
     /// Has the pod's VM run on the CPUs and memory nodes of its containers that have not ended, where the one of that id has
     /// these limits. Called whenever one of them changes.
-    fn place(&self, sandbox: &Sandbox, changed: Option<(&str, &LinuxContainerResources)>) {
+    fn place(&self, sandbox: &Sandbox, changed: Option<(&str, &Resources)>) {
         let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
         let others = self.of_sandbox(&sandbox.id).into_iter().filter(|other| {
             changed.is_none_or(|(id, _)| other.id != id) && !matches!(other.state(), State::Exited(_))
@@ -363,11 +374,7 @@ impl Containers {
         sandbox.cgroup.place(cpus, mems);
     }
 
-    fn save_resources(
-        &self,
-        container: &Container,
-        resources: LinuxContainerResources,
-    ) -> Result<(), ContainerError> {
+    fn save_resources(&self, container: &Container, resources: Resources) -> Result<(), ContainerError> {
         let mut record = container.record();
         if container.forgotten.load(Ordering::Relaxed) {
             return Err(ContainerError::NotFound(container.id.clone()));

@@ -1,7 +1,10 @@
 //! The table of all sandboxes: in memory for every look-up and list, on disk for a restarted daemon.
 
 use super::validate::Plan;
-use super::{Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, SandboxEvents, State};
+use super::{
+    Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, SandboxEvents, SandboxSpec,
+    SandboxSpecError, State,
+};
 use crate::cgroup::PodCgroup;
 use crate::config::Config;
 use crate::hypervisor::{Hypervisor, most_vcpus};
@@ -100,23 +103,28 @@ impl Sandboxes {
     /// Takes a name, an id and a user id for a new sandbox, and records that it is being made.
     pub(super) fn reserve(&self, plan: &Plan) -> Result<Arc<Sandbox>, SandboxError> {
         let mut table = self.write();
-        let name = name_of(&plan.config);
-        if let Some(taken) = table.values().find(|other| name_of(&other.config) == name) {
-            return Err(SandboxError::NameTaken { name, id: taken.id.clone() });
+        let name = &plan.spec.name;
+        if let Some(taken) = table.values().find(|other| other.spec.name == *name) {
+            return Err(SandboxError::NameTaken { name: name.to_string(), id: taken.id.clone() });
         }
-        let id = new_id().map_err(|source| SandboxError::File {
-            id: name,
-            what: "random device",
-            path: "/dev/urandom".into(),
-            source,
-        })?;
-        let linux = plan.config.linux.clone().unwrap_or_default();
+        let random = || {
+            new_id().map_err(|source| SandboxError::File {
+                id: name.to_string(),
+                what: "random device",
+                path: "/dev/urandom".into(),
+                source,
+            })
+        };
+        let id = plan.spec.id.clone().map_or_else(random, Ok)?;
+        if table.contains_key(&id) {
+            return Err(SandboxSpecError::Id(id).into());
+        }
         let record = Record {
+            version: Record::VERSION,
             state: State::Starting,
-            config: plan.config.clone(),
-            handler: plan.handler.clone(),
+            spec: SandboxSpec { id: None, ..plan.spec.clone() },
             created_at_ns: now_ns(),
-            cgroup: PodCgroup::new(&self.host.cgroup_root, &linux.cgroup_parent, &id)?,
+            cgroup: PodCgroup::new(&self.host.cgroup_root, &plan.spec.cgroup_parent, &id)?,
             directory: self.vm_directories().join(&id),
             uid: free_uid(&table, plan.vm.pod_uids())?,
             vm: None,
@@ -180,12 +188,6 @@ impl Sandboxes {
         // Nothing that holds it can panic half-way through a change.
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What tells pods apart for kubelet.
-fn name_of(config: &k8s_cri::v1::PodSandboxConfig) -> String {
-    let metadata = config.metadata.clone().unwrap_or_default();
-    format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
 }
 
 /// The first user id of the range that no sandbox has.
