@@ -20,7 +20,8 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 /// Begin of the names of all our cgroups.
 pub const PREFIX: &str = "isopod-";
 
-/// What follows [`PREFIX`] in the names of those of templates. No sandbox's id begins like this.
+/// What follows [`PREFIX`] in the names of those of templates. No sandbox's id begins like this, see
+/// [`is_reserved`].
 const TEMPLATE: &str = "template-";
 
 /// What follows [`PREFIX`] in the name of that of converters.
@@ -106,6 +107,11 @@ pub struct Usage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodCgroup {
     path: PathBuf,
+}
+
+/// Whether a sandbox of that id would have the cgroup of something else.
+pub fn is_reserved(id: &str) -> bool {
+    id.starts_with(TEMPLATE) || id == CONVERTERS
 }
 
 impl PodCgroup {
@@ -320,7 +326,7 @@ impl PodCgroup {
 pub fn find_all(root: &Path) -> Result<Vec<(String, PodCgroup)>, CgroupError> {
     let mut found = Vec::new();
     walk(root, &mut found)?;
-    found.retain(|(id, _)| !id.starts_with(TEMPLATE) && id != CONVERTERS);
+    found.retain(|(id, _)| !is_reserved(id));
     Ok(found)
 }
 

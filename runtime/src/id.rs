@@ -1,5 +1,5 @@
-//! Ids of sandboxes and containers: random, plain file names, and short enough that a socket below a directory named by
-//! one fits into a `sockaddr_un` (108 bytes).
+//! Ids of sandboxes and containers: random, or given by whoever asks for them; plain file names, and short
+//! enough that a socket below a directory named by one fits into a `sockaddr_un` (108 bytes).
 //!
 //! Used by `sandbox` and `container`.
 
@@ -8,6 +8,9 @@ use std::io::{self, Read};
 
 /// Bytes of randomness in an id; it has twice as many characters.
 const BYTES: usize = 16;
+
+/// Longest id that is taken, bytes: those of containerd have 64, and 76 at most.
+const LONGEST: usize = 76;
 
 /// A new id: 32 lower-case hexadecimal digits.
 ///
@@ -22,6 +25,13 @@ pub fn new_id() -> io::Result<String> {
 /// Whether a text could be an id of ours, whoever it comes from.
 pub fn is_id(text: &str) -> bool {
     text.len() == 2 * BYTES && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether a text may be an id, whoever chose it: letters, digits, `_`, `-` and `.`, not beginning with a
+/// dot. Agents take the same.
+pub fn is_valid(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    !text.is_empty() && text.len() <= LONGEST && !text.starts_with('.') && text.bytes().all(allowed)
 }
 
 /// Fills `bytes` from the kernel's random device.
@@ -74,6 +84,16 @@ mod tests {
             assert!(!is_id(other), "{other}");
         }
         assert_ne!(a, b);
+    }
+
+    #[test]
+    fn ids_of_others_are_plain_names_of_bounded_length() {
+        for id in ["web-1", "a.b_c", &"f".repeat(64), &new_id().unwrap()] {
+            assert!(is_valid(id), "{id}");
+        }
+        for other in ["", ".", "..", ".hidden", "a/b", "a b", "a\n", "\u{e9}", &"f".repeat(77)] {
+            assert!(!is_valid(other), "{other:?}");
+        }
     }
 
     #[test]

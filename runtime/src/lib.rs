@@ -1,4 +1,4 @@
-//! The node's side of Isopod, as one library: the CRI door, and the house behind it.
+//! The node's side of Isopod, as one library: the CRI service, and the core that it translates to.
 //!
 //! Imports go one way, and a test holds them to it (`tests/import_direction.rs`):
 //!
@@ -7,10 +7,15 @@
 //!                                                           host_users
 //!                                                       ->  store, undo, config, id, lock, trace, hostile_text, private,
 //!                                                           cpu_list, cpu_rate
+//! serve, check -> cri -> pod -> container -> sandbox -> hypervisor, agent_client, network, cgroup, scratch
+//!                     -> image
+//!                     -> store, undo, config, id, resources, trace, hostile_text, private, cpu_list, cpu_rate
 //! ```
 //!
-//! Among the middle ones `container` may use `sandbox` and `image`; `sandbox` uses neither: it tells what happens to it
-//! by [`sandbox::SandboxEvent`]. `agent_client` uses `hypervisor`, which is given what a template's guest must do: `preparation`.
+//! The CRI's messages are used in `cri` alone, which translates them into [`sandbox::SandboxSpec`] and
+//! [`container::ContainerSpec`]. `sandbox` does not use `container`: it tells what happens to it by
+//! [`sandbox::SandboxEvent`]. `agent_client` uses `hypervisor`, which is given what a template's guest must
+//! do: `preparation`.
 
 // In tests, for the files of `fuzz_targets`, which are programs of libFuzzer that use this crate.
 #[cfg(test)]
@@ -38,8 +43,10 @@ pub mod id;
 pub mod image;
 pub mod lock;
 pub mod network;
+pub mod pod;
 pub mod preparation;
 pub mod private;
+pub mod resources;
 pub mod sandbox;
 pub mod scratch;
 pub mod serve;

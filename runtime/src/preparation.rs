@@ -9,7 +9,7 @@
 //! leads nowhere, and the guest's own root for an image, of which no command is run: no pod and no tenant has a part in it.
 
 use crate::agent_client::{AgentClient, AgentError, ENTROPY};
-use crate::container::{ImageConfiguration, Parts, SpecError, build_spec};
+use crate::container::{ContainerError, ContainerSpec, PidNamespace, request};
 use crate::hypervisor::template::Preparation;
 use crate::hypervisor::{HypervisorError, VmHandle};
 use crate::id::fill_random;
@@ -17,10 +17,8 @@ use crate::scratch::{Scratch, ScratchError};
 use crate::wall_clock::now_ns;
 use async_trait::async_trait;
 use isopod_protocols::agent::{
-    Address, CreateContainerRequest, Extent, Interface, PidNamespace, Route, SetUpSandboxRequest,
-    StartContainerRequest, User,
+    Address, CreateContainerRequest, Extent, Interface, Route, SetUpSandboxRequest, StartContainerRequest,
 };
-use isopod_protocols::cri::{ContainerConfig, LinuxContainerConfig, PodSandboxConfig};
 use std::error::Error;
 use std::fs::File;
 use std::io;
@@ -32,7 +30,7 @@ use tokio::net::UnixStream;
 const NAME: &str = "rehearsal";
 
 /// A command that every image has and none can run.
-const NO_COMMAND: &str = "/";
+pub const NO_COMMAND: &str = "/";
 
 /// Why the pod of a rehearsal could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +42,7 @@ enum RehearsedPodError {
     #[error(transparent)]
     Scratch(#[from] ScratchError),
     #[error(transparent)]
-    Spec(#[from] SpecError),
-    #[error("spec cannot be written: {0}")]
-    Encode(#[from] serde_json::Error),
+    Container(#[from] ContainerError),
     #[error(transparent)]
     File(#[from] io::Error),
 }
@@ -57,6 +53,8 @@ pub struct Agents {
     pub scratch: Arc<Scratch>,
     /// Size of one in MiB.
     pub scratch_mib: u32,
+    /// The rehearsal's container, which runs [`NO_COMMAND`], specified as those of pods are.
+    pub container: ContainerSpec,
 }
 
 #[async_trait]
@@ -106,7 +104,7 @@ impl Agents {
 
         let length = root_image.metadata()?.len().next_multiple_of(512);
         let offset = vm.attach_extent(root_image, length, true).await?;
-        agent.create_container(container(Extent { offset, length })?).await?;
+        agent.create_container(container(&self.container, Extent { offset, length })?).await?;
         let start = StartContainerRequest { container_id: NAME.to_owned() };
         match agent.start_container(start).await {
             // A directory is no command.
@@ -148,24 +146,11 @@ fn identity(scratch: Extent) -> SetUpSandboxRequest {
     }
 }
 
-fn container(layer: Extent) -> Result<CreateContainerRequest, RehearsedPodError> {
-    let config = ContainerConfig {
-        command: vec![NO_COMMAND.to_owned()],
-        linux: Some(LinuxContainerConfig::default()),
-        ..ContainerConfig::default()
-    };
-    let (sandbox, image) = (PodSandboxConfig::default(), ImageConfiguration::default());
-    let mut spec = build_spec(Parts { id: NAME, container: &config, sandbox: &sandbox, image: &image })?;
+fn container(spec: &ContainerSpec, layer: Extent) -> Result<CreateContainerRequest, RehearsedPodError> {
+    let mut spec = ContainerSpec { pid_namespace: PidNamespace::Container, ..spec.clone() };
     // The guest's own root has links where an image has files to be mounted over.
-    let mounts = spec.mounts().iter().flatten().filter(|mount| !mount.destination().starts_with("/etc"));
+    let mounts = spec.oci.mounts().iter().flatten().filter(|mount| !mount.destination().starts_with("/etc"));
     let mounts = mounts.cloned().collect();
-    spec.set_mounts(Some(mounts));
-    Ok(CreateContainerRequest {
-        container_id: NAME.to_owned(),
-        spec: serde_json::to_vec(&spec)?,
-        layers: vec![layer],
-        user: Some(User::default()),
-        pid_namespace: PidNamespace::Container.into(),
-        ..CreateContainerRequest::default()
-    })
+    spec.oci.set_mounts(Some(mounts));
+    Ok(CreateContainerRequest { layers: vec![layer], ..request(NAME, &spec)? })
 }

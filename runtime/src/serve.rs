@@ -5,13 +5,15 @@ use crate::check;
 use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::cri::Node;
+use crate::cri::container_spec::{self, ContainerConfigError};
 use crate::cri::server::{self, ServerError};
 use crate::host_users::HostUsers;
 use crate::hypervisor::LocalHypervisor;
 use crate::hypervisor::template::{CloningHypervisor, Recipe, Templates};
-use crate::image::{ImageError, Images};
+use crate::image::{ImageConfiguration, ImageError, Images};
 use crate::network::{NetworkError, Networks};
-use crate::preparation::Agents;
+use crate::pod::Pods;
+use crate::preparation::{self, Agents};
 use crate::private;
 use crate::sandbox::{Host, SandboxError, Sandboxes, network_config};
 use crate::scratch::{Scratch, ScratchError};
@@ -49,6 +51,9 @@ pub enum ServeError {
     /// The records of templates or of host users.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The container of a template's rehearsal.
+    #[error("container of a rehearsal: {0}")]
+    Rehearsal(#[from] ContainerConfigError),
     /// The networks.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -100,7 +105,8 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let directory = config.daemon.root_dir.join("images");
     let images = Images::open(&directory, &config.image, &config.registry, converters(&config))?;
     ask_for_templates(&config, &templates);
-    let node = Arc::new(Node { config, sandboxes, containers, images, templates });
+    let pods = Pods::new(Arc::clone(&sandboxes), Arc::clone(&containers));
+    let node = Arc::new(Node { config, sandboxes, containers, pods, images, templates });
     tracing::info!(socket = %node.config.daemon.socket.display(), "serving");
     let (stopping, mut stopped) = watch::channel(());
     let stop = async move {
@@ -158,7 +164,8 @@ fn converters(config: &Config) -> Option<PathBuf> {
 /// What an earlier daemon left of templates, but those that no handler has a use for any more.
 async fn templates(config: &Config, scratch: &Arc<Scratch>) -> Result<Arc<Templates>, ServeError> {
     let (state_dir, uid) = (&config.daemon.state_dir, config.vm.template_uid());
-    let agents = Agents { scratch: Arc::clone(scratch), scratch_mib: config.vm.scratch_mib };
+    let container = container_spec::plain(ImageConfiguration::default(), &[preparation::NO_COMMAND])?;
+    let agents = Agents { scratch: Arc::clone(scratch), scratch_mib: config.vm.scratch_mib, container };
     let templates = Templates::open(state_dir, cgroup::ROOT.into(), uid, Box::new(agents)).await?;
     let handlers: Vec<_> = config.handler_names().into_iter().filter_map(|name| config.vm_of(name)).collect();
     templates.keep_only(|recipe| handlers.iter().any(|handler| recipe.serves(handler)));

@@ -8,6 +8,7 @@
 use crate::private;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::marker::PhantomData;
@@ -152,14 +153,18 @@ impl<T: Serialize + DeserializeOwned> Collection<T> {
         private::lock_out(&file, path).map_err(failed)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
-        match (serde_json::from_slice(&bytes), path.file_stem().and_then(|s| s.to_str())) {
-            (Ok(document), Some(id)) => loaded.documents.push((id.to_owned(), document)),
-            _ => {
-                let aside = path.with_extension("corrupt");
-                fs::rename(path, &aside).map_err(failed)?;
-                loaded.corrupt.push(aside);
+        let reason = match (serde_json::from_slice(&bytes), path.file_stem().and_then(|s| s.to_str())) {
+            (Ok(document), Some(id)) => {
+                loaded.documents.push((id.to_owned(), document));
+                return Ok(());
             }
-        }
+            (Ok(_), None) => "its name is no id".to_owned(),
+            (Err(error), _) => error.to_string(),
+        };
+        let aside = path.with_extension("corrupt");
+        fs::rename(path, &aside).map_err(failed)?;
+        tracing::error!(path = %aside.display(), reason, "state file cannot be read and was set aside");
+        loaded.corrupt.push(aside);
         Ok(())
     }
 
@@ -189,6 +194,16 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<
         Some(directory) if durability == Durability::Machine => File::open(directory)?.sync_all(),
         _ => Ok(()),
     }
+}
+
+/// The version that a document was written in: 1 where it names none.
+pub fn version(document: &Value) -> u64 {
+    document.get("version").and_then(Value::as_u64).unwrap_or(1)
+}
+
+/// Why a document of that version is not read.
+pub fn unknown_version(version: u64) -> String {
+    format!("version {version} of this document is not known: start the daemon that wrote it")
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "check",
             "cri",
+            "pod",
             "container",
             "image",
             "sandbox",
@@ -24,8 +25,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("check", &["sandbox", "hypervisor", "network", "cgroup", "scratch"]),
-    ("cri", &["container", "image", "sandbox", "agent_client", "hypervisor", "network", "cgroup", "scratch"]),
-    ("container", &["sandbox", "image", "hypervisor", "agent_client", "cgroup"]),
+    (
+        "cri",
+        &[
+            "pod",
+            "container",
+            "image",
+            "sandbox",
+            "agent_client",
+            "hypervisor",
+            "network",
+            "cgroup",
+            "scratch",
+        ],
+    ),
+    ("pod", &["container", "sandbox"]),
+    ("container", &["sandbox", "hypervisor", "agent_client", "cgroup"]),
     ("sandbox", &["hypervisor", "agent_client", "network", "cgroup", "scratch", "host_users"]),
     ("preparation", &["container", "agent_client", "hypervisor", "scratch"]),
     ("image", &[]),
@@ -37,7 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("host_users", &[]),
     ("trace", &[]),
     // Tests only.
-    ("fuzz_targets", &["container", "image", "network"]),
+    ("fuzz_targets", &["container", "cri", "image", "network"]),
 ];
 
 /// What everybody may use, and what uses nothing but its own kind.
@@ -49,6 +64,7 @@ const LOWEST: &[&str] = &[
     "lock",
     "hostile_text",
     "private",
+    "resources",
     "wall_clock",
     "cpu_list",
     "cpu_rate",
@@ -138,6 +154,30 @@ fn hypervisor_below_its_templates_knows_none() {
         }
     }
     assert!(wrong.is_empty(), "the hypervisor's lower files use its templates:\n{}", wrong.join("\n"));
+}
+
+/// The words of a client's API. They may be used in the folder of that client's door, and in tests.
+const DOORS: &[(&str, &[&str])] = &[("cri", &["k8s_cri", "isopod_protocols::cri"])];
+
+#[test]
+fn apis_of_clients_end_at_their_doors() {
+    let mut wrong = Vec::new();
+    for file in rust_files(&crate_root().join("src")) {
+        let inside = file.strip_prefix(crate_root()).unwrap();
+        if inside.components().any(|part| part.as_os_str() == "tests") {
+            continue;
+        }
+        let module = module_of(&file);
+        for (number, line) in fs::read_to_string(&file).unwrap().lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for (door, words) in DOORS.iter().filter(|(door, _)| *door != module) {
+                if words.iter().any(|word| code.contains(word)) {
+                    wrong.push(format!("{}:{}: {module} speaks {door}", file.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "what only a door may know:\n{}", wrong.join("\n"));
 }
 
 #[test]

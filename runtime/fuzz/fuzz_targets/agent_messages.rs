@@ -12,7 +12,7 @@ use isopod_runtime::agent_client::{AgentEvent, check_created, check_event, check
 use isopod_runtime::container::{Exit, State, User};
 use isopod_runtime::cpu_rate::CpuRate;
 use isopod_runtime::hostile_text;
-use isopod_runtime::id::is_id;
+use isopod_runtime::id::is_valid;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
@@ -78,7 +78,7 @@ fn told(bytes: &[u8], has_begun: bool) {
 }
 
 fn state(container: &ContainerState) {
-    assert!(is_id(&container.container_id));
+    assert!(is_valid(&container.container_id));
     if let Some(told) = &container.exit {
         exited(container.started_at_ns, told);
     }

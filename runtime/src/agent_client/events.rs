@@ -4,7 +4,7 @@
 //! Used by `sandbox`, which holds one stream per pod. It must not know what the states mean.
 
 use super::{AgentClient, AgentError};
-use crate::id::is_id;
+use crate::id::is_valid;
 use isopod_protocols::agent::{ContainerState, Event, event};
 use isopod_protocols::guest::MAX_CONTAINERS;
 use std::time::Duration;
@@ -66,14 +66,14 @@ pub fn check(event: Event, has_begun: bool) -> Result<AgentEvent, String> {
             if count > MAX_CONTAINERS {
                 return Err(format!("a snapshot of {count} containers, more than {MAX_CONTAINERS}"));
             }
-            if !snapshot.containers.iter().all(|state| is_id(&state.container_id)) {
+            if !snapshot.containers.iter().all(|state| is_valid(&state.container_id)) {
                 return Err("an invalid container id".to_owned());
             }
             Ok(AgentEvent::Snapshot(snapshot.containers))
         }
         (Some(event::Event::Snapshot(_)), true) => Err("a second snapshot in one stream".to_owned()),
         (Some(event::Event::Changed(_)), false) => Err("a change before the snapshot".to_owned()),
-        (Some(event::Event::Changed(state)), true) if is_id(&state.container_id) => {
+        (Some(event::Event::Changed(state)), true) if is_valid(&state.container_id) => {
             Ok(AgentEvent::Changed(state))
         }
         (Some(event::Event::Changed(_)), true) => Err("an invalid container id".to_owned()),
@@ -208,7 +208,7 @@ mod tests {
             Ok(AgentEvent::Changed(one)) => std::slice::from_ref(one),
             Err(_) => &[],
         };
-        all.len() <= MAX_CONTAINERS && all.iter().all(|state| is_id(&state.container_id))
+        all.len() <= MAX_CONTAINERS && all.iter().all(|state| is_valid(&state.container_id))
     }
 
     proptest! {
@@ -220,7 +220,7 @@ mod tests {
         }
 
         #[test]
-        fn any_ids_are_bounded_or_refused(ids in prop::collection::vec("[0-9a-f]{31,33}", 0..400), one: bool) {
+        fn any_ids_are_bounded_or_refused(ids in prop::collection::vec("[0-9a-zA-Z_./-]{0,80}", 0..400), one: bool) {
             let mut states = ids.into_iter().map(|container_id| ContainerState { container_id, ..state(0) });
             let event = match one {
                 true => changed(states.next().unwrap_or_default()),

@@ -4,7 +4,7 @@
 
 use super::record::State;
 use super::stdio::StdioError;
-use super::{LogError, SpecError};
+use super::{LimitError, LogError};
 use crate::agent_client::AgentError;
 use crate::hypervisor::HypervisorError;
 use crate::sandbox::SandboxError;
@@ -22,9 +22,6 @@ pub enum ContainerError {
     /// The prefix of an id fits several containers.
     #[error("{0:?} is the begin of more than one container id: give more of it")]
     Ambiguous(String),
-    /// The container has no name.
-    #[error("container has no name: set metadata.name")]
-    NoName,
     /// A container of that name and attempt is there.
     #[error("container {name} is there already as {id}: remove that one first, or count its attempt up")]
     NameTaken {
@@ -40,8 +37,7 @@ pub enum ContainerError {
     TooMany(String),
     /// There is too much to keep of it beside the others.
     #[error(
-        "pod sandbox {sandbox}: {what} would take {bytes} bytes, more than the {most} there may be: use shorter environments and \
-         annotations, or remove containers that have exited"
+        "pod sandbox {sandbox}: labels, annotations and mounts of {what} would take {bytes} bytes, more than the {most} there may be: use shorter ones, or remove containers that have exited"
     )]
     TooHeavy {
         /// The pod.
@@ -63,23 +59,9 @@ pub enum ContainerError {
         /// Its state.
         state: State,
     },
-    /// A group without a user.
-    #[error("run_as_group needs run_as_user or run_as_username: set one of them")]
-    GroupWithoutUser,
-    /// A user or group id that is none.
-    #[error("{field}: {value} is no id: ids are 0 to 4294967294")]
-    BadId {
-        /// The field, as the CRI names it.
-        field: &'static str,
-        /// What it holds.
-        value: i64,
-    },
-    /// A namespace of the host.
-    #[error("{0} cannot be had in a pod of its own VM: it has a kernel of its own; leave it out")]
-    HostNamespace(&'static str),
-    /// The log would be elsewhere.
-    #[error("log_path {0:?} leaves the pod's log directory: give a plain relative path")]
-    BadLogPath(String),
+    /// An id that somebody else has, or that is no plain name.
+    #[error("container id {0:?} cannot be used: give another one of letters, digits, '-', '_' and '.'")]
+    BadId(String),
     /// An exec of nothing.
     #[error("exec has no command: name a program")]
     NoExecCommand,
@@ -124,9 +106,9 @@ pub enum ContainerError {
     /// It has no log.
     #[error("container {0} has no log: it was made without log_path")]
     NoLog(String),
-    /// It cannot be described.
+    /// Its limits.
     #[error(transparent)]
-    Spec(#[from] SpecError),
+    Limit(#[from] LimitError),
     /// Its description cannot be sent.
     #[error("container cannot be described to its agent: {0}")]
     Encode(serde_json::Error),

@@ -2,12 +2,12 @@
 //!
 //! Used by all that moves a state: `start`, `follow`, and the daemon's start.
 
-use super::log_file::{LogFile, LogPath};
+use super::create::name_of;
+use super::log_file::LogFile;
 use super::record::{Exit, Record, State};
 use super::weight::Weight;
 use super::{Container, ContainerError, Containers, Named};
 use crate::wall_clock::now_ns;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -56,13 +56,15 @@ impl Containers {
     pub(super) fn load(self: &Arc<Self>) -> Result<(), ContainerError> {
         let loaded = self.records.load()?;
         for path in &loaded.corrupt {
-            tracing::error!(path = %path.display(), "container record is corrupt and was set aside");
+            tracing::error!(
+                path = %path.display(),
+                "container is not taken back: its record cannot be read; its guest removes it"
+            );
         }
         for (id, record) in loaded.documents {
-            let metadata = record.config.metadata.clone().unwrap_or_default();
-            let name = format!("{}/{}/{}", record.sandbox_id, metadata.name, metadata.attempt);
+            let name = name_of(&record.sandbox_id, &record.description);
             let log = open_log(&id, &record);
-            let (sandbox_id, weight) = (record.sandbox_id.clone(), Weight::of(&record.config));
+            let (sandbox_id, weight) = (record.sandbox_id.clone(), Weight::of(&record.description));
             let mut table = self.table();
             table.names.insert(name.clone(), Named { id: id.clone(), sandbox_id, weight });
             table.by_id.insert(id.clone(), Arc::new(Container::new(id, name, record, log)));
@@ -111,15 +113,7 @@ impl Containers {
 
 /// The log of a container that an earlier daemon made. Without one its output is dropped, so that it runs on.
 fn open_log(id: &str, record: &Record) -> Option<Arc<LogFile>> {
-    let path = LogPath::of_record(record.log_path.as_deref()?, Path::new(&record.config.log_path));
-    let Some(path) = path else {
-        tracing::error!(
-            container = id,
-            "output is dropped: the record's log path is not below a log directory"
-        );
-        return None;
-    };
-    match LogFile::open(path) {
+    match LogFile::open(record.stdio.log_path()?.clone()) {
         Ok(log) => Some(Arc::new(log)),
         Err(error) => {
             tracing::error!(container = id, %error, "output is dropped");
@@ -140,11 +134,14 @@ fn with_start(record: &Record, next: State) -> State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::{ImageNames, User};
+    use super::super::record::User;
+    use super::super::spec::{Description, Stdio};
+    use super::super::stop_signal;
     use super::*;
+    use crate::resources::Resources;
     use crate::sandbox::fake;
-    use isopod_protocols::cri::{ContainerConfig, LinuxContainerResources};
     use std::fs;
+    use std::path::Path;
 
     /// Those of a node without pods.
     fn containers(directory: &Path) -> Arc<Containers> {
@@ -153,22 +150,16 @@ mod tests {
     }
 
     fn created() -> Record {
-        let image = ImageNames {
-            asked: "image".into(),
-            reference: "image".into(),
-            id: "image".into(),
-            stop_signal: None,
-        };
         Record {
+            version: Record::VERSION,
             sandbox_id: "gone".into(),
-            config: ContainerConfig::default(),
-            image,
+            description: Description::default(),
             created_at_ns: 1,
-            log_path: None,
+            stdio: Stdio::default(),
             layers: Vec::new(),
             user: User::default(),
-            stop_signal: None,
-            resources: LinuxContainerResources::default(),
+            stop_signal: stop_signal::DEFAULT,
+            resources: Resources::default(),
             state: State::Created,
         }
     }
@@ -185,7 +176,7 @@ mod tests {
         // As by whoever had looked it up before.
         containers.advance(&container, State::Running { started_at_ns: 2 });
         containers.lose(&container);
-        assert!(containers.save_resources(&container, LinuxContainerResources::default()).is_err());
+        assert!(containers.save_resources(&container, Resources::default()).is_err());
         assert_eq!(fs::read_dir(&records).unwrap().count(), 0);
         assert_eq!(container.state(), State::Created);
     }

@@ -5,34 +5,34 @@
 //! up, so that there is nothing to get wrong after a crash.
 
 use super::record::MappedLayer;
+use super::spec::RootSource;
 use super::{ContainerError, Containers};
 use crate::hypervisor::{Extent, VmHandle};
-use crate::image::Layer;
 use crate::undo::Undo;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Where the guest's own root is on the disk.
 const GUEST_ROOT: u64 = 0;
 
 impl Containers {
-    /// Maps what is not yet mapped. Each new mapping's release is on `undo`.
+    /// Maps those parts of a root that are not mapped yet. Each new mapping's release is on `undo`.
     pub(super) async fn attach_layers(
         self: &Arc<Self>,
         sandbox_id: &str,
         vm: &VmHandle,
-        layers: &[Layer],
+        sources: &[RootSource],
         undo: &mut Undo,
     ) -> Result<Vec<MappedLayer>, ContainerError> {
         let present = self.mapped(sandbox_id);
-        let mut mapped: Vec<MappedLayer> = Vec::with_capacity(layers.len());
-        for layer in layers {
-            let chain_id = layer.chain_id.to_string();
+        let mut mapped: Vec<MappedLayer> = Vec::with_capacity(sources.len());
+        for RootSource::Extent { chain_id, path, size } in sources {
             // An image may name the same layer twice.
-            let known = mapped.iter().chain(&present).find(|m| m.chain_id == chain_id).cloned();
+            let known = mapped.iter().chain(&present).find(|m| m.chain_id == *chain_id).cloned();
             let layer = match known {
                 Some(layer) => layer,
-                None => attach(vm, layer, chain_id, undo).await?,
+                None => attach(vm, chain_id, path, *size, undo).await?,
             };
             mapped.push(layer);
         }
@@ -92,20 +92,21 @@ async fn detach_all(sandbox_id: &str, vm: &VmHandle, offsets: &[u64]) -> usize {
 
 async fn attach(
     vm: &VmHandle,
-    layer: &Layer,
-    chain_id: String,
+    chain_id: &str,
+    path: &Path,
+    size: u64,
     undo: &mut Undo,
 ) -> Result<MappedLayer, ContainerError> {
-    let file = File::open(&layer.path).map_err(|source| ContainerError::File {
+    let file = File::open(path).map_err(|source| ContainerError::File {
         what: "image layer",
-        path: layer.path.clone(),
+        path: path.to_owned(),
         source,
     })?;
-    let length = layer.size.next_multiple_of(512);
+    let length = size.next_multiple_of(512);
     let offset = vm.attach_extent(file, length, true).await?;
     let vm = Arc::clone(vm);
     undo.push("layer", move || async move { vm.detach_extent(offset).await })?;
-    Ok(MappedLayer { chain_id, offset, length })
+    Ok(MappedLayer { chain_id: chain_id.to_owned(), offset, length })
 }
 
 #[cfg(test)]

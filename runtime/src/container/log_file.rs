@@ -13,6 +13,7 @@
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, mkdirat};
+use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -67,10 +68,27 @@ pub enum LogError {
 }
 
 /// Where a container's log is: the pod's log directory, and a place below it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedPath")]
 pub struct LogPath {
     directory: PathBuf,
     below: PathBuf,
+}
+
+/// A [`LogPath`] of a record, which may lead anywhere.
+#[derive(Deserialize)]
+struct UncheckedPath {
+    directory: PathBuf,
+    below: PathBuf,
+}
+
+impl TryFrom<UncheckedPath> for LogPath {
+    type Error = String;
+
+    fn try_from(path: UncheckedPath) -> Result<Self, String> {
+        let reason = || format!("log path {} leaves the pod's log directory", path.below.display());
+        Self::new(&path.directory, &path.below).ok_or_else(reason)
+    }
 }
 
 impl LogPath {
@@ -83,7 +101,8 @@ impl LogPath {
         (plain && named).then(|| Self { directory, below: below.to_owned() })
     }
 
-    /// From the whole path, as records have it, and the part of it that is below the pod's log directory.
+    /// From the whole path, as records of version 1 have it, and the part of it that is below the pod's log
+    /// directory.
     pub fn of_record(path: &Path, below: &Path) -> Option<Self> {
         let directory = path.ancestors().nth(below.components().count())?;
         Self::new(directory, below).filter(|found| found.path() == path)
@@ -302,6 +321,14 @@ mod tests {
         for below in ["", ".", "../x", "a/../../x", "/etc/passwd"] {
             assert_eq!(LogPath::new(Path::new("/logs"), Path::new(below)), None, "{below:?}");
         }
+    }
+
+    #[test]
+    fn path_of_a_record_that_leaves_the_directory_is_refused() {
+        let path = LogPath::new(Path::new("/logs/pod"), Path::new("c/0.log")).unwrap();
+        let written = serde_json::to_string(&path).unwrap();
+        assert_eq!(serde_json::from_str::<LogPath>(&written).unwrap(), path);
+        assert!(serde_json::from_str::<LogPath>(&written.replace("c/0.log", "../0.log")).is_err());
     }
 
     #[test]

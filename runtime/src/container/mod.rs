@@ -1,7 +1,8 @@
 //! Containers: processes with a root of their own in a sandbox's guest; their states, their records on disk, and the table
 //! of all of them.
 //!
-//! Called by `cri`. How they hang on sandboxes is told in [`crate::sandbox`].
+//! Called by `cri` and `pod`. How they hang on sandboxes is told in [`crate::sandbox`]. What a container is
+//! made of comes as a [`ContainerSpec`], in no client's words.
 //!
 //! # States
 //!
@@ -16,24 +17,21 @@
 //! agent's events, the end of the VM. The first that fits counts.
 
 mod create;
-mod environment;
 mod error;
 mod events;
 mod exec;
 mod exec_room;
 mod follow;
-mod guest_devices;
 mod layers;
 mod log;
 mod log_file;
 mod log_writer;
 mod output;
 mod record;
+mod record_v1;
 mod remove;
+mod request;
 mod resources;
-mod seccomp;
-mod seccomp_profile;
-mod security;
 mod spec;
 mod start;
 mod stats;
@@ -44,27 +42,30 @@ mod update;
 mod volumes;
 mod weight;
 
-pub use crate::image::ImageConfiguration;
-pub use create::Wish;
 pub use error::ContainerError;
 pub use exec::{MAX_OUTPUT, Outcome};
 #[cfg(any(test, feature = "testing"))]
 pub use log::{Lines, MAX_LINE};
-pub use log_file::LogError;
+pub use log_file::{LogError, LogPath};
 #[cfg(any(test, feature = "testing"))]
 pub use record::User;
 pub use record::{Exit, Reason, Record, State};
-pub use spec::{Parts, SpecError, build as build_spec};
+pub use request::request;
+pub use resources::LimitError;
+pub use spec::{
+    AskedMount, ContainerSpec, Description, ImageNames, PidNamespace, Propagation, RootSource, Stdio,
+    StdioSink,
+};
 pub use stdio::StdioError;
 
 use crate::cpu_rate::CpuRate;
 use crate::id::{Mismatch, resolve};
 use crate::private;
+use crate::resources::Resources;
 use crate::sandbox::{Machine, Sandbox, SandboxEvents, Sandboxes};
 use crate::store::{Collection, Durability};
 use exec::Unended;
 use exec_room::Room;
-use isopod_protocols::cri::{ContainerConfig, LinuxContainerResources};
 use log_file::LogFile;
 use log_writer::PodSeats;
 use output::Carried;
@@ -78,7 +79,7 @@ use weight::Weight;
 
 /// A container.
 pub struct Container {
-    /// Its id, chosen by us.
+    /// Its id, unique on the node.
     pub id: String,
     name: String,
     record: Mutex<Record>,
@@ -127,9 +128,9 @@ impl Container {
         self.record().clone()
     }
 
-    /// What kubelet asked for.
-    pub fn config(&self) -> ContainerConfig {
-        self.record().config.clone()
+    /// What is only kept of it, for those who ask.
+    pub fn description(&self) -> Description {
+        self.record().description.clone()
     }
 
     /// Its sandbox's id.
@@ -328,6 +329,9 @@ impl Containers {
         if let Some(Named { id, .. }) = table.names.get(name) {
             return Err(ContainerError::NameTaken { name: name.to_owned(), id: id.clone() });
         }
+        if table.names.values().any(|other| other.id == named.id) {
+            return Err(ContainerError::BadId(named.id));
+        }
         let there = table.names.values().map(|other| (other.sandbox_id.as_str(), other.weight));
         weight::refuse_more(there, &named.sandbox_id, named.weight)?;
         table.names.insert(name.to_owned(), named);
@@ -365,7 +369,7 @@ impl Containers {
         sandbox: &Sandbox,
         machine: &Machine,
         id: &str,
-        limits: &LinuxContainerResources,
+        limits: &Resources,
     ) -> Result<(), ContainerError> {
         let others = self.of_sandbox(&sandbox.id);
         let others =
@@ -379,7 +383,7 @@ impl Containers {
 
     /// Has the pod's VM run on the CPUs and memory nodes of its containers that have not ended, where the one of that id has
     /// these limits. Called whenever one of them changes.
-    fn place(&self, sandbox: &Sandbox, changed: Option<(&str, &LinuxContainerResources)>) {
+    fn place(&self, sandbox: &Sandbox, changed: Option<(&str, &Resources)>) {
         let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
         let others = self.of_sandbox(&sandbox.id).into_iter().filter(|other| {
             changed.is_none_or(|(id, _)| other.id != id) && !matches!(other.state(), State::Exited(_))
@@ -389,11 +393,7 @@ impl Containers {
         sandbox.cgroup.place(cpus, mems);
     }
 
-    fn save_resources(
-        &self,
-        container: &Container,
-        resources: LinuxContainerResources,
-    ) -> Result<(), ContainerError> {
+    fn save_resources(&self, container: &Container, resources: Resources) -> Result<(), ContainerError> {
         let mut record = container.record();
         if container.forgotten.load(Ordering::Relaxed) {
             return Err(ContainerError::NotFound(container.id.clone()));

@@ -1,11 +1,17 @@
 //! What is kept of a container on disk, one document each, and its states.
+//!
+//! Documents have a version. Those of version 1, which names none, are read by `record_v1`; those of a
+//! version to come are not, and the store sets them aside.
 
-use super::resources;
+use super::spec::{Description, Stdio};
+use super::{record_v1, resources};
+use crate::resources::Resources;
+use crate::store;
 use isopod_protocols::agent::{ProcessExit, ResolvedUser};
-use isopod_protocols::cri::{ContainerConfig, LinuxContainerResources};
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use std::fmt;
-use std::path::PathBuf;
 
 /// Exit code of a container whose end nobody saw.
 const UNKNOWN_CODE: i32 = 255;
@@ -47,13 +53,13 @@ pub struct Exit {
     pub finished_at_ns: i64,
     /// Exit code, or 128 and the signal.
     pub code: i32,
-    /// The CRI's word for it.
+    /// One word for it.
     pub reason: Reason,
     /// More about it, for people.
     pub message: String,
 }
 
-/// The CRI's words for the end of a container: kubelet shows them, and tells OOMKilled from the rest.
+/// The end of a container in one word, as Kubernetes shows it; kubelet tells OOMKilled from the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
     /// Exit code 0.
@@ -98,19 +104,6 @@ impl Exit {
     }
 }
 
-/// The image a container was made from, by all its names.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageNames {
-    /// As the pod named it.
-    pub asked: String,
-    /// By digest where it has one, else its id.
-    pub reference: String,
-    /// Digest of its configuration.
-    pub id: String,
-    /// Signal that its author wants for a stop, if any.
-    pub stop_signal: Option<String>,
-}
-
 /// A layer of a container's root, mapped into the pod's disk. Containers of a pod share layers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MappedLayer {
@@ -142,34 +135,57 @@ impl From<ResolvedUser> for User {
 
 /// The document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Record {
+    /// Always [`Record::VERSION`].
+    pub version: u64,
     /// Its sandbox.
     pub sandbox_id: String,
-    /// What kubelet asked for, as it asked.
-    pub config: ContainerConfig,
-    /// Its image.
-    pub image: ImageNames,
+    /// What is only kept and answered.
+    pub description: Description,
     /// Nanoseconds since the epoch.
     pub created_at_ns: i64,
-    /// Its log on the host, if it has one.
-    pub log_path: Option<PathBuf>,
+    /// Its first process's streams.
+    pub stdio: Stdio,
     /// Its root's layers, the lowest first.
     pub layers: Vec<MappedLayer>,
     /// Its first process's user.
     pub user: User,
-    /// Signal that the pod wants for a stop, if any; a number of Linux's.
-    #[serde(default)]
-    pub stop_signal: Option<i32>,
+    /// Asks its first process to end; a number of Linux's.
+    pub stop_signal: i32,
     /// Its limits now.
-    pub resources: LinuxContainerResources,
+    pub resources: Resources,
     /// Its state.
     pub state: State,
 }
 
 impl Record {
+    /// Version of the documents that this daemon writes.
+    pub const VERSION: u64 = 2;
+
     /// Takes the limits of an update; what it leaves open stays.
-    pub fn updated(&self, update: &LinuxContainerResources) -> LinuxContainerResources {
+    pub fn updated(&self, update: &Resources) -> Resources {
         resources::merge(&self.resources, update)
+    }
+}
+
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The derived one.
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Record {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let document = Value::deserialize(deserializer)?;
+        let read = match store::version(&document) {
+            1 => record_v1::read(document),
+            // The derived one.
+            Self::VERSION => Self::deserialize(document),
+            version => return Err(D::Error::custom(store::unknown_version(version))),
+        };
+        read.map_err(D::Error::custom)
     }
 }
 
@@ -190,5 +206,11 @@ mod tests {
     fn end_is_never_before_the_begin() {
         let exit = ProcessExit { code: 0, exited_at_ns: 3, oom_killed: false };
         assert_eq!(Exit::told(5, &exit).finished_at_ns, 5);
+    }
+
+    #[test]
+    fn record_of_a_version_to_come_is_refused_by_its_number() {
+        let error = serde_json::from_str::<Record>(r#"{"version": 3}"#).unwrap_err().to_string();
+        assert!(error.contains("version 3"), "{error}");
     }
 }

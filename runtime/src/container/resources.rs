@@ -1,38 +1,48 @@
-//! Limits: from the CRI's to the OCI's. A field that is 0 or empty says nothing, as the CRI has it. What containerd and runc
-//! bear is borne: shares out of range, swap where the guest has none, huge pages of any size.
+//! Limits: from what was asked for to what the guest's kernel is told. What containerd and runc accept is
+//! accepted: shares out of range, swap where the guest has none, huge pages of any size.
 //!
-//! `cpuset_cpus` and `cpuset_mems` name CPUs and memory nodes of the *node*. They are checked here and do not go to the
-//! guest, which has others: their number sizes the VM ([`together`]), and the VM's threads run there ([`place`]).
+//! `cpuset_cpus` and `cpuset_mems` name CPUs and memory nodes of the *node*. They are checked here and do not
+//! go to the guest, which has others: their number sizes the VM ([`together`]), and the VM's threads run
+//! there ([`place`]).
 //!
-//! Called by `spec` and by UpdateContainerResources.
+//! Called by `request`, `update` and `create`.
 
-use super::spec::SpecError;
 use crate::cpu_list::{BadList, CpuList};
-use k8s_cri::v1::LinuxContainerResources;
+use crate::resources::Resources;
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
-/// The limits of a container.
+/// A limit that no kernel takes.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct LimitError {
+    /// The field of [`Resources`].
+    field: &'static str,
+    /// What is wrong with it and what to do.
+    reason: String,
+}
+
+/// The limits of a container, without rules for devices.
 ///
 /// # Errors
 /// A limit that no kernel would take.
-pub fn linux_resources(cri: &LinuxContainerResources) -> Result<LinuxResources, SpecError> {
-    list("cpuset_cpus", &cri.cpuset_cpus)?;
-    list("cpuset_mems", &cri.cpuset_mems)?;
+pub fn linux_resources(asked: &Resources) -> Result<LinuxResources, LimitError> {
+    list("cpuset_cpus", &asked.cpuset_cpus)?;
+    list("cpuset_mems", &asked.cpuset_mems)?;
     // Negative shares are the most there can be, as in containerd, whose number has no sign.
-    let shares = u64::try_from(cri.cpu_shares).unwrap_or(u64::MAX);
+    let shares = u64::try_from(asked.cpu_shares).unwrap_or(u64::MAX);
     let mut cpu = LinuxCpu::default();
     cpu.set_shares(Some(shares).filter(|shares| *shares != 0))
-        .set_period(positive("cpu_period", cri.cpu_period)?)
-        .set_quota(Some(cri.cpu_quota).filter(|q| *q != 0));
+        .set_period(positive("cpu_period", asked.cpu_period)?)
+        .set_quota(Some(asked.cpu_quota).filter(|q| *q != 0));
 
-    let limit = match cri.memory_limit_in_bytes {
+    let limit = match asked.memory_limit_in_bytes {
         -1 => Some(-1),
         limit => positive("memory_limit_in_bytes", limit)?.map(u64::cast_signed),
     };
     let mut memory = LinuxMemory::default();
-    memory.set_limit(limit).set_swap(swap(limit, cri.memory_swap_limit_in_bytes));
+    memory.set_limit(limit).set_swap(swap(limit, asked.memory_swap_limit_in_bytes));
 
-    let hugepages = cri.hugepage_limits.iter().map(|l| {
+    let hugepages = asked.hugepage_limits.iter().map(|l| {
         let mut limit = LinuxHugepageLimit::default();
         limit.set_page_size(l.page_size.clone()).set_limit(i64::try_from(l.limit).unwrap_or(i64::MAX));
         limit
@@ -46,7 +56,7 @@ pub fn linux_resources(cri: &LinuxContainerResources) -> Result<LinuxResources, 
         .set_memory(Some(memory))
         .set_hugepage_limits(Some(hugepages).filter(|h| !h.is_empty()))
         .set_unified(
-            Some(cri.unified.clone().into_iter().collect())
+            Some(asked.unified.clone().into_iter().collect())
                 .filter(|u: &std::collections::HashMap<_, _>| !u.is_empty()),
         );
     Ok(resources)
@@ -62,27 +72,24 @@ fn swap(limit: Option<i64>, asked: i64) -> Option<i64> {
     }
 }
 
-fn list(field: &'static str, text: &str) -> Result<Option<CpuList>, SpecError> {
+fn list(field: &'static str, text: &str) -> Result<Option<CpuList>, LimitError> {
     if text.is_empty() {
         return Ok(None);
     }
-    let list =
-        text.parse().map_err(|error: BadList| SpecError::Invalid { field, reason: error.to_string() })?;
+    let list = text.parse().map_err(|error: BadList| LimitError { field, reason: error.to_string() })?;
     Ok(Some(list))
 }
 
-fn positive(field: &'static str, value: i64) -> Result<Option<u64>, SpecError> {
+fn positive(field: &'static str, value: i64) -> Result<Option<u64>, LimitError> {
     match u64::try_from(value) {
         Ok(0) => Ok(None),
         Ok(value) => Ok(Some(value)),
-        Err(_) => {
-            Err(SpecError::Invalid { field, reason: format!("{value} is negative; 0 leaves it as it is") })
-        }
+        Err(_) => Err(LimitError { field, reason: format!("{value} is negative; 0 leaves it as it is") }),
     }
 }
 
 /// The limits after an update: what the update leaves open stays.
-pub fn merge(current: &LinuxContainerResources, update: &LinuxContainerResources) -> LinuxContainerResources {
+pub fn merge(current: &Resources, update: &Resources) -> Resources {
     let number = |now: i64, new: i64| if new == 0 { now } else { new };
     let text = |now: &String, new: &String| if new.is_empty() { now.clone() } else { new.clone() };
     let mut merged = current.clone();
@@ -104,9 +111,9 @@ pub fn merge(current: &LinuxContainerResources, update: &LinuxContainerResources
 
 /// CPU and memory limits that hold those of all together; one that is not set adds nothing. CPUs of the node count where no
 /// quota says less: a set once, also where several containers share it, as those of kubelet's shared pool do.
-pub fn together<'a>(all: impl Iterator<Item = &'a LinuxContainerResources>) -> LinuxContainerResources {
+pub fn together<'a>(all: impl Iterator<Item = &'a Resources>) -> Resources {
     const PERIOD: i64 = 100_000;
-    let mut sum = LinuxContainerResources { cpu_period: PERIOD, ..Default::default() };
+    let mut sum = Resources { cpu_period: PERIOD, ..Default::default() };
     let mut sets = CpuList::default();
     let cpus = |set: &CpuList| i64::try_from(set.len()).unwrap_or(i64::MAX).saturating_mul(PERIOD);
     for one in all {
@@ -128,9 +135,7 @@ pub fn together<'a>(all: impl Iterator<Item = &'a LinuxContainerResources>) -> L
 /// The CPUs and memory nodes of the node that containers with these limits may use together. None is all: one container
 /// without a set may run anywhere. Under kubelet's static CPU manager every container has a set, its own or the shared
 /// pool, so a pod with an exclusive CPU stays off the others.
-pub fn place<'a>(
-    all: impl Iterator<Item = &'a LinuxContainerResources>,
-) -> (Option<CpuList>, Option<CpuList>) {
+pub fn place<'a>(all: impl Iterator<Item = &'a Resources>) -> (Option<CpuList>, Option<CpuList>) {
     let (mut cpus, mut mems) = (Some(CpuList::default()), Some(CpuList::default()));
     for one in all {
         for (union, text) in [(&mut cpus, &one.cpuset_cpus), (&mut mems, &one.cpuset_mems)] {
@@ -147,35 +152,34 @@ pub fn place<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_cri::v1::HugepageLimit;
+    use crate::resources::HugepageLimit;
 
     #[test]
     fn memory_limit_allows_no_swap_unless_said() {
-        let cri =
-            LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..LinuxContainerResources::default() };
-        let memory = linux_resources(&cri).unwrap().memory().unwrap();
+        let asked = Resources { memory_limit_in_bytes: 64 << 20, ..Resources::default() };
+        let memory = linux_resources(&asked).unwrap().memory().unwrap();
         assert_eq!((memory.limit(), memory.swap()), (Some(64 << 20), Some(64 << 20)));
     }
 
     #[test]
     fn unset_fields_set_nothing_and_negative_limits_are_refused() {
-        let none = linux_resources(&LinuxContainerResources::default()).unwrap();
+        let none = linux_resources(&Resources::default()).unwrap();
         assert_eq!(none.cpu().as_ref().unwrap().shares(), None);
-        let negative = LinuxContainerResources { cpu_period: -1, ..LinuxContainerResources::default() };
+        let negative = Resources { cpu_period: -1, ..Resources::default() };
         assert!(linux_resources(&negative).unwrap_err().to_string().contains("cpu_period: -1"));
     }
 
     #[test]
     fn limits_that_containerd_accepts_are_accepted() {
         let limits = |shares, limit, swap| {
-            let cri = LinuxContainerResources {
+            let asked = Resources {
                 cpu_shares: shares,
                 memory_limit_in_bytes: limit,
                 memory_swap_limit_in_bytes: swap,
                 hugepage_limits: vec![HugepageLimit { page_size: "1GB".into(), limit: u64::MAX }],
-                ..LinuxContainerResources::default()
+                ..Resources::default()
             };
-            let limits = linux_resources(&cri).unwrap();
+            let limits = linux_resources(&asked).unwrap();
             assert_eq!(limits.hugepage_limits().as_ref().unwrap()[0].limit(), i64::MAX);
             let memory = limits.memory().unwrap();
             (limits.cpu().as_ref().unwrap().shares(), memory.limit(), memory.swap())
@@ -186,13 +190,13 @@ mod tests {
         assert_eq!(limits(0, 100, 150), (None, Some(100), Some(150)));
     }
 
-    fn on(cpus: &str, mems: &str, cpu_quota: i64) -> LinuxContainerResources {
-        LinuxContainerResources {
+    fn on(cpus: &str, mems: &str, cpu_quota: i64) -> Resources {
+        Resources {
             cpuset_cpus: cpus.into(),
             cpuset_mems: mems.into(),
             cpu_period: 100_000,
             cpu_quota,
-            ..LinuxContainerResources::default()
+            ..Resources::default()
         }
     }
 
@@ -209,7 +213,7 @@ mod tests {
 
     #[test]
     fn cpus_of_the_node_count_once_and_a_quota_says_less() {
-        let cpus = |all: &[LinuxContainerResources]| together(all.iter()).cpu_quota / 1000;
+        let cpus = |all: &[Resources]| together(all.iter()).cpu_quota / 1000;
         assert_eq!(cpus(&[on("4-7", "", 0)]), 400);
         assert_eq!(cpus(&[on("4-7", "", -1), on("6-9", "", 0)]), 600);
         assert_eq!(cpus(&[on("0-63", "", 50_000), on("2", "", 0)]), 150);
@@ -218,7 +222,7 @@ mod tests {
 
     #[test]
     fn place_is_the_union_and_one_without_a_set_may_run_anywhere() {
-        let of = |all: &[LinuxContainerResources]| {
+        let of = |all: &[Resources]| {
             let (cpus, mems) = place(all.iter());
             (cpus.map(|set| set.to_string()), mems.map(|set| set.to_string()))
         };
@@ -229,13 +233,8 @@ mod tests {
 
     #[test]
     fn update_keeps_what_it_leaves_open() {
-        let now = LinuxContainerResources {
-            cpu_shares: 512,
-            cpuset_cpus: "0".into(),
-            ..LinuxContainerResources::default()
-        };
-        let new =
-            LinuxContainerResources { memory_limit_in_bytes: 1 << 20, ..LinuxContainerResources::default() };
+        let now = Resources { cpu_shares: 512, cpuset_cpus: "0".into(), ..Resources::default() };
+        let new = Resources { memory_limit_in_bytes: 1 << 20, ..Resources::default() };
         let merged = merge(&now, &new);
         assert_eq!((merged.cpu_shares, merged.memory_limit_in_bytes), (512, 1 << 20));
         assert_eq!(merged.cpuset_cpus, "0");
@@ -243,11 +242,11 @@ mod tests {
 
     #[test]
     fn limits_together_are_the_sum_of_those_that_are_set() {
-        let limits = |cpu_quota, cpu_period, memory_limit_in_bytes| LinuxContainerResources {
+        let limits = |cpu_quota, cpu_period, memory_limit_in_bytes| Resources {
             cpu_quota,
             cpu_period,
             memory_limit_in_bytes,
-            ..LinuxContainerResources::default()
+            ..Resources::default()
         };
         let sum = together([limits(50_000, 100_000, 100), limits(0, 0, 0), limits(-1, 0, -1)].iter());
         assert_eq!((sum.cpu_quota, sum.memory_limit_in_bytes), (50_000, 100));

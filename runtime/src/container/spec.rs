@@ -1,275 +1,162 @@
-//! From what the CRI and the image say to the OCI runtime spec that the agent applies.
+//! What a container is made of, in the words of the OCI runtime specification, and what that lacks.
 //!
-//! Called by `container::create`. It must not touch the guest or the host, but for reading a seccomp profile. What a VM
-//! pod cannot have is refused here, with the reason.
-//!
-//! Source: OCI runtime specification 1.2, CRI v1.
+//! Written by `cri` from a request and an image's configuration; read by `create` and `request`. Nothing here
+//! names a client's API: whoever asks for containers by another one makes the same specification.
 
-use super::environment;
-use super::resources::linux_resources;
-use super::{guest_devices, security, volumes};
-use crate::image::ImageConfiguration;
-use isopod_protocols::cri::{
-    ContainerConfig, LinuxContainerSecurityContext, Mount as CriMount, MountPropagation, PodSandboxConfig,
-};
-use isopod_protocols::guest;
-use oci_spec::runtime::{
-    Linux, LinuxNamespace, LinuxNamespaceType, Mount, Process, Root, Spec, get_default_readonly_paths,
-};
+use super::log_file::LogPath;
+use crate::resources::Resources;
+use isopod_protocols::agent::User;
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// `PATH` where neither image nor pod sets one.
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Everything that is asked for of a container.
+#[derive(Debug, Clone)]
+pub struct ContainerSpec {
+    /// Unique on the node; a random one is chosen where the caller has none.
+    pub id: Option<String>,
+    /// Process, mounts and confinement. `create` sets the cgroup's path, the limits in `resources`, and the
+    /// mounts of `volumes`; the agent adds the path of the root, the resolved user and the pid namespace.
+    pub oci: Spec,
+    /// Environment of its processes. Beside `oci`, as JSON has no place for bytes that are not UTF-8.
+    pub env: Vec<Vec<u8>>,
+    /// The first process's user. Names are resolved in the guest, where the files of the root are.
+    pub user: User,
+    /// Which processes its own can see.
+    pub pid_namespace: PidNamespace,
+    /// What its root is made of, the lowest first.
+    pub root: Vec<RootSource>,
+    /// Directories of the root that the agent copies to the pod's scratch disk: absolute, clean, sorted.
+    pub volumes: Vec<String>,
+    /// Its first process's streams.
+    pub stdio: Stdio,
+    /// Asks its first process to end; a number of Linux's.
+    pub stop_signal: i32,
+    /// Its limits.
+    pub resources: Resources,
+    /// What is only kept and answered.
+    pub description: Description,
+}
 
-/// Why a container cannot be described.
-#[derive(Debug, thiserror::Error)]
-pub enum SpecError {
-    /// Neither pod nor image name a command.
-    #[error("container {0:?} has no command: set one in the pod, or an entrypoint in the image")]
-    NoCommand(String),
-    /// A field of the request is wrong.
-    #[error("{field}: {reason}")]
-    Invalid {
-        /// The field, as the CRI names it.
-        field: &'static str,
-        /// What is wrong with it and what to do.
-        reason: String,
+/// Which processes those of a container can see.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum PidNamespace {
+    /// Its own.
+    #[default]
+    Container,
+    /// All of the pod.
+    Pod,
+    /// Those of the container with this id.
+    Target(String),
+}
+
+/// A part of a container's root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootSource {
+    /// A file system image, which is mapped read-only into the pod's disk. Containers of a pod share those of
+    /// one digest.
+    Extent {
+        /// Digest of the layer upon those below it.
+        chain_id: String,
+        /// The file. It may be removed once it is mapped.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
     },
-    /// A VM pod cannot have it, ever.
-    #[error("{what} cannot be had in a pod of its own VM: {instead}")]
-    Impossible {
-        /// The wish.
-        what: String,
-        /// What to do instead.
-        instead: &'static str,
-    },
-    /// Not built yet.
-    #[error("{what} is not supported yet: {instead}")]
-    NotYet {
-        /// The wish.
-        what: String,
-        /// What to do instead.
-        instead: &'static str,
-    },
 }
 
-/// What a spec is made of.
-#[derive(Debug, Clone, Copy)]
-pub struct Parts<'a> {
-    /// The container's id.
-    pub id: &'a str,
-    /// The container's configuration.
-    pub container: &'a ContainerConfig,
-    /// The configuration of its sandbox.
-    pub sandbox: &'a PodSandboxConfig,
-    /// The configuration of its image.
-    pub image: &'a ImageConfiguration,
+/// The streams of a container's first process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stdio {
+    /// Whether standard input can be attached to; else it is empty.
+    pub stdin: bool,
+    /// Standard input ends with the first client that leaves it.
+    pub stdin_once: bool,
+    /// The process has a terminal, and so one output stream.
+    pub terminal: bool,
+    /// Where its output goes.
+    pub sink: StdioSink,
 }
 
-/// The spec of a container, without its [`environment()`]. The agent adds root path, resolved user and the pid namespace's
-/// path.
-///
-/// # Errors
-/// Names the field, and what to do.
-pub fn build(parts: Parts<'_>) -> Result<Spec, SpecError> {
-    let default = LinuxContainerSecurityContext::default();
-    let context = security_context(parts.container).unwrap_or(&default);
-    security::refuse_impossible(context)?;
-    if let Some(device) = parts.container.devices.first() {
-        return Err(SpecError::Impossible {
-            what: format!("host device {:?}", device.host_path),
-            instead: "remove it, or use a runtime class that shares the host's kernel",
-        });
-    }
-
-    let mut root = Root::default();
-    root.set_path(PathBuf::from("rootfs")).set_readonly(Some(context.readonly_rootfs));
-
-    let mut spec = Spec::default();
-    spec.set_version("1.2.0".to_owned())
-        .set_root(Some(root))
-        .set_hostname(None)
-        .set_mounts(Some(mounts(parts, context)?))
-        .set_process(Some(process(parts, context)?))
-        .set_linux(Some(linux(parts, context)?));
-    Ok(spec)
+/// Where the output of a container goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum StdioSink {
+    /// It is read and dropped, so that the container is not held up.
+    #[default]
+    Discard,
+    /// A file in the format that kubelet reads.
+    CriLog(LogPath),
 }
 
-/// The security context of a container, where it has one.
-pub fn security_context(container: &ContainerConfig) -> Option<&LinuxContainerSecurityContext> {
-    container.linux.as_ref()?.security_context.as_ref()
-}
-
-fn process(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Process, SpecError> {
-    let image_dir = Some(parts.image.working_dir.clone()).filter(|dir| !dir.is_empty());
-    let own_dir = Some(parts.container.working_dir.clone()).filter(|dir| !dir.is_empty());
-    let directory = PathBuf::from(own_dir.or(image_dir).unwrap_or_else(|| "/".to_owned()));
-    if !directory.is_absolute() {
-        let reason = format!("{} is not an absolute path", directory.display());
-        return Err(SpecError::Invalid { field: "working_dir", reason });
-    }
-    let resources = parts.container.linux.as_ref().and_then(|l| l.resources.as_ref());
-    let score = resources.map(|r| r.oom_score_adj.clamp(-1000, 1000) as i32);
-
-    let mut process = Process::default();
-    process
-        .set_terminal(Some(parts.container.tty))
-        .set_args(Some(arguments(parts)?))
-        .set_env(None)
-        .set_cwd(directory)
-        .set_capabilities(Some(security::capabilities(context)?))
-        .set_no_new_privileges(Some(context.no_new_privs))
-        .set_rlimits(None)
-        .set_oom_score_adj(score);
-    Ok(process)
-}
-
-/// The CRI's `command` replaces the image's entrypoint and its `args` the image's command; a command of the pod's also
-/// does away with the image's arguments.
-fn arguments(parts: Parts<'_>) -> Result<Vec<String>, SpecError> {
-    let (mut command, mut args) = (parts.container.command.clone(), parts.container.args.clone());
-    if command.is_empty() {
-        command.clone_from(&parts.image.entrypoint);
-        if args.is_empty() {
-            args.clone_from(&parts.image.cmd);
-        }
-    }
-    command.append(&mut args);
-    match command.first() {
-        Some(program) if !program.is_empty() => Ok(command),
-        _ => {
-            let name = parts.container.metadata.as_ref().map(|m| m.name.clone()).unwrap_or_default();
-            Err(SpecError::NoCommand(name))
+impl Stdio {
+    /// The file that output is written to, if it is one.
+    pub fn log_path(&self) -> Option<&LogPath> {
+        match &self.sink {
+            StdioSink::CriLog(path) => Some(path),
+            StdioSink::Discard => None,
         }
     }
 }
 
-/// The environment of the container's processes. Beside the spec, as JSON has no place for bytes that are not UTF-8.
-pub fn environment(parts: Parts<'_>) -> Vec<Vec<u8>> {
-    let mut defaults = vec![DEFAULT_PATH.as_bytes().to_vec()];
-    if parts.container.tty {
-        defaults.push(b"TERM=xterm".to_vec());
-    }
-    if !parts.sandbox.hostname.is_empty() {
-        defaults.push(format!("HOSTNAME={}", parts.sandbox.hostname).into_bytes());
-    }
-    let image = parts.image.env.iter().cloned().map(String::into_bytes);
-    let pod = parts.container.envs.iter().map(|e| [e.key.as_bytes(), b"=", &e.value].concat());
-    environment::merge(defaults, image.chain(pod))
+/// What the record of a container keeps for those who ask for it. Only name and attempt mean anything here:
+/// together they are unique in a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// Its name in the pod.
+    pub name: String,
+    /// Counts the containers of that name that the pod has had.
+    pub attempt: u32,
+    /// For selection.
+    pub labels: BTreeMap<String, String>,
+    /// For whoever wrote them.
+    pub annotations: BTreeMap<String, String>,
+    /// The image it was made from, by all its names.
+    pub image: ImageNames,
+    /// Its mounts as they were asked for.
+    pub mounts: Vec<AskedMount>,
 }
 
-fn linux(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Linux, SpecError> {
-    let namespaces = [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid, LinuxNamespaceType::Cgroup];
-    let namespaces = namespaces.map(|kind| {
-        let mut namespace = LinuxNamespace::default();
-        namespace.set_typ(kind).set_path(None);
-        namespace
-    });
-    let asked = parts.container.linux.as_ref().and_then(|l| l.resources.as_ref());
-    let mut resources = asked.map(linux_resources).transpose()?.unwrap_or_default();
-    resources.set_devices(Some(guest_devices::rules(context.privileged)));
-    let (masked, readonly) = if context.privileged {
-        (Vec::new(), Vec::new())
-    } else if context.masked_paths.is_empty() && context.readonly_paths.is_empty() {
-        // crictl leaves them empty; kubelet always fills them unless the pod asked for an unmasked /proc.
-        (security::masked_paths(), get_default_readonly_paths())
-    } else {
-        (context.masked_paths.clone(), context.readonly_paths.clone())
-    };
-
-    let mut linux = Linux::default();
-    linux
-        .set_namespaces(Some(namespaces.to_vec()))
-        .set_cgroups_path(Some(PathBuf::from(format!("/isopod/{}", parts.id))))
-        .set_resources(Some(resources))
-        .set_devices(context.privileged.then(guest_devices::of_privileged))
-        .set_masked_paths(Some(masked))
-        .set_readonly_paths(Some(readonly))
-        .set_sysctl(None)
-        .set_seccomp(security::seccomp(context)?);
-    Ok(linux)
+/// The image a container was made from, by all its names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageNames {
+    /// As the pod named it.
+    pub asked: String,
+    /// By digest where it has one, else its id.
+    pub reference: String,
+    /// Digest of its configuration.
+    pub id: String,
 }
 
-/// One entry of a spec's mounts.
-pub fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
-    let mut mount = Mount::default();
-    mount
-        .set_destination(PathBuf::from(destination))
-        .set_typ(Some(kind.to_owned()))
-        .set_source(Some(PathBuf::from(source)))
-        .set_options(Some(options.iter().map(|&o| o.to_owned()).collect()));
-    mount
+/// A mount as it was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedMount {
+    /// Path in the container.
+    pub container_path: String,
+    /// Path on the node; empty for an image.
+    pub host_path: String,
+    /// Image whose files are mounted; empty for a path of the node.
+    pub image: String,
+    /// Path in that image; empty for all of it.
+    pub image_sub_path: String,
+    /// Not to be written through.
+    pub readonly: bool,
+    /// Nor through the mounts below it.
+    pub recursive_read_only: bool,
+    /// Which later mounts are seen on the other side.
+    pub propagation: Propagation,
 }
 
-/// The kernel's file systems first, then files and volumes, those with the shortest paths first, so that none hides another. A volume
-/// takes the place of a file system at the same path, as with containerd: images for systemd have one at `/sys/fs/cgroup`.
-fn mounts(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Result<Vec<Mount>, SpecError> {
-    parts.container.mounts.iter().try_for_each(refuse_mount)?;
-    let volumes = volumes::of_container(parts.image, &parts.container.mounts)?;
-    let mut later = files(parts, context);
-    later.extend(volumes::mounts(parts.id, &volumes));
-    later.sort_by_key(|mount| mount.destination().components().count());
-    let mut mounts = kernel_file_systems(context);
-    mounts.retain(|mount| later.iter().all(|other| other.destination() != mount.destination()));
-    mounts.append(&mut later);
-    Ok(mounts)
+/// Which later mounts below a mount are seen on its other side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Propagation {
+    /// None.
+    #[default]
+    Private,
+    /// Those of the node, in the container.
+    HostToContainer,
+    /// Those of either side.
+    Bidirectional,
 }
-
-fn kernel_file_systems(context: &LinuxContainerSecurityContext) -> Vec<Mount> {
-    // Every privilege over the guest's kernel is the pod's own affair: it has no other tenants.
-    let kernel = if context.privileged { "rw" } else { "ro" };
-    vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/dev/shm", "bind", guest::SHM, &["rbind", "rw"]),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", kernel]),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", kernel]),
-    ]
-}
-
-/// The pod's files that every container has, but those that a mount of its own replaces.
-fn files(parts: Parts<'_>, context: &LinuxContainerSecurityContext) -> Vec<Mount> {
-    let root = if context.readonly_rootfs { "ro" } else { "rw" };
-    let files = [
-        ("/etc/hostname", guest::HOSTNAME),
-        ("/etc/hosts", guest::HOSTS),
-        ("/etc/resolv.conf", guest::RESOLV_CONF),
-    ];
-    let own = |destination: &str| {
-        parts.container.mounts.iter().any(|m| volumes::clean(&m.container_path) == destination)
-    };
-    let files = files.into_iter().filter(|(destination, _)| !own(destination));
-    files
-        .map(|(destination, source)| mount(destination, "bind", source, &["rbind", "rprivate", root]))
-        .collect()
-}
-
-/// No wish for a mount of the host's can be granted yet; what can never be is told apart from what will be.
-fn refuse_mount(mount: &CriMount) -> Result<(), SpecError> {
-    if mount.propagation() == MountPropagation::PropagationBidirectional {
-        return Err(SpecError::Impossible {
-            what: format!("bidirectional propagation of {:?}", mount.host_path),
-            instead: "the guest has a kernel of its own; use None or HostToContainer",
-        });
-    }
-    if mount.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
-        return Err(SpecError::NotYet {
-            what: format!("an image volume at {:?}", mount.container_path),
-            instead: "copy what is needed into the container's own image",
-        });
-    }
-    Err(SpecError::NotYet {
-        what: format!("mounting the host's {:?} at {:?}", mount.host_path, mount.container_path),
-        instead: "remove the volume, or use a runtime class that shares the host's kernel",
-    })
-}
-
-#[cfg(test)]
-mod tests;

@@ -55,7 +55,7 @@ impl Containers {
         let mut output = container.output();
         let Some(carried) = output.as_mut().filter(|carried| carried.is_empty()) else { return Ok(()) };
         // A terminal has one stream.
-        let terminal = container.config().tty;
+        let terminal = container.record().stdio.terminal;
         let streams: &[Stream] = if terminal { &[Stream::Stdout] } else { &[Stream::Stdout, Stream::Stderr] };
         for stream in streams {
             let position = output::position_path(&self.streams, &container.id, *stream);

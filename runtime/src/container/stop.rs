@@ -1,7 +1,7 @@
 //! StopContainer: the container's own stop signal, its grace, then SIGKILL for all of its processes.
 
 use super::record::State;
-use super::{Container, ContainerError, Containers, stop_signal};
+use super::{Container, ContainerError, Containers};
 use crate::sandbox::Sandbox;
 use isopod_protocols::agent::SignalProcessRequest;
 use std::sync::atomic::Ordering;
@@ -38,7 +38,8 @@ impl Containers {
         };
         if !grace.is_zero() {
             if !container.asked_to_stop.swap(true, Ordering::Relaxed) {
-                machine.agent.signal_process(signal(stop_signal::of(container), false)).await?;
+                let stop_signal = container.record().stop_signal;
+                machine.agent.signal_process(signal(stop_signal, false)).await?;
             }
             if container.exited(grace).await.is_ok() {
                 return Ok(());

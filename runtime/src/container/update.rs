@@ -3,9 +3,9 @@
 use super::record::State;
 use super::resources::linux_resources;
 use super::{Container, ContainerError, Containers};
+use crate::resources::Resources;
 use crate::sandbox::Sandbox;
 use isopod_protocols::agent::UpdateContainerRequest;
-use k8s_cri::v1::LinuxContainerResources;
 
 impl Containers {
     /// Sets new limits on a container that is created or runs. What the update leaves open stays.
@@ -16,7 +16,7 @@ impl Containers {
         &self,
         sandbox: &Sandbox,
         container: &Container,
-        update: &LinuxContainerResources,
+        update: &Resources,
     ) -> Result<(), ContainerError> {
         if let state @ State::Exited(_) = container.state() {
             return Err(ContainerError::WrongState {

@@ -1,121 +1,74 @@
-//! Volumes of an image (`VOLUME`): which a container has, and the mounts that show them.
+//! Mounts that show a container's volumes: directories on the pod's scratch disk, each of which the agent
+//! fills with what the root has at its path.
 //!
-//! Called by `create`, which names them to the agent, and by `spec`. The agent makes a directory on the pod's scratch for each and
-//! fills it with what the image has there. The rules are those of containerd's CRI plugin.
+//! Called by `request`. Which volumes a container has is for whoever specifies it.
 
-use super::spec::{SpecError, mount};
-use crate::image::ImageConfiguration;
-use isopod_protocols::cri::Mount as CriMount;
-use isopod_protocols::guest::{self, MAX_VOLUMES};
+use isopod_protocols::guest;
 use oci_spec::runtime::Mount;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-/// Read and write, also where the root is read-only, and none of the restrictions of the scratch disk's own mount.
+/// Read and write, also where the root is read-only, and none of the restrictions of the scratch disk's own
+/// mount.
 const OPTIONS: [&str; 6] = ["rbind", "rprivate", "rw", "rsuid", "rdev", "rrelatime"];
 
-/// Where containers have the pod's shared memory: any of them may put a link in the way of a path below it.
-const SHARED_MEMORY: &str = "/dev/shm";
-
-/// Paths of the volumes that a container of the image has, in an order that depends on the paths alone: absolute, without `.` and `..`,
-/// each once, and none that a mount of the pod's hides.
-///
-/// # Errors
-/// A volume that would hide the whole root, the container's devices or what the kernel tells of processes, one among files that all
-/// containers of the pod share, or too many.
-pub fn of_container(image: &ImageConfiguration, mounts: &[CriMount]) -> Result<Vec<String>, SpecError> {
-    let mut volumes: Vec<String> = image.volumes.iter().map(|path| clean(path)).collect();
-    volumes.sort_unstable();
-    volumes.dedup();
-    volumes.retain(|volume| mounts.iter().all(|mount| clean(&mount.container_path) != *volume));
-    let invalid = |reason: String| SpecError::Invalid { field: "VOLUME of the image", reason };
-    if volumes.len() > MAX_VOLUMES {
-        return Err(invalid(format!("{} volumes, more than {MAX_VOLUMES}", volumes.len())));
-    }
-    match volumes.iter().find(|volume| !is_possible(volume)) {
-        Some(volume) => Err(invalid(format!("{volume:?} cannot be a volume; name a directory elsewhere"))),
-        None => Ok(volumes),
-    }
-}
-
-/// Whether a volume may be at a cleaned path. The agent refuses others of whose place it knows nothing: what
-/// lies deeper in file systems that are new with the container.
-fn is_possible(volume: &str) -> bool {
-    let path = Path::new(volume);
-    let is_in = |directory: &str| path.starts_with(directory);
-    let shared = is_in(SHARED_MEMORY) && path != Path::new(SHARED_MEMORY);
-    !(volume == "/" || volume == "/dev" || is_in("/proc") || shared)
-}
-
-/// The mounts that show a container's volumes.
-pub fn mounts(id: &str, volumes: &[String]) -> Vec<Mount> {
+/// Adds the mounts of `volumes`, which are sorted. A volume takes the place of a mount at its path, as with
+/// containerd: images for systemd have one at `/sys/fs/cgroup`. It comes before mounts below it, which it
+/// would hide, and after all others.
+pub fn insert(mounts: &mut Vec<Mount>, id: &str, volumes: &[String]) {
     let directory = guest::volumes(id);
-    let of_volume = |(number, volume): (usize, &String)| {
-        mount(volume, "bind", &format!("{directory}/{number}"), &OPTIONS)
-    };
-    volumes.iter().enumerate().map(of_volume).collect()
+    for (number, volume) in volumes.iter().enumerate() {
+        let path = Path::new(volume);
+        mounts.retain(|mount| mount.destination() != path);
+        let below = mounts.iter().position(|mount| mount.destination().starts_with(path));
+        mounts.insert(below.unwrap_or(mounts.len()), mount(path, &format!("{directory}/{number}")));
+    }
 }
 
-/// A path as Go's `filepath.Clean` has it, below the root whatever it begins with.
-pub fn clean(path: &str) -> String {
-    let mut cleaned = PathBuf::from("/");
-    for component in Path::new(path).components() {
-        match component {
-            Component::Normal(name) => cleaned.push(name),
-            Component::ParentDir => drop(cleaned.pop()),
-            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
-        }
-    }
-    // The path was a string.
-    cleaned.to_string_lossy().into_owned()
+fn mount(destination: &Path, source: &str) -> Mount {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(destination.to_owned())
+        .set_typ(Some("bind".to_owned()))
+        .set_source(Some(PathBuf::from(source)))
+        .set_options(Some(OPTIONS.map(str::to_owned).to_vec()));
+    mount
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
-    fn volumes(paths: &[&str], mounts: &[&str]) -> Result<Vec<String>, SpecError> {
-        let named: serde_json::Map<_, _> = paths.iter().map(|&path| (path.to_owned(), json!({}))).collect();
-        let rootfs = json!({"type": "layers", "diff_ids": []});
-        let document =
-            json!({"architecture": "amd64", "os": "linux", "config": {"Volumes": named}, "rootfs": rootfs});
-        let image = ImageConfiguration::parse(document.to_string().as_bytes()).unwrap();
-        let mount = |path: &&str| CriMount { container_path: (*path).to_owned(), ..CriMount::default() };
-        of_container(&image, &mounts.iter().map(mount).collect::<Vec<_>>())
+    fn at(path: &str) -> Mount {
+        mount(Path::new(path), "source")
     }
 
-    #[test]
-    fn paths_are_cleaned_and_named_once() {
-        let cleaned = volumes(&["/data/", "/data", "opt/x", "/a/../b//c/.", "/../up"], &[]).unwrap();
-        assert_eq!(cleaned, ["/b/c", "/data", "/opt/x", "/up"]);
-    }
-
-    #[test]
-    fn mount_of_the_pod_takes_the_place_of_a_volume() {
-        assert_eq!(volumes(&["/data", "/data/sub"], &["/data/"]).unwrap(), ["/data/sub"]);
-    }
-
-    #[test]
-    fn root_devices_and_processes_cannot_be_volumes() {
-        for path in ["/", "", "/dev/", "/x/../proc", "/proc/sys", "proc/self/attr/", "/dev/shm/x"] {
-            let error = volumes(&[path], &[]).unwrap_err().to_string();
-            assert!(error.starts_with("VOLUME of the image: "), "{error}");
-        }
-        // What images have, and shadows nothing but the container's own.
-        let possible = ["/dev/shm", "/proc2", "/process", "/sys/fs/cgroup"];
-        assert_eq!(volumes(&possible, &[]).unwrap(), possible);
-        let many: Vec<String> = (0..=MAX_VOLUMES).map(|number| format!("/{number}")).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert!(volumes(&many, &[]).unwrap_err().to_string().contains("257 volumes"));
+    fn destinations(mounts: &[Mount]) -> Vec<String> {
+        mounts.iter().map(|mount| mount.destination().display().to_string()).collect()
     }
 
     #[test]
     fn mounts_name_the_agents_directories() {
-        let mounts = mounts("c1", &["/b".to_owned(), "/a".to_owned()]);
+        let mut mounts = Vec::new();
+        insert(&mut mounts, "c1", &["/a".to_owned(), "/b".to_owned()]);
         let source = mounts[1].source().as_ref().unwrap();
         assert_eq!(
             (mounts[1].destination(), source),
-            (&"/a".into(), &"/run/isopod/scratch/c1/volumes/1".into())
+            (&"/b".into(), &"/run/isopod/scratch/c1/volumes/1".into())
         );
+    }
+
+    #[test]
+    fn volumes_come_after_what_would_hide_them_and_replace_what_is_at_their_path() {
+        let mut mounts = ["/proc", "/sys", "/sys/fs/cgroup", "/etc/hostname", "/etc/hosts"].map(at).to_vec();
+        let volumes = ["/etc", "/etc/deep/volume", "/sys/fs/cgroup"].map(str::to_owned);
+        insert(&mut mounts, "c1", &volumes);
+        let destinations = destinations(&mounts);
+        let place = |path: &str| destinations.iter().position(|destination| destination == path).unwrap();
+        assert!(place("/sys") < place("/etc") && place("/etc") < place("/etc/hosts"), "{destinations:?}");
+        assert!(place("/etc/hosts") < place("/etc/deep/volume"), "{destinations:?}");
+        assert!(place("/sys") < place("/sys/fs/cgroup"), "{destinations:?}");
+        assert_eq!(destinations.iter().filter(|path| *path == "/sys/fs/cgroup").count(), 1);
+        let cgroup = &mounts[place("/sys/fs/cgroup")];
+        assert!(cgroup.source().as_ref().unwrap().starts_with("/run/isopod/scratch/c1"));
     }
 }

@@ -1,47 +1,35 @@
-//! What descriptions of containers weigh, and how much of it there may be: the daemon keeps each in memory and on
+//! What descriptions of containers weigh, and how much of them there may be: the daemon keeps each in memory and on
 //! `state_dir`, which is usually memory too, and lists all of them in one answer.
 //!
-//! Called by `create`, through the table. What a pod's author writes decides the weight: a few ConfigMaps make
-//! megabytes of environment, and kubelet copies annotations into every container.
+//! Called by `create`, through the table. What a pod's author writes decides the weight: kubelet copies annotations,
+//! ports and hooks into every container.
 
 use super::ContainerError;
-use isopod_protocols::cri::ContainerConfig;
-use prost::Message;
+use super::spec::Description;
 
-/// Bytes that an entry of an environment or another list takes beside its text, in memory and on disk.
+/// Bytes that an entry takes beside its text, in memory, on disk and in an answer.
 const ENTRY: usize = 64;
 
-/// Most that the containers of a pod weigh together: 32 MiB, eight times what the agent takes of one.
-const POD: usize = 32 << 20;
+/// Most that the containers of a pod weigh together: 1 MiB.
+const POD: usize = 1 << 20;
 
-/// Most that all containers of the node weigh together: 512 MiB.
-const NODE: usize = 512 << 20;
-
-/// Most bytes of a pod's containers in the list of all: 1 MiB.
-const POD_LISTED: usize = 1 << 20;
-
-/// Most bytes of that list: 12 MiB, as kubelet takes answers of 16.
-const NODE_LISTED: usize = 12 << 20;
+/// Most that all containers of the node weigh together: 12 MiB, as kubelet takes answers of 16.
+const NODE: usize = 12 << 20;
 
 /// What a container's description takes, bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Weight {
-    kept: usize,
-    listed: usize,
-}
+pub struct Weight(usize);
 
 impl Weight {
-    pub fn of(config: &ContainerConfig) -> Self {
-        let maps = [&config.labels, &config.annotations];
-        let text = |(key, value): (&String, &String)| key.len() + value.len() + ENTRY;
-        let listed: usize = maps.into_iter().flatten().map(text).sum();
-        let image = config.image.as_ref().map_or(0, Message::encoded_len);
-        let entries = config.envs.len() + config.mounts.len() + config.devices.len() + config.args.len();
-        Self { kept: config.encoded_len() + entries * ENTRY, listed: listed + 2 * image + 4 * ENTRY }
-    }
-
-    fn and(self, other: Self) -> Self {
-        Self { kept: self.kept + other.kept, listed: self.listed + other.listed }
+    pub fn of(description: &Description) -> Self {
+        let Description { name, attempt: _, labels, annotations, image, mounts } = description;
+        let entries = labels.iter().chain(annotations).map(|(key, value)| key.len() + value.len() + ENTRY);
+        let names = [name, &image.asked, &image.reference, &image.id].map(|text| text.len() + ENTRY);
+        let mounts = mounts.iter().map(|mount| {
+            let paths = [&mount.container_path, &mount.host_path, &mount.image, &mount.image_sub_path];
+            paths.map(String::len).into_iter().sum::<usize>() + ENTRY
+        });
+        Self(entries.chain(names).chain(mounts).sum())
     }
 }
 
@@ -54,19 +42,14 @@ pub fn refuse_more<'a>(
     pod: &str,
     more: Weight,
 ) -> Result<(), ContainerError> {
-    let (mut of_pod, mut of_node) = (more, more);
+    let (mut of_pod, mut of_node) = (more.0, more.0);
     for (owner, weight) in there {
-        of_node = of_node.and(weight);
+        of_node += weight.0;
         if owner == pod {
-            of_pod = of_pod.and(weight);
+            of_pod += weight.0;
         }
     }
-    let bounds = [
-        (of_pod.kept, POD, "the descriptions of its containers"),
-        (of_pod.listed, POD_LISTED, "the labels and annotations of its containers"),
-        (of_node.kept, NODE, "the descriptions of all containers of the node"),
-        (of_node.listed, NODE_LISTED, "the labels and annotations of all containers of the node"),
-    ];
+    let bounds = [(of_pod, POD, "its containers"), (of_node, NODE, "all containers of the node")];
     match bounds.into_iter().find(|(bytes, most, _)| bytes > most) {
         None => Ok(()),
         Some((bytes, most, what)) => {
@@ -78,11 +61,10 @@ pub fn refuse_more<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use isopod_protocols::cri::KeyValue;
 
-    fn with_environment(entries: usize) -> Weight {
-        let one = KeyValue { key: "A".into(), value: "b".into() };
-        Weight::of(&ContainerConfig { envs: vec![one; entries], ..ContainerConfig::default() })
+    fn annotated(bytes: usize) -> Weight {
+        let annotations = [("a".to_owned(), "x".repeat(bytes))].into();
+        Weight::of(&Description { annotations, ..Description::default() })
     }
 
     fn refusal(there: &[(&str, Weight)], more: Weight) -> String {
@@ -90,28 +72,29 @@ mod tests {
     }
 
     #[test]
-    fn tiny_entries_weigh_what_they_take_and_not_what_was_sent() {
-        let weight = with_environment(1000);
-        assert!(weight.kept > 1000 * ENTRY && weight.listed < 1000, "{weight:?}");
+    fn tiny_entries_weigh_what_they_take() {
+        let labels = (0..1000).map(|number| (number.to_string(), String::new())).collect();
+        let weight = Weight::of(&Description { labels, ..Description::default() });
+        assert!(weight.0 > 1000 * ENTRY, "{weight:?}");
     }
 
     #[test]
-    fn environments_of_a_pod_are_bounded_together_and_others_are_not_held_up() {
-        let heavy = with_environment(100_000);
-        let four = [("pod", heavy); 4];
-        let message = refusal(&four, heavy);
-        assert!(message.contains("pod sandbox pod: the descriptions of its containers"), "{message}");
-        refuse_more(four.into_iter(), "another", heavy).unwrap();
-        refuse_more(four[..3].iter().copied(), "pod", heavy).unwrap();
+    fn descriptions_of_a_pod_are_bounded_together_and_others_are_not_held_up() {
+        let large = annotated(300 << 10);
+        let three = [("pod", large); 3];
+        let message = refusal(&three, large);
+        assert!(
+            message.contains("pod sandbox pod: labels, annotations and mounts of its containers"),
+            "{message}"
+        );
+        refuse_more(three.into_iter(), "another", large).unwrap();
+        refuse_more(three[..2].iter().copied(), "pod", large).unwrap();
     }
 
     #[test]
-    fn annotations_of_all_containers_fit_one_answer() {
-        let annotations = [("a".to_owned(), "x".repeat(256 << 10))].into();
-        let large = Weight::of(&ContainerConfig { annotations, ..ContainerConfig::default() });
-        let message = refusal(&[("pod", large); 3], large);
-        assert!(message.contains("labels and annotations of its containers"), "{message}");
-        let names: Vec<String> = (0..47).map(|n| n.to_string()).collect();
+    fn all_containers_of_the_node_fit_one_answer() {
+        let large = annotated(256 << 10);
+        let names: Vec<String> = (0..47).map(|number| number.to_string()).collect();
         let node: Vec<_> = names.iter().map(|name| (name.as_str(), large)).collect();
         let message = refusal(&node, large);
         assert!(message.contains("of all containers of the node"), "{message}");

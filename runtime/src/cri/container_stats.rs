@@ -1,10 +1,11 @@
 //! ContainerStats, ListContainerStats and StreamContainerStats: what runs, as the guests measure it.
 
 use super::Node;
-use super::list_containers::selected;
+use super::list_containers::metadata;
+use super::selection::has_labels;
 use super::stream::{Messages, messages};
 use crate::container::Container;
-use isopod_protocols::agent;
+use crate::pod::ContainerUsage;
 use isopod_protocols::cri::{
     ContainerAttributes, ContainerStats, ContainerStatsFilter, ContainerStatsRequest, ContainerStatsResponse,
     CpuUsage, FilesystemIdentifier, FilesystemUsage, ListContainerStatsRequest, ListContainerStatsResponse,
@@ -42,18 +43,20 @@ pub async fn stream(
 fn passes(container: &Container, filter: &ContainerStatsFilter) -> bool {
     container.id.starts_with(&filter.id)
         && container.sandbox_id().starts_with(&filter.pod_sandbox_id)
-        && selected(&container.config().labels, &filter.label_selector)
+        && has_labels(&container.description().labels, &filter.label_selector)
 }
 
 /// Figures of those of `containers` that run.
-pub async fn usage(node: &Node, containers: Vec<Arc<Container>>) -> Vec<ContainerStats> {
+async fn usage(node: &Node, containers: Vec<Arc<Container>>) -> Vec<ContainerStats> {
     let mountpoint = node.config.daemon.root_dir.display().to_string();
-    let told = node.containers.usage(containers).await;
-    told.into_iter().map(|(container, stats)| stats_of(&container, &stats, &mountpoint)).collect()
+    let told = node.pods.container_stats(containers).await;
+    told.into_iter().map(|usage| stats_of(usage, &mountpoint)).collect()
 }
 
-fn stats_of(container: &Container, told: &agent::ContainerStats, mountpoint: &str) -> ContainerStats {
-    let config = container.config();
+/// A container's figures in the CRI's words.
+pub fn stats_of(usage: ContainerUsage, mountpoint: &str) -> ContainerStats {
+    let ContainerUsage { container, stats: told, cpu_nano_cores } = usage;
+    let description = container.description();
     let value = |value| Some(UInt64Value { value });
     let timestamp = told.timestamp_ns;
     let limit = told.memory_limit_bytes;
@@ -61,14 +64,14 @@ fn stats_of(container: &Container, told: &agent::ContainerStats, mountpoint: &st
     ContainerStats {
         attributes: Some(ContainerAttributes {
             id: container.id.clone(),
-            metadata: config.metadata,
-            labels: config.labels,
-            annotations: config.annotations,
+            metadata: Some(metadata(&description)),
+            labels: description.labels.into_iter().collect(),
+            annotations: description.annotations.into_iter().collect(),
         }),
         cpu: Some(CpuUsage {
             timestamp,
             usage_core_nano_seconds: value(told.cpu_usage_ns),
-            usage_nano_cores: container.cpu_rate.read(timestamp, told.cpu_usage_ns).and_then(value),
+            usage_nano_cores: cpu_nano_cores.and_then(value),
             psi: None,
         }),
         memory: Some(MemoryUsage {

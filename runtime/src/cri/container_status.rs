@@ -1,8 +1,10 @@
 //! ContainerStatus.
 
 use super::Node;
-use super::list_containers::{image_spec, state};
-use crate::container::{Container, Record, State, stop_signal};
+use super::container_spec::mount_of;
+use super::list_containers::{image_spec, metadata, state};
+use super::{resources, signal};
+use crate::container::{Container, Record, State};
 use isopod_protocols::cri::{
     ContainerResources, ContainerStatus, ContainerStatusRequest, ContainerStatusResponse, ContainerUser,
     LinuxContainerUser,
@@ -14,9 +16,7 @@ pub async fn serve(node: &Node, request: ContainerStatusRequest) -> Result<Conta
     let container = node.containers.get(&request.container_id)?;
     let record = container.snapshot();
     let info = if request.verbose { info(&container, &record) } else { HashMap::new() };
-    let stop_signal = stop_signal::in_cri(&container);
-    let status = ContainerStatus { stop_signal, ..status(&container.id, record) };
-    Ok(ContainerStatusResponse { status: Some(status), info })
+    Ok(ContainerStatusResponse { status: Some(status(&container.id, record)), info })
 }
 
 fn status(id: &str, record: Record) -> ContainerStatus {
@@ -25,20 +25,25 @@ fn status(id: &str, record: Record) -> ContainerStatus {
         gid: record.user.gid.into(),
         supplemental_groups: record.user.supplemental_groups.iter().map(|&gid| gid.into()).collect(),
     };
+    let description = record.description;
     let mut status = ContainerStatus {
         id: id.to_owned(),
         state: state(&record.state).into(),
         created_at: record.created_at_ns,
-        image: Some(image_spec(&record.image.asked)),
-        image_ref: record.image.reference,
-        image_id: record.image.id,
-        metadata: record.config.metadata,
-        labels: record.config.labels,
-        annotations: record.config.annotations,
-        mounts: record.config.mounts,
-        log_path: record.log_path.map(|path| path.display().to_string()).unwrap_or_default(),
-        resources: Some(ContainerResources { linux: Some(record.resources), windows: None }),
+        metadata: Some(metadata(&description)),
+        image: Some(image_spec(&description.image.asked)),
+        image_ref: description.image.reference,
+        image_id: description.image.id,
+        labels: description.labels.into_iter().collect(),
+        annotations: description.annotations.into_iter().collect(),
+        mounts: description.mounts.into_iter().map(mount_of).collect(),
+        log_path: record.stdio.log_path().map(|log| log.path().display().to_string()).unwrap_or_default(),
+        resources: Some(ContainerResources {
+            linux: Some(resources::to_cri(record.resources)),
+            windows: None,
+        }),
         user: Some(ContainerUser { linux: Some(user) }),
+        stop_signal: signal::to_cri(record.stop_signal),
         ..ContainerStatus::default()
     };
     match record.state {
@@ -60,7 +65,9 @@ fn info(container: &Container, record: &Record) -> HashMap<String, String> {
     let info = serde_json::json!({
         "sandboxID": record.sandbox_id,
         "layers": record.layers,
-        "config": record.config,
+        "config": record.description,
+        "stdio": record.stdio,
+        "resources": record.resources,
     });
     tracing::trace!(container = container.id, "verbose status");
     HashMap::from([("info".to_owned(), info.to_string())])
@@ -69,7 +76,9 @@ fn info(container: &Container, record: &Record) -> HashMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::{Exit, Reason};
+    use crate::container::{Description, Exit, LogPath, Reason, Stdio, StdioSink};
+    use crate::resources::Resources;
+    use std::path::Path;
 
     #[test]
     fn exited_container_tells_code_reason_and_times() {
@@ -80,12 +89,13 @@ mod tests {
             reason: Reason::OOMKilled,
             message: String::new(),
         };
+        let log = LogPath::new(Path::new("/l"), Path::new("0.log")).unwrap();
         let record: Record = serde_json::from_value(serde_json::json!({
-            "sandbox_id": "p", "config": isopod_protocols::cri::ContainerConfig::default(),
-            "image": {"asked": "busybox", "reference": "r@sha256:1", "id": "sha256:1", "stop_signal": null},
-            "created_at_ns": 1, "log_path": "/l/0.log", "layers": [],
+            "version": Record::VERSION, "sandbox_id": "p", "description": Description::default(),
+            "created_at_ns": 1, "layers": [], "stop_signal": 15,
+            "stdio": Stdio { sink: StdioSink::CriLog(log), ..Stdio::default() },
             "user": {"uid": 5, "gid": 6, "supplemental_groups": [7]},
-            "resources": isopod_protocols::cri::LinuxContainerResources::default(), "state": State::Exited(exit),
+            "resources": Resources::default(), "state": State::Exited(exit),
         }))
         .unwrap();
         let status = status("c", record);

@@ -1,6 +1,7 @@
 //! ListPodSandbox and StreamPodSandboxes: from memory, as kubelet asks every second.
 
 use super::Node;
+use super::sandbox_spec::metadata;
 use super::selection::has_labels;
 use super::stream::{Messages, messages};
 use crate::sandbox::{Sandbox, State};
@@ -39,17 +40,17 @@ pub fn state(sandbox: &Sandbox) -> i32 {
 fn matches(sandbox: &Sandbox, filter: &PodSandboxFilter) -> bool {
     sandbox.id.starts_with(&filter.id)
         && filter.state.is_none_or(|wanted| wanted.state == state(sandbox))
-        && has_labels(&sandbox.config.labels, &filter.label_selector)
+        && has_labels(&sandbox.spec.labels, &filter.label_selector)
 }
 
 fn item(sandbox: &Sandbox) -> PodSandbox {
     PodSandbox {
         id: sandbox.id.clone(),
-        metadata: sandbox.config.metadata.clone(),
+        metadata: Some(metadata(&sandbox.spec.name)),
         state: state(sandbox),
         created_at: sandbox.created_at_ns,
-        labels: sandbox.config.labels.clone(),
-        annotations: sandbox.config.annotations.clone(),
-        runtime_handler: sandbox.handler.clone(),
+        labels: sandbox.spec.labels.clone().into_iter().collect(),
+        annotations: sandbox.spec.annotations.clone().into_iter().collect(),
+        runtime_handler: sandbox.spec.handler.clone(),
     }
 }

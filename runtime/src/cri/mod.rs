@@ -1,13 +1,16 @@
 //! The CRI door: `runtime.v1.RuntimeService` and `runtime.v1.ImageService`. Each RPC is one line here and one file of its
 //! name; what it does is in `sandbox`, `container` and `image`.
 //!
-//! Files translate between the CRI's messages and the house: they look things up, call one operation, and build the
-//! answer. Errors become gRPC codes in [`status`], nowhere else. What is not served answers Unimplemented and says so.
+//! Files translate between the CRI's messages and the core's own types: they look things up, call one
+//! operation, and build the answer. `sandbox_spec` and `container_spec` make specifications of the two large
+//! requests. Nothing below this folder knows the CRI. Errors become gRPC codes in [`status`], nowhere else.
+//! What is not served answers Unimplemented and says so.
 
 mod status;
 
 pub mod server;
 
+pub mod container_spec;
 mod container_stats;
 mod container_status;
 mod create_container;
@@ -25,10 +28,13 @@ mod remove_container;
 mod remove_image;
 mod remove_pod_sandbox;
 mod reopen_container_log;
+mod resources;
 mod run_pod_sandbox;
 mod runtime_config;
 mod runtime_status;
+pub mod sandbox_spec;
 mod selection;
+mod signal;
 mod start_container;
 mod stop_container;
 mod stop_pod_sandbox;
@@ -42,6 +48,7 @@ use crate::config::Config;
 use crate::container::Containers;
 use crate::hypervisor::template::Templates;
 use crate::image::Images;
+use crate::pod::Pods;
 use crate::sandbox::Sandboxes;
 use async_trait::async_trait;
 use isopod_protocols::cri::runtime_service_server::RuntimeService;
@@ -59,6 +66,8 @@ pub struct Node {
     pub sandboxes: Arc<Sandboxes>,
     /// All containers.
     pub containers: Arc<Containers>,
+    /// Both together.
+    pub pods: Pods,
     /// All images.
     pub images: Images,
     /// All templates.

@@ -1,14 +1,13 @@
-//! PodSandboxStats, ListPodSandboxStats and StreamPodSandboxStats: what pods cost the node. CPU and memory are those of the pod's
-//! cgroup on the host, so they hold VMM, guest kernel and all; the network's are those of the guest's card;
-//! those of containers come from the guest. All are asked at the same time and have two seconds: without an
-//! answer of the guest the list of containers is empty, without one of the VMM there is no network.
+//! PodSandboxStats, ListPodSandboxStats and StreamPodSandboxStats: what pods cost the node, as `pod` measures it.
 
 use super::Node;
 use super::container_stats;
+use super::sandbox_spec::metadata;
 use super::selection::has_labels;
 use super::stream::{Messages, messages};
 use crate::cgroup::Usage;
-use crate::sandbox::{PodUsage, Sandbox, SandboxError, State};
+use crate::pod::PodStats;
+use crate::sandbox::{PodUsage, Sandbox, State};
 use isopod_protocols::cri::{
     CpuUsage, LinuxPodSandboxStats, ListPodSandboxStatsRequest, ListPodSandboxStatsResponse, MemoryUsage,
     NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxStats, PodSandboxStatsRequest,
@@ -21,7 +20,8 @@ use tonic::Status;
 
 pub async fn serve(node: &Node, request: PodSandboxStatsRequest) -> Result<PodSandboxStatsResponse, Status> {
     let sandbox = node.sandboxes.get(&request.pod_sandbox_id)?;
-    Ok(PodSandboxStatsResponse { stats: Some(stats(node, &sandbox).await?) })
+    let stats = node.pods.stats(&sandbox).await?;
+    Ok(PodSandboxStatsResponse { stats: Some(stats_of(node, stats)) })
 }
 
 pub async fn serve_list(
@@ -32,13 +32,11 @@ pub async fn serve_list(
     let wanted = |sandbox: &Arc<Sandbox>| {
         sandbox.state() == State::Ready
             && sandbox.id.starts_with(&filter.id)
-            && has_labels(&sandbox.config.labels, &filter.label_selector)
+            && has_labels(&sandbox.spec.labels, &filter.label_selector)
     };
     let wanted: Vec<_> = node.sandboxes.list().into_iter().filter(wanted).collect();
-    // All at the same time: a slow guest holds none of the others up.
-    let all = futures_util::future::join_all(wanted.iter().map(|sandbox| stats(node, sandbox))).await;
-    // One that goes at this moment is left out, and spoils nothing for the others.
-    Ok(ListPodSandboxStatsResponse { stats: all.into_iter().flatten().collect() })
+    let all = node.pods.stats_of_all(&wanted).await;
+    Ok(ListPodSandboxStatsResponse { stats: all.into_iter().map(|stats| stats_of(node, stats)).collect() })
 }
 
 /// The same as a stream.
@@ -50,32 +48,33 @@ pub async fn stream(
     Ok(messages(listed.stats, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
 }
 
-async fn stats(node: &Node, sandbox: &Sandbox) -> Result<PodSandboxStats, SandboxError> {
-    let containers = container_stats::usage(node, node.containers.of_sandbox(&sandbox.id));
-    let (usage, containers) = tokio::join!(sandbox.usage(), containers);
-    let PodUsage { at_ns: timestamp, cgroup: usage, vm } = usage?;
-    Ok(PodSandboxStats {
+fn stats_of(node: &Node, stats: PodStats) -> PodSandboxStats {
+    let PodStats { sandbox, usage, cpu_nano_cores, containers } = stats;
+    let PodUsage { at_ns: timestamp, cgroup: usage, vm } = usage;
+    let mountpoint = node.config.daemon.root_dir.display().to_string();
+    let containers = containers.into_iter().map(|usage| container_stats::stats_of(usage, &mountpoint));
+    PodSandboxStats {
         attributes: Some(PodSandboxAttributes {
             id: sandbox.id.clone(),
-            metadata: sandbox.config.metadata.clone(),
-            labels: sandbox.config.labels.clone(),
-            annotations: sandbox.config.annotations.clone(),
+            metadata: Some(metadata(&sandbox.spec.name)),
+            labels: sandbox.spec.labels.clone().into_iter().collect(),
+            annotations: sandbox.spec.annotations.clone().into_iter().collect(),
         }),
         linux: Some(LinuxPodSandboxStats {
             cpu: Some(CpuUsage {
                 timestamp,
                 usage_core_nano_seconds: value(usage.cpu_ns),
-                usage_nano_cores: sandbox.cpu_rate.read(timestamp, usage.cpu_ns).and_then(value),
+                usage_nano_cores: cpu_nano_cores.and_then(value),
                 psi: None,
             }),
             memory: usage.memory_bytes.map(|bytes| memory(timestamp, bytes, &usage)),
             network: vm.map(|card| network(timestamp, &card)),
             process: usage.pids.map(|pids| ProcessUsage { timestamp, process_count: value(pids) }),
-            containers,
+            containers: containers.collect(),
             io: None,
         }),
         windows: None,
-    })
+    }
 }
 
 fn memory(timestamp: i64, bytes: u64, usage: &Usage) -> MemoryUsage {

@@ -2,6 +2,7 @@
 
 use super::Node;
 use super::list_pod_sandbox::state;
+use super::sandbox_spec::{metadata, namespace_options};
 use crate::sandbox::{Record, Sandbox};
 use isopod_protocols::cri::{
     LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxNetworkStatus, PodSandboxStatus,
@@ -28,18 +29,17 @@ fn status(sandbox: &Sandbox, record: &Record) -> PodSandboxStatus {
         ip: addresses.next().unwrap_or_default(),
         additional_ips: addresses.map(|ip| PodIp { ip }).collect(),
     };
-    let security = sandbox.config.linux.clone().and_then(|linux| linux.security_context);
-    let options = security.and_then(|security| security.namespace_options).unwrap_or_default();
+    let options = namespace_options(sandbox.spec.namespaces);
     PodSandboxStatus {
         id: sandbox.id.clone(),
-        metadata: sandbox.config.metadata.clone(),
+        metadata: Some(metadata(&sandbox.spec.name)),
         state: state(sandbox),
         created_at: sandbox.created_at_ns,
         network: Some(network),
         linux: Some(LinuxPodSandboxStatus { namespaces: Some(Namespace { options: Some(options) }) }),
-        labels: sandbox.config.labels.clone(),
-        annotations: sandbox.config.annotations.clone(),
-        runtime_handler: sandbox.handler.clone(),
+        labels: sandbox.spec.labels.clone().into_iter().collect(),
+        annotations: sandbox.spec.annotations.clone().into_iter().collect(),
+        runtime_handler: sandbox.spec.handler.clone(),
     }
 }
 
@@ -56,7 +56,7 @@ async fn info(sandbox: &Sandbox, record: &Record) -> HashMap<String, String> {
         "guest": record.guest,
         "cgroup": record.cgroup.path(),
         "directory": record.directory,
-        "config": record.config,
+        "config": record.spec,
     });
     HashMap::from([("info".to_owned(), info.to_string())])
 }

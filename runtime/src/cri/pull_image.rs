@@ -21,7 +21,7 @@ pub async fn serve(node: &Node, request: PullImageRequest) -> Result<PullImageRe
 
 /// Ids and names of the images of all containers.
 fn in_use(node: &Node) -> Vec<String> {
-    let images = node.containers.list().into_iter().map(|container| container.snapshot().image);
+    let images = node.containers.list().into_iter().map(|container| container.snapshot().description.image);
     images.flat_map(|image| [image.id, image.asked, image.reference]).collect()
 }
 

@@ -1,7 +1,7 @@
 //! RemovePodSandbox: a sandbox and its containers are forgotten, after a stop where that is needed. One that is unknown
 //! is no error.
 
-use super::{Node, stop_pod_sandbox};
+use super::Node;
 use crate::sandbox::SandboxError;
 use isopod_protocols::cri::{RemovePodSandboxRequest, RemovePodSandboxResponse};
 use tonic::Status;
@@ -11,11 +11,7 @@ pub async fn serve(
     request: RemovePodSandboxRequest,
 ) -> Result<RemovePodSandboxResponse, Status> {
     match node.sandboxes.get(&request.pod_sandbox_id) {
-        Ok(sandbox) => {
-            stop_pod_sandbox::stop(node, &sandbox).await?;
-            node.containers.remove_all(&sandbox).await;
-            node.sandboxes.remove(&sandbox).await?;
-        }
+        Ok(sandbox) => node.pods.remove(&sandbox).await?,
         Err(SandboxError::NotFound(_)) => {}
         Err(error) => return Err(error.into()),
     }

@@ -1,9 +1,11 @@
 //! The one place where an error of the house becomes a gRPC code. kubelet branches on few of them: NotFound on look-ups,
 //! DeadlineExceeded of an exec, Unimplemented; everything else it repeats with growing pauses.
 
+use super::container_spec::ContainerConfigError;
+use super::sandbox_spec::PodConfigError;
 use crate::agent_client::AgentError;
 use crate::cgroup::CgroupError;
-use crate::container::{ContainerError, SpecError};
+use crate::container::ContainerError;
 use crate::hostile_text;
 use crate::image::ImageError;
 use crate::network::NetworkError;
@@ -17,6 +19,22 @@ const MAX_MESSAGE: usize = 8192;
 impl From<SandboxError> for Status {
     fn from(error: SandboxError) -> Self {
         Self::new(code_of_sandbox(&error), message(&error))
+    }
+}
+
+impl From<PodConfigError> for Status {
+    fn from(error: PodConfigError) -> Self {
+        Self::new(Code::InvalidArgument, message(&error))
+    }
+}
+
+impl From<ContainerConfigError> for Status {
+    fn from(error: ContainerConfigError) -> Self {
+        let code = match error {
+            ContainerConfigError::NotYet { .. } => Code::Unimplemented,
+            _ => Code::InvalidArgument,
+        };
+        Self::new(code, message(&error))
     }
 }
 
@@ -42,15 +60,10 @@ fn code_of_container(error: &ContainerError) -> Code {
         | ContainerError::TooHeavy { .. }
         | ContainerError::TooManyExecs { .. } => Code::ResourceExhausted,
         ContainerError::Ambiguous(_)
-        | ContainerError::NoName
-        | ContainerError::GroupWithoutUser
-        | ContainerError::BadId { .. }
-        | ContainerError::HostNamespace(_)
-        | ContainerError::BadLogPath(_)
+        | ContainerError::BadId(_)
+        | ContainerError::Limit(_)
         | ContainerError::NoExecCommand
         | ContainerError::Command { .. } => Code::InvalidArgument,
-        ContainerError::Spec(SpecError::NotYet { .. }) => Code::Unimplemented,
-        ContainerError::Spec(_) => Code::InvalidArgument,
         ContainerError::ExecTimeout { .. } | ContainerError::StillRunning { .. } => Code::DeadlineExceeded,
         ContainerError::Agent(error) => code_of_agent(error),
         ContainerError::Sandbox(error) => code_of_sandbox(error),
@@ -69,7 +82,7 @@ fn code_of_container(error: &ContainerError) -> Code {
 
 fn code_of_sandbox(error: &SandboxError) -> Code {
     match error {
-        SandboxError::Refused(_) | SandboxError::Ambiguous(_) => Code::InvalidArgument,
+        SandboxError::Spec(_) | SandboxError::Ambiguous(_) => Code::InvalidArgument,
         SandboxError::TooManyVcpus { .. } => Code::InvalidArgument,
         SandboxError::Cgroup(CgroupError::BadParent(_)) => Code::InvalidArgument,
         SandboxError::NotFound(_) => Code::NotFound,

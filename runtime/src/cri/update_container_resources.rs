@@ -1,6 +1,6 @@
 //! UpdateContainerResources.
 
-use super::Node;
+use super::{Node, resources};
 use isopod_protocols::cri::{UpdateContainerResourcesRequest, UpdateContainerResourcesResponse};
 use tonic::Status;
 
@@ -12,6 +12,6 @@ pub async fn serve(
     let sandbox = node.sandboxes.get(&container.sandbox_id())?;
     let limits =
         request.linux.ok_or_else(|| Status::invalid_argument("linux is missing: name the new limits"))?;
-    node.containers.update(&sandbox, &container, &limits).await?;
+    node.containers.update(&sandbox, &container, &resources::from_cri(limits)).await?;
     Ok(UpdateContainerResourcesResponse {})
 }

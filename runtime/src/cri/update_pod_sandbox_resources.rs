@@ -1,6 +1,6 @@
 //! UpdatePodSandboxResources: the VM follows its pod's new limits.
 
-use super::Node;
+use super::{Node, resources};
 use isopod_protocols::cri::{UpdatePodSandboxResourcesRequest, UpdatePodSandboxResourcesResponse};
 use tonic::Status;
 
@@ -9,6 +9,7 @@ pub async fn serve(
     request: UpdatePodSandboxResourcesRequest,
 ) -> Result<UpdatePodSandboxResourcesResponse, Status> {
     let sandbox = node.sandboxes.get(&request.pod_sandbox_id)?;
-    node.sandboxes.resize(&sandbox, request.resources.as_ref(), request.overhead.as_ref()).await?;
+    let [resources, overhead] = [request.resources, request.overhead].map(|one| one.map(resources::from_cri));
+    node.sandboxes.resize(&sandbox, resources.as_ref(), overhead.as_ref()).await?;
     Ok(UpdatePodSandboxResourcesResponse {})
 }

@@ -2,7 +2,9 @@
 //! is passed between the plugin's interface and the VM's tap by two redirect filters, so no host address or bridge is
 //! in the way.
 //!
-//! Called by `network`, on a thread inside the namespace. The guest then owns the address; the host's end only forwards.
+//! Called by `network`, on a thread inside the namespace. The guest then owns the address; the host's end
+//! only forwards. A namespace that is ours goes with all of it; from one that was joined, [`leave`] takes out
+//! what was added. IPv6 stays off on its interface: the addresses that this took are not ours to give back.
 
 use super::cni::INTERFACE;
 use super::routes::Unsupported;
@@ -13,11 +15,13 @@ use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
+use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
+use tokio::task::JoinHandle;
 
 /// Name of the tap in the namespace.
 const TAP: &str = "tap0";
@@ -44,9 +48,14 @@ pub enum LinkError {
         /// What the system said.
         source: io::Error,
     },
-    /// CNI succeeded without making the interface.
-    #[error("pod network: the CNI plugins made no interface {INTERFACE}")]
+    /// CNI, or whoever made the namespace, made no interface.
+    #[error(
+        "pod network: there is no interface {INTERFACE}: the CNI plugins, or the namespace's maker, made none"
+    )]
     NoInterface,
+    /// In a namespace that others made there is what would have to be ours.
+    #[error("pod network: the namespace has {0} already, which the VM's link needs: remove it")]
+    InTheWay(&'static str),
     /// A route or rule that the guest cannot be given.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
@@ -65,8 +74,7 @@ fn system(action: &'static str) -> impl FnOnce(io::Error) -> LinkError {
 /// # Errors
 /// What was taken goes with the namespace.
 pub async fn join() -> Result<(Interface, OwnedFd), LinkError> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(system("open netlink"))?;
-    let connection = tokio::spawn(connection);
+    let (handle, connection) = netlink_handle()?;
     let (index, interface) = read_interface(&handle).await?;
     let tap = sys::open_tap(TAP).map_err(system("make the tap"))?;
     for name in [INTERFACE, TAP] {
@@ -81,6 +89,66 @@ pub async fn join() -> Result<(Interface, OwnedFd), LinkError> {
     Ok((interface, tap))
 }
 
+/// Looks whether [`join`] would find its interface in a namespace that others made, and nothing in its way.
+///
+/// # Errors
+/// What is missing or in the way.
+pub async fn check() -> Result<(), LinkError> {
+    let (handle, connection) = netlink_handle()?;
+    let (index, _) = find_link(&handle, INTERFACE).await?.ok_or(LinkError::NoInterface)?;
+    if find_link(&handle, TAP).await?.is_some() {
+        return Err(LinkError::InTheWay("an interface tap0"));
+    }
+    if has_ingress(&handle, index).await? {
+        return Err(LinkError::InTheWay("an ingress queue of eth0"));
+    }
+    connection.abort();
+    Ok(())
+}
+
+/// Takes out what [`join`] added, as far as it is there. The tap goes by itself with the VM; here it may be
+/// first.
+///
+/// # Errors
+/// What stays.
+pub async fn leave() -> Result<(), LinkError> {
+    let (handle, connection) = netlink_handle()?;
+    if let Some((index, _)) = find_link(&handle, INTERFACE).await?
+        && has_ingress(&handle, index).await?
+    {
+        let mut removal = handle.qdisc().del(signed(index));
+        removal.message_mut().header.parent = TcHandle::INGRESS;
+        removal.execute().await.map_err(netlink("remove the ingress queue"))?;
+    }
+    if let Some((index, _)) = find_link(&handle, TAP).await? {
+        match handle.link().del(index).execute().await {
+            Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -libc::ENODEV => {}
+            removed => removed.map_err(netlink("remove the tap"))?,
+        }
+    }
+    connection.abort();
+    Ok(())
+}
+
+/// A connection to the kernel in this thread's namespace, and the task that carries it.
+fn netlink_handle() -> Result<(Handle, JoinHandle<()>), LinkError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(system("open netlink"))?;
+    Ok((handle, tokio::spawn(connection)))
+}
+
+fn signed(index: u32) -> i32 {
+    i32::try_from(index).expect("the kernel's interface numbers are positive ints")
+}
+
+async fn has_ingress(handle: &Handle, index: u32) -> Result<bool, LinkError> {
+    let listed = handle.qdisc().get().index(signed(index)).execute().try_collect::<Vec<_>>().await;
+    let listed = listed.map_err(netlink("list queues"))?;
+    // The kernel lists those of all interfaces.
+    Ok(listed
+        .iter()
+        .any(|queue| queue.header.index == signed(index) && queue.header.parent == TcHandle::INGRESS))
+}
+
 /// The kernel answers for the interface's IPv6 addresses as long as they are on the host's end: the guest, which takes
 /// them over with the same MAC, would find them in use.
 fn silence_ipv6(name: &str) -> Result<(), LinkError> {
@@ -93,7 +161,7 @@ fn silence_ipv6(name: &str) -> Result<(), LinkError> {
 
 /// Sends every frame that comes in at one interface out at the other.
 async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), LinkError> {
-    let index = i32::try_from(from).expect("the kernel's interface numbers are positive ints");
+    let index = signed(from);
     handle
         .qdisc()
         .add(index)

@@ -1,4 +1,5 @@
-//! A pod's network: a namespace, the CNI plugins' work in it, and the link into the VM.
+//! A pod's network: a namespace, the CNI plugins' work in it, and the link into the VM. Or a namespace that
+//! somebody else made and takes down, of which only the link into the VM is ours.
 //!
 //! ```text
 //!            host namespace | the pod's namespace           | guest
@@ -11,6 +12,7 @@
 mod addresses;
 mod cni;
 mod conflist;
+mod joined;
 mod link;
 mod netns;
 mod routes;
@@ -33,6 +35,7 @@ use crate::undo::{Injected, Undo};
 use cni::{Invocation, Plugins};
 use conflist::Conflist;
 use isopod_protocols::agent::Interface;
+use joined::Joined;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -64,6 +67,12 @@ pub enum NetworkError {
     /// The plugins gave no address.
     #[error("CNI network {0:?} gave the pod no address: check its ipam section")]
     NoAddress(String),
+    /// Whoever made the namespace gave no address.
+    #[error("network namespace {0} has no address on its interface: set its network up before the pod")]
+    EmptyNamespace(PathBuf),
+    /// The namespace is the one that the daemon runs in.
+    #[error("network namespace {0} is the node's own: a VM cannot share it; give the pod one of its own")]
+    NodeNamespace(PathBuf),
     /// A test asked for it.
     #[error(transparent)]
     Injected(#[from] Injected),
@@ -97,16 +106,38 @@ pub struct Pod {
     pub namespace: String,
     /// Its uid in Kubernetes.
     pub uid: String,
-    /// Ports of the host that lead to the pod.
-    pub port_mappings: Vec<PortMapping>,
+    /// Where its network comes from.
+    pub source: NetworkSource,
     /// Its annotations: bandwidth limits are read from them.
     pub annotations: BTreeMap<String, String>,
     /// Path of its cgroup.
     pub cgroup: String,
 }
 
+/// Where a pod's network comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum NetworkSource {
+    /// CNI plugins make it, in a namespace that is made for it.
+    Cni {
+        /// Ports of the host that lead to the pod.
+        port_mappings: Vec<PortMapping>,
+    },
+    /// It is there, in this namespace, which its maker takes down after the pod.
+    Namespace {
+        /// Where the namespace is mounted.
+        path: PathBuf,
+    },
+}
+
+impl Default for NetworkSource {
+    fn default() -> Self {
+        Self::Cni { port_mappings: Vec::new() }
+    }
+}
+
 /// A port of the host that leads to the pod, as the CNI capability `portMappings` has it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
     /// Port on the host.
@@ -133,9 +164,18 @@ pub struct PodNetwork {
     pub tap: OwnedFd,
 }
 
-/// What is kept of a pod's network until its teardown.
+/// What is kept of a pod's network until its teardown. The fields tell which it is: records of an earlier
+/// daemon, which knew the first only, have no word for it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Attachment {
+#[serde(untagged)]
+enum Attachment {
+    Made(Made),
+    Joined(Joined),
+}
+
+/// A network that CNI plugins made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Made {
     invocation: Invocation,
     conflist: Value,
     /// Absent while plugins have not all succeeded.
@@ -172,31 +212,63 @@ impl Networks {
     /// # Errors
     /// What was taken is on `undo`.
     pub async fn add(&self, pod: &Pod, undo: &mut Undo) -> Result<PodNetwork, NetworkError> {
+        match &pod.source {
+            NetworkSource::Cni { port_mappings } => self.make(pod, port_mappings, undo).await,
+            NetworkSource::Namespace { path } => self.join(pod, path, undo).await,
+        }
+    }
+
+    async fn make(
+        &self,
+        pod: &Pod,
+        port_mappings: &[PortMapping],
+        undo: &mut Undo,
+    ) -> Result<PodNetwork, NetworkError> {
         let list = self.conflist_for(&pod.namespace)?;
         self.plugins.present(&list)?;
         let netns = self.config.netns_dir.join(format!("isopod-{}", pod.sandbox_id));
-        let invocation = invocation(pod, &netns);
-        let mut attachment = Attachment { invocation, conflist: list.document.clone(), result: None };
+        let invocation = invocation(pod, port_mappings, &netns);
+        let mut made = Made { invocation, conflist: list.document.clone(), result: None };
 
         // On disk before anything exists: from here on `remove` finds all there is to release.
-        self.attachments.put(&pod.sandbox_id, &attachment)?;
-        let (networks, id) = (self.clone(), pod.sandbox_id.clone());
-        undo.push("network", move || async move { networks.remove(&id).await })?;
+        self.attach(pod, Attachment::Made(made.clone()), undo)?;
 
         netns::create(&netns).instrument(info_span!("namespace")).await?;
-        let added = self.plugins.add(&list, &attachment.invocation);
+        let added = self.plugins.add(&list, &made.invocation);
         let result = added.instrument(info_span!("plugins")).await?;
         let addresses = cni::addresses(&result);
         if addresses.is_empty() {
             return Err(NetworkError::NoAddress(list.name));
         }
-        attachment.result = Some(result);
-        self.attachments.put(&pod.sandbox_id, &attachment)?;
+        made.result = Some(result);
+        self.attachments.put(&pod.sandbox_id, &Attachment::Made(made))?;
         undo.push("CNI result", || async { Ok::<_, NetworkError>(()) })?;
 
         let (interface, tap) = netns::within(&netns, link::join).instrument(info_span!("link")).await??;
         undo.push("tap", || async { Ok::<_, NetworkError>(()) })?;
         Ok(PodNetwork { netns, addresses, interface, tap })
+    }
+
+    /// Joins a namespace that somebody else made, and that has its interface and addresses.
+    async fn join(&self, pod: &Pod, path: &Path, undo: &mut Undo) -> Result<PodNetwork, NetworkError> {
+        let joined = Joined::check(path).await?;
+        // From here on what is in the namespace under our names is ours.
+        self.attach(pod, Attachment::Joined(joined), undo)?;
+        let linked = netns::within(path, link::join).instrument(info_span!("link"));
+        let (interface, tap) = linked.await??;
+        undo.push("tap", || async { Ok::<_, NetworkError>(()) })?;
+        let addresses = joined::addresses(&interface);
+        if addresses.is_empty() {
+            return Err(NetworkError::EmptyNamespace(path.to_owned()));
+        }
+        Ok(PodNetwork { netns: path.to_owned(), addresses, interface, tap })
+    }
+
+    /// Records what `remove` takes down, and has it called where the pod's start fails.
+    fn attach(&self, pod: &Pod, attachment: Attachment, undo: &mut Undo) -> Result<(), NetworkError> {
+        self.attachments.put(&pod.sandbox_id, &attachment)?;
+        let (networks, id) = (self.clone(), pod.sandbox_id.clone());
+        Ok(undo.push("network", move || async move { networks.remove(&id).await })?)
     }
 
     /// Asks the plugins whether a pod's network is still as they made it.
@@ -205,7 +277,7 @@ impl Networks {
     /// What a plugin found; nothing to check is no error.
     pub async fn check(&self, sandbox_id: &str) -> Result<(), NetworkError> {
         match self.attachments.get(sandbox_id)? {
-            Some(Attachment { invocation, conflist, result: Some(result) }) => {
+            Some(Attachment::Made(Made { invocation, conflist, result: Some(result) })) => {
                 Ok(self.plugins.check(&recorded(conflist)?, &invocation, &result).await?)
             }
             _ => Ok(()),
@@ -217,17 +289,23 @@ impl Networks {
     /// # Errors
     /// What stayed; calling again tries again.
     pub async fn remove(&self, sandbox_id: &str) -> Result<(), NetworkError> {
-        let Some(Attachment { mut invocation, conflist, result }) = self.attachments.get(sandbox_id)? else {
-            return Ok(());
-        };
+        match self.attachments.get(sandbox_id)? {
+            None => return Ok(()),
+            Some(Attachment::Made(made)) => self.unmake(made).await?,
+            Some(Attachment::Joined(joined)) => joined.leave().await?,
+        }
+        Ok(self.attachments.remove(sandbox_id)?)
+    }
+
+    async fn unmake(&self, made: Made) -> Result<(), NetworkError> {
+        let Made { mut invocation, conflist, result } = made;
         let netns = invocation.netns.clone();
         if !netns::is_there(&netns) {
             // The specification: plugins release what they can without the namespace.
             invocation.netns = PathBuf::new();
         }
         self.plugins.del(&recorded(conflist)?, &invocation, result.as_ref()).await?;
-        netns::remove(&netns)?;
-        Ok(self.attachments.remove(sandbox_id)?)
+        Ok(netns::remove(&netns)?)
     }
 
     /// Ids of all sandboxes that have a network, or had one when the daemon was killed.
@@ -250,7 +328,7 @@ fn recorded(document: Value) -> Result<Conflist, ConflistError> {
     Conflist::parse(document).map_err(|reason| ConflistError::Invalid { path, reason })
 }
 
-fn invocation(pod: &Pod, netns: &Path) -> Invocation {
+fn invocation(pod: &Pod, port_mappings: &[PortMapping], netns: &Path) -> Invocation {
     // Values go into a ;-separated list: Kubernetes names hold none, but the CRI does not promise it.
     let plain = |text: &str| text.replace([';', '='], "_");
     let args = format!(
@@ -260,14 +338,14 @@ fn invocation(pod: &Pod, netns: &Path) -> Invocation {
         pod.sandbox_id,
         plain(&pod.uid)
     );
-    let capabilities = capabilities(pod);
+    let capabilities = capabilities(pod, port_mappings);
     Invocation { sandbox_id: pod.sandbox_id.clone(), netns: netns.to_owned(), args, capabilities }
 }
 
-fn capabilities(pod: &Pod) -> Map<String, Value> {
+fn capabilities(pod: &Pod, port_mappings: &[PortMapping]) -> Map<String, Value> {
     let mut capabilities = Map::new();
-    if !pod.port_mappings.is_empty() {
-        capabilities.insert("portMappings".into(), json!(pod.port_mappings));
+    if !port_mappings.is_empty() {
+        capabilities.insert("portMappings".into(), json!(port_mappings));
     }
     let limit = |key: &str| pod.annotations.get(key).and_then(|text| bits_per_second(text));
     let mut bandwidth = Map::new();
@@ -314,34 +392,46 @@ fn bits_per_second(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn pod() -> Pod {
         let annotations = BTreeMap::from([("kubernetes.io/ingress-bandwidth".to_owned(), "10M".to_owned())]);
+        Pod {
+            sandbox_id: "s1".into(),
+            name: "web;CNI_PATH=/evil".into(),
+            namespace: "default".into(),
+            annotations,
+            ..Pod::default()
+        }
+    }
+
+    fn networks(directory: &Path) -> Networks {
+        let networks = Networks::new(NetworkConfig {
+            conf_dir: directory.join("conf"),
+            bin_dirs: vec![],
+            state_dir: directory.join("state"),
+            netns_dir: directory.join("netns"),
+            networks: BTreeMap::new(),
+            plugin_timeout: Duration::from_secs(1),
+        });
+        networks.unwrap()
+    }
+
+    #[test]
+    fn hostile_pod_name_cannot_add_arguments() {
+        let args = invocation(&pod(), &[], Path::new("/n")).args;
+        assert!(args.contains("K8S_POD_NAME=web_CNI_PATH_/evil;"), "{args}");
+    }
+
+    #[test]
+    fn ports_and_bandwidth_become_capabilities() {
         let port = PortMapping {
             host_port: 80,
             container_port: 8080,
             protocol: "tcp".into(),
             host_ip: String::new(),
         };
-        Pod {
-            sandbox_id: "s1".into(),
-            name: "web;CNI_PATH=/evil".into(),
-            namespace: "default".into(),
-            port_mappings: vec![port],
-            annotations,
-            ..Pod::default()
-        }
-    }
-
-    #[test]
-    fn hostile_pod_name_cannot_add_arguments() {
-        let args = invocation(&pod(), Path::new("/n")).args;
-        assert!(args.contains("K8S_POD_NAME=web_CNI_PATH_/evil;"), "{args}");
-    }
-
-    #[test]
-    fn ports_and_bandwidth_become_capabilities() {
-        let capabilities = capabilities(&pod());
+        let capabilities = capabilities(&pod(), &[port]);
         let port = json!([{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}]);
         assert_eq!(capabilities["portMappings"], port);
         assert_eq!(capabilities["bandwidth"]["ingressRate"], 10_000_000);
@@ -358,16 +448,47 @@ mod tests {
     #[tokio::test]
     async fn removing_an_unknown_network_succeeds() {
         let directory = tempfile::tempdir().unwrap();
-        let networks = Networks::new(NetworkConfig {
-            conf_dir: directory.path().join("conf"),
-            bin_dirs: vec![],
-            state_dir: directory.path().join("state"),
-            netns_dir: directory.path().join("netns"),
-            networks: BTreeMap::new(),
-            plugin_timeout: Duration::from_secs(1),
-        });
-        let networks = networks.unwrap();
+        let networks = networks(directory.path());
         networks.remove("never-was").await.unwrap();
         assert!(networks.ready().unwrap_err().to_string().contains("put a .conflist file there"));
+    }
+
+    #[test]
+    fn record_of_a_daemon_that_knew_cni_only_is_one_of_a_made_network() {
+        let invocation = json!({"sandbox_id": "s1", "netns": "/n", "args": "", "capabilities": {}});
+        let former = json!({"invocation": invocation, "conflist": {}, "result": null});
+        let read: Attachment = serde_json::from_value(former).unwrap();
+        assert!(matches!(read, Attachment::Made(made) if made.invocation.netns == Path::new("/n")));
+        let joined = Attachment::Joined(Joined { joined_namespace: "/n".into() });
+        let written = serde_json::to_value(&joined).unwrap();
+        assert!(matches!(serde_json::from_value(written).unwrap(), Attachment::Joined(_)));
+    }
+
+    #[tokio::test]
+    async fn namespace_that_is_gone_is_left_without_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let networks = networks(directory.path());
+        let joined = Joined { joined_namespace: directory.path().join("gone") };
+        networks.attachments.put("s1", &Attachment::Joined(joined)).unwrap();
+        assert_eq!(networks.known().unwrap(), ["s1"]);
+        networks.remove("s1").await.unwrap();
+        assert!(networks.known().unwrap().is_empty());
+    }
+
+    /// A namespace that others made is never theirs to lose: nothing is recorded, so nothing is removed.
+    #[tokio::test]
+    async fn namespace_that_cannot_be_joined_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let (networks, file) = (networks(directory.path()), directory.path().join("file"));
+        fs::write(&file, "").unwrap();
+        for path in [&file, &directory.path().join("missing")] {
+            let mut undo = Undo::new("network");
+            let pod = Pod { source: NetworkSource::Namespace { path: path.clone() }, ..pod() };
+            let error = networks.add(&pod, &mut undo).await.unwrap_err().to_string();
+            assert!(error.contains(&path.display().to_string()), "{error}");
+            undo.run().await.unwrap();
+            assert!(networks.known().unwrap().is_empty());
+        }
+        assert!(file.exists());
     }
 }

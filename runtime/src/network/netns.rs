@@ -7,10 +7,11 @@
 
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why a namespace could not be made, entered or removed.
@@ -75,6 +76,22 @@ pub fn is_there(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
+/// Whether a namespace is mounted there: a mount point alone is a file as any other.
+pub fn is_mounted(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
+}
+
+/// Whether it is the namespace of this process: the node's own.
+///
+/// # Errors
+/// Where it cannot be looked at.
+pub fn is_own(path: &Path) -> Result<bool, NetnsError> {
+    let failed = |source| NetnsError { path: path.to_owned(), action: "look at it", source };
+    let own = fs::metadata("/proc/self/ns/net").map_err(failed)?;
+    let found = fs::metadata(path).map_err(failed)?;
+    Ok((found.dev(), found.ino()) == (own.dev(), own.ino()))
+}
+
 /// Removes a namespace that [`create`] made. One that is gone is no error.
 ///
 /// # Errors
@@ -135,6 +152,15 @@ mod tests {
         fs::write(&file, "").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         assert!(is_there(&file) && !is_there(&link) && !is_there(directory.path()));
+    }
+
+    #[test]
+    fn namespace_of_the_node_is_told_from_others() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(is_own(Path::new("/proc/self/ns/net")).unwrap());
+        assert!(is_mounted(Path::new("/proc/self/ns/net")) && !is_mounted(file.path()));
+        assert!(!is_own(file.path()).unwrap());
+        assert!(is_own(Path::new("/nonexistent")).is_err());
     }
 
     #[tokio::test]

@@ -1,9 +1,8 @@
 //! What a guest is told of its identity: host name, resolv.conf, hosts, time, network card, sysctls, scratch.
 
-use super::{Sandbox, SandboxError};
+use super::{Dns, Sandbox, SandboxError};
 use crate::wall_clock::now_ns;
 use isopod_protocols::agent::{Extent, Interface, SetUpSandboxRequest};
-use k8s_cri::v1::DnsConfig;
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{self, Read};
@@ -28,19 +27,18 @@ pub fn request(
         path: path.into(),
         source,
     };
-    let resolv_conf = match &sandbox.config.dns_config {
-        Some(dns) if *dns != DnsConfig::default() => resolv_conf(dns).into_bytes(),
+    let resolv_conf = match &sandbox.spec.dns {
+        dns if *dns != Dns::default() => resolv_conf(dns).into_bytes(),
         _ => node_resolv_conf().map_err(|e| failed("the node's", NODE_RESOLV_CONF, e))?,
     };
-    let hostname = hostname(&sandbox.config.hostname);
-    let linux = sandbox.config.linux.clone().unwrap_or_default();
+    let hostname = hostname(&sandbox.spec.hostname);
     Ok(SetUpSandboxRequest {
         sandbox_id: sandbox.id.clone(),
         hosts: hosts(&hostname, addresses).into_bytes(),
         hostname,
         resolv_conf,
         interface: Some(interface),
-        sysctls: linux.sysctls,
+        sysctls: sandbox.spec.sysctls.clone().into_iter().collect(),
         realtime_ns: now_ns(),
         scratch: Some(scratch),
         shm_bytes: 0,
@@ -56,7 +54,7 @@ fn hostname(asked: &str) -> String {
     node.unwrap_or_else(|| "localhost".to_owned())
 }
 
-fn resolv_conf(dns: &DnsConfig) -> String {
+fn resolv_conf(dns: &Dns) -> String {
     let mut text = String::new();
     let mut line = |words: &[&str]| {
         text.push_str(&words.join(" "));
@@ -106,7 +104,7 @@ mod tests {
     #[test]
     fn resolv_conf_has_a_line_for_each_setting() {
         let words = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-        let dns = DnsConfig {
+        let dns = Dns {
             servers: words(&["10.0.0.10", "10.0.0.11"]),
             searches: words(&["a.b", "c"]),
             options: words(&["ndots:5"]),

@@ -1,7 +1,8 @@
 //! Sandboxes: the VM-isolated environments of pods, their states, their records on disk, and the table of all of them.
 //!
-//! Called by `cri`; `container` uses [`Sandbox`] to reach a pod's VM and agent. This module must not know containers: it
-//! tells what happens to a sandbox by [`SandboxEvent`]s.
+//! Called by `cri` and `pod`; `container` uses [`Sandbox`] to reach a pod's VM and agent. What a sandbox is
+//! to be comes as a [`SandboxSpec`], in no client's words. This module must not know containers: it tells
+//! what happens to a sandbox by [`SandboxEvent`]s.
 //!
 //! # States
 //!
@@ -29,9 +30,9 @@
 //! - Work on a container in the guest happens inside [`Sandbox::enter`]: it answers the VM and the agent of a sandbox that
 //!   is Ready, and a stop waits until all who entered have left. Calls to the agent fail at once when the VM is killed, so
 //!   nobody stays long.
-//! - `cri::stop_pod_sandbox` calls [`Sandboxes::begin_stop`] (from here on nobody can enter), then
-//!   `Containers::kill_all`, then [`Sandboxes::stop`], which kills the VM. `cri::remove_pod_sandbox` does the same, then
-//!   `Containers::remove_all`, then [`Sandboxes::remove`].
+//! - `Pods::stop` calls [`Sandboxes::begin_stop`] (from here on nobody can enter), then `Containers::kill_all`,
+//!   then [`Sandboxes::stop`], which kills the VM. `Pods::remove` does the same, then `Containers::remove_all`,
+//!   then [`Sandboxes::remove`].
 //! - What the agent's Watch stream says, and the loss of a VM, arrive as [`SandboxEvent`]s in the order they
 //!   happened, in a short queue per sandbox. `Sandboxes::new` gives `container` the receiver of all queues. Where
 //!   a queue is full, that sandbox's agent waits, and no other one.
@@ -41,9 +42,11 @@ pub mod fake;
 mod identity;
 mod networking;
 mod record;
+mod record_v1;
 mod registry;
 mod resize;
 mod restore;
+mod spec;
 mod start;
 mod stop;
 mod turn;
@@ -54,8 +57,9 @@ mod watch;
 pub use networking::{PodNetworks, network_config};
 pub use record::{Guest, Record, State};
 pub use registry::{Host, Sandboxes};
+pub use spec::{AskedNamespaces, Dns, PodName, SandboxSpec};
 pub use usage::PodUsage;
-pub use validate::Refusal;
+pub use validate::SandboxSpecError;
 
 use crate::agent_client::{AgentClient, AgentError, AgentEvent};
 use crate::cgroup::{CgroupError, PodCgroup};
@@ -65,7 +69,6 @@ use crate::network::NetworkError;
 use crate::scratch::ScratchError;
 use crate::store::StoreError;
 use crate::undo::Injected;
-use k8s_cri::v1::{PodSandboxConfig, PodSandboxMetadata};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{RwLock, RwLockReadGuard, mpsc};
@@ -73,9 +76,9 @@ use tokio::sync::{RwLock, RwLockReadGuard, mpsc};
 /// Why an operation on a sandbox failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The pod asks for what it cannot have.
+    /// It cannot be as it is asked for.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Spec(#[from] SandboxSpecError),
     /// There is no such sandbox.
     #[error("no pod sandbox {0:?}")]
     NotFound(String),
@@ -212,12 +215,10 @@ pub struct SandboxEvents {
 
 /// A sandbox. What never changes is public; its state and its VM are asked for.
 pub struct Sandbox {
-    /// Its id, chosen by us.
+    /// Its id, unique on the node.
     pub id: String,
-    /// What kubelet asked for.
-    pub config: PodSandboxConfig,
-    /// The runtime handler it asked for; may be empty.
-    pub handler: String,
+    /// As it was asked for.
+    pub spec: SandboxSpec,
     /// When it was made, nanoseconds since the epoch.
     pub created_at_ns: i64,
     /// Its cgroup on the host.
@@ -252,8 +253,7 @@ impl Sandbox {
         Self {
             id,
             cpu_rate: CpuRate::default(),
-            config: record.config.clone(),
-            handler: record.handler.clone(),
+            spec: record.spec.clone(),
             created_at_ns: record.created_at_ns,
             cgroup: record.cgroup.clone(),
             directory: record.directory.clone(),
@@ -261,11 +261,6 @@ impl Sandbox {
             machine: OnceLock::new(),
             gate: RwLock::new(()),
         }
-    }
-
-    /// Its metadata. Every sandbox has some: validation saw to it.
-    pub fn metadata(&self) -> PodSandboxMetadata {
-        self.config.metadata.clone().unwrap_or_default()
     }
 
     /// Its state now.
@@ -280,7 +275,7 @@ impl Sandbox {
 
     /// Directory of its containers' logs on the host, if it has one.
     pub fn log_directory(&self) -> Option<&Path> {
-        Some(Path::new(&self.config.log_directory)).filter(|path| !path.as_os_str().is_empty())
+        self.spec.log_directory.as_deref()
     }
 
     /// Its VM and agent, to work with as long as the answer is held.

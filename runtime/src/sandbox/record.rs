@@ -1,10 +1,17 @@
 //! What is kept of a sandbox on disk, one document each.
+//!
+//! Documents have a version. Those of version 1, which names none, are read by `record_v1`; those of a
+//! version to come are not, and the store sets them aside.
 
+use super::record_v1;
+use super::spec::SandboxSpec;
 use crate::cgroup::PodCgroup;
 use crate::hostile_text;
 use crate::hypervisor::VmRecord;
-use k8s_cri::v1::PodSandboxConfig;
-use serde::{Deserialize, Serialize};
+use crate::store;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -62,13 +69,14 @@ impl Guest {
 
 /// The document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Record {
+    /// Always [`Record::VERSION`].
+    pub version: u64,
     /// State.
     pub state: State,
-    /// What kubelet asked for, as it asked.
-    pub config: PodSandboxConfig,
-    /// The runtime handler it asked for.
-    pub handler: String,
+    /// As it was asked for.
+    pub spec: SandboxSpec,
     /// Nanoseconds since the epoch.
     pub created_at_ns: i64,
     /// Its cgroup on the host.
@@ -84,13 +92,43 @@ pub struct Record {
     /// Size of its VM: virtual CPUs, and memory in MiB.
     pub size: (u8, u32),
     /// Most virtual CPUs that it may be given while it runs.
-    #[serde(default = "one")]
     pub max_vcpus: u8,
     /// Its addresses, IPv4 first, once it has some.
     pub addresses: Vec<IpAddr>,
 }
 
-/// Of records that an earlier version wrote.
-fn one() -> u8 {
-    1
+impl Record {
+    /// Version of the documents that this daemon writes.
+    pub const VERSION: u64 = 2;
+}
+
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The derived one.
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Record {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let document = Value::deserialize(deserializer)?;
+        let read = match store::version(&document) {
+            1 => record_v1::read(document),
+            // The derived one.
+            Self::VERSION => Self::deserialize(document),
+            version => return Err(D::Error::custom(store::unknown_version(version))),
+        };
+        read.map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_of_a_version_to_come_is_refused_by_its_number() {
+        let error = serde_json::from_str::<Record>(r#"{"version": 3}"#).unwrap_err().to_string();
+        assert!(error.contains("version 3"), "{error}");
+    }
 }

@@ -1,7 +1,10 @@
 //! The table of all sandboxes: in memory for every look-up and list, on disk for a restarted daemon.
 
 use super::validate::Plan;
-use super::{Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, SandboxEvents, State};
+use super::{
+    Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, SandboxEvents, SandboxSpec,
+    SandboxSpecError, State,
+};
 use crate::cgroup::PodCgroup;
 use crate::config::Config;
 use crate::host_users::HostUsers;
@@ -10,7 +13,6 @@ use crate::id::{Mismatch, new_id, resolve};
 use crate::scratch::Scratch;
 use crate::store::{Collection, Durability, Loaded};
 use crate::wall_clock::now_ns;
-use prost::Message;
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -103,24 +105,29 @@ impl Sandboxes {
     /// Takes a name, an id and a user id for a new sandbox, and records that it is being made.
     pub(super) fn reserve(&self, plan: &Plan) -> Result<Arc<Sandbox>, SandboxError> {
         let mut table = self.write();
-        let name = name_of(&plan.config);
-        if let Some(taken) = table.values().find(|other| name_of(&other.config) == name) {
-            return Err(SandboxError::NameTaken { name, id: taken.id.clone() });
+        let name = &plan.spec.name;
+        if let Some(taken) = table.values().find(|other| other.spec.name == *name) {
+            return Err(SandboxError::NameTaken { name: name.to_string(), id: taken.id.clone() });
         }
-        refuse_heavy(&table, &plan.config, &name)?;
-        let id = new_id().map_err(|source| SandboxError::File {
-            id: name,
-            what: "random device",
-            path: "/dev/urandom".into(),
-            source,
-        })?;
-        let linux = plan.config.linux.clone().unwrap_or_default();
+        let random = || {
+            new_id().map_err(|source| SandboxError::File {
+                id: name.to_string(),
+                what: "random device",
+                path: "/dev/urandom".into(),
+                source,
+            })
+        };
+        let id = plan.spec.id.clone().map_or_else(random, Ok)?;
+        if table.contains_key(&id) {
+            return Err(SandboxSpecError::Id(id).into());
+        }
+        refuse_heavy(&table, &plan.spec)?;
         let record = Record {
+            version: Record::VERSION,
             state: State::Starting,
-            config: plan.config.clone(),
-            handler: plan.handler.clone(),
+            spec: SandboxSpec { id: None, ..plan.spec.clone() },
             created_at_ns: now_ns(),
-            cgroup: PodCgroup::new(&self.host.cgroup_root, &linux.cgroup_parent, &id)?,
+            cgroup: PodCgroup::new(&self.host.cgroup_root, &plan.spec.cgroup_parent, &id)?,
             directory: self.vm_directories().join(&id),
             uid: self.allocate_user(&id)?,
             vm: None,
@@ -197,34 +204,27 @@ impl Sandboxes {
     }
 }
 
-/// What tells pods apart for kubelet.
-fn name_of(config: &k8s_cri::v1::PodSandboxConfig) -> String {
-    let metadata = config.metadata.clone().unwrap_or_default();
-    format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
-}
-
 /// Bytes that a pod takes in the list of all.
-fn listed(config: &k8s_cri::v1::PodSandboxConfig) -> usize {
+fn listed(spec: &SandboxSpec) -> usize {
     const ENTRY: usize = 64;
-    let metadata = config.metadata.as_ref().map_or(0, Message::encoded_len);
-    let entries = config.labels.iter().chain(&config.annotations);
-    metadata + 4 * ENTRY + entries.map(|(key, value)| key.len() + value.len() + ENTRY).sum::<usize>()
+    let name = [&spec.name.name, &spec.name.namespace, &spec.name.uid].map(String::len);
+    let entries = spec.labels.iter().chain(&spec.annotations);
+    let entries = entries.map(|(key, value)| key.len() + value.len() + ENTRY);
+    name.into_iter().chain(entries).sum::<usize>() + 4 * ENTRY
 }
 
 /// The list of all pods is one answer, and kubelet takes none of more than 16 MiB: whoever annotates pods must not be able
 /// to make it longer.
-fn refuse_heavy(
-    table: &BTreeMap<String, Arc<Sandbox>>,
-    config: &k8s_cri::v1::PodSandboxConfig,
-    name: &str,
-) -> Result<(), SandboxError> {
+fn refuse_heavy(table: &BTreeMap<String, Arc<Sandbox>>, spec: &SandboxSpec) -> Result<(), SandboxError> {
     /// Twice what Kubernetes lets a pod's annotations be.
     const POD: usize = 512 << 10;
     const NODE: usize = 12 << 20;
-    let own = listed(config);
-    let all = own + table.values().map(|other| listed(&other.config)).sum::<usize>();
+    let own = listed(spec);
+    let all = own + table.values().map(|other| listed(&other.spec)).sum::<usize>();
     match [(own, POD, "it"), (all, NODE, "all pods")].into_iter().find(|(bytes, most, _)| bytes > most) {
         None => Ok(()),
-        Some((bytes, most, what)) => Err(SandboxError::TooHeavy { pod: name.to_owned(), what, bytes, most }),
+        Some((bytes, most, what)) => {
+            Err(SandboxError::TooHeavy { pod: spec.name.to_string(), what, bytes, most })
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::record::Record;
 use super::validate::{Size, size};
 use super::{Machine, Sandbox, SandboxError, Sandboxes};
 use crate::hypervisor::{Vm, most_memory_mib};
-use k8s_cri::v1::LinuxContainerResources;
+use crate::resources::Resources;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -28,8 +28,8 @@ impl Sandboxes {
     pub async fn resize(
         &self,
         sandbox: &Sandbox,
-        resources: Option<&LinuxContainerResources>,
-        overhead: Option<&LinuxContainerResources>,
+        resources: Option<&Resources>,
+        overhead: Option<&Resources>,
     ) -> Result<(), SandboxError> {
         let wanted = self.size_for(sandbox, resources, overhead)?;
         let Record { size: (vcpus, _), max_vcpus, .. } = sandbox.snapshot();
@@ -51,10 +51,9 @@ impl Sandboxes {
         &self,
         sandbox: &Sandbox,
         machine: &Machine,
-        limits: &LinuxContainerResources,
+        limits: &Resources,
     ) -> Result<(), SandboxError> {
-        let linux = sandbox.config.linux.clone().unwrap_or_default();
-        let wanted = self.size_for(sandbox, Some(limits), linux.overhead.as_ref())?;
+        let wanted = self.size_for(sandbox, Some(limits), sandbox.spec.overhead.as_ref())?;
         let Record { size: (vcpus, memory_mib), max_vcpus, .. } = sandbox.snapshot();
         // Limits may be larger than what there is, and then are none. Where none is set, the wanted size is the handler's usual
         // one, which says nothing of these containers.
@@ -75,11 +74,11 @@ impl Sandboxes {
     fn size_for(
         &self,
         sandbox: &Sandbox,
-        resources: Option<&LinuxContainerResources>,
-        overhead: Option<&LinuxContainerResources>,
+        resources: Option<&Resources>,
+        overhead: Option<&Resources>,
     ) -> Result<Size, SandboxError> {
         // A handler that is configured no more made this pod: its pods have what others have.
-        let settings = self.config.vm_of(&sandbox.handler).unwrap_or_else(|| self.config.vm.clone());
+        let settings = self.config.vm_of(&sandbox.spec.handler).unwrap_or_else(|| self.config.vm.clone());
         Ok(size(&settings, resources, overhead)?)
     }
 

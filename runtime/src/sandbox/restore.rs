@@ -20,6 +20,12 @@ impl Sandboxes {
     /// Only where the records cannot be read: what goes wrong with one sandbox does not keep the others from coming back.
     pub async fn restore(self: &Arc<Self>) -> Result<(), SandboxError> {
         let loaded = self.load()?;
+        for path in &loaded.corrupt {
+            tracing::error!(
+                path = %path.display(),
+                "pod sandbox is not taken back: its record cannot be read; what runs of it is ended"
+            );
+        }
         let sandboxes = self.all();
         let restored = sandboxes.iter().map(|sandbox| async move {
             match sandbox.state() {

@@ -13,7 +13,7 @@ use super::identity;
 use super::resize::resize_vm;
 use super::turn::{self, Turn};
 use super::validate::Plan;
-use super::{Guest, Machine, PodNetworks, Sandbox, SandboxError, Sandboxes, State};
+use super::{Guest, Machine, PodNetworks, Sandbox, SandboxError, SandboxSpec, Sandboxes, State};
 use crate::agent_client::{AgentClient, ENTROPY};
 use crate::hypervisor::{Booted, VmRecord, VmSpec};
 use crate::id::fill_random;
@@ -21,7 +21,6 @@ use crate::network::{NetworkError, Pod, PodNetwork};
 use crate::scratch::ScratchDisk;
 use crate::undo::Undo;
 use isopod_protocols::agent::Extent;
-use k8s_cri::v1::PodSandboxConfig;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -110,12 +109,8 @@ impl Sandboxes {
     ///
     /// # Errors
     /// Nothing is left behind but what the error names.
-    pub async fn start(
-        self: &Arc<Self>,
-        config: PodSandboxConfig,
-        handler: &str,
-    ) -> Result<String, SandboxError> {
-        let plan = Plan::new(&self.config, config, handler)?;
+    pub async fn start(self: &Arc<Self>, spec: SandboxSpec) -> Result<String, SandboxError> {
+        let plan = Plan::new(&self.config, spec)?;
         let sandbox = self.reserve(&plan)?;
         let (id, span) = (sandbox.id.clone(), info_span!("RunPodSandbox", sandbox = sandbox.id));
         // The work is a task of its own: a caller that leaves must not stop it between a step and its undo.
@@ -178,7 +173,7 @@ impl Sandboxes {
         make_log_directory(sandbox).await?;
         make_cgroup(sandbox, &mut undos.sandbox)?;
 
-        undos.network.begin(Arc::clone(&self.host.networks), pod_of(sandbox, plan));
+        undos.network.begin(Arc::clone(&self.host.networks), pod_of(sandbox));
         let (network, machine, disk) = tokio::try_join!(
             undos.network.outcome(sandbox),
             self.boot(sandbox, plan, &mut undos.vm),
@@ -263,27 +258,26 @@ fn make_cgroup(sandbox: &Sandbox, undo: &mut Undo) -> Result<(), SandboxError> {
     Ok(())
 }
 
-fn pod_of(sandbox: &Sandbox, plan: &Plan) -> Pod {
-    let metadata = sandbox.metadata();
+fn pod_of(sandbox: &Sandbox) -> Pod {
+    let spec = &sandbox.spec;
     Pod {
         sandbox_id: sandbox.id.clone(),
-        name: metadata.name,
-        namespace: metadata.namespace,
-        uid: metadata.uid,
-        port_mappings: plan.ports.clone(),
-        annotations: sandbox.config.annotations.clone().into_iter().collect(),
+        name: spec.name.name.clone(),
+        namespace: spec.name.namespace.clone(),
+        uid: spec.name.uid.clone(),
+        source: spec.network.clone(),
+        annotations: spec.annotations.clone(),
         cgroup: sandbox.cgroup.path().display().to_string(),
     }
 }
 
 fn vm_spec(sandbox: &Sandbox, plan: &Plan) -> VmSpec {
-    let namespace = sandbox.metadata().namespace;
     VmSpec {
         id: sandbox.id.clone(),
         directory: sandbox.directory.clone(),
         cgroup: Some(sandbox.cgroup.path().to_owned()),
         uid: sandbox.snapshot().uid,
-        template_scope: plan.vm.template.scope(Some(&namespace)),
+        template_scope: plan.vm.template.scope(Some(&sandbox.spec.name.namespace)),
         vcpus: plan.size.vcpus,
         max_vcpus: sandbox.snapshot().max_vcpus,
         memory_mib: plan.size.memory_mib,

@@ -1,18 +1,19 @@
-//! What a pod asks for and whether it can have it: RunPodSandbox's request in, a [`Plan`] out, or one sentence that says
+//! Whether a sandbox can be as it is asked for: a specification in, a [`Plan`] out, or one sentence that says
 //! why not and what to do.
 //!
-//! Nothing is taken here, so nothing is to be undone. Nothing is dropped silently either: a wish that a VM cannot fulfil
-//! is refused.
+//! Nothing is taken here, so nothing is to be undone. What only one client's words can ask for, that client's
+//! door refuses.
 
+use super::spec::{Dns, SandboxSpec};
+use crate::cgroup;
 use crate::config::{Config, VmConfig};
 use crate::cpu_list::CpuList;
 use crate::hypervisor::useful_vcpus;
-use crate::network::PortMapping;
-use k8s_cri::v1::{
-    DnsConfig, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PortMapping as CriPort, Protocol,
-};
+use crate::id::is_valid;
+use crate::network::NetworkSource;
+use crate::resources::Resources;
 use std::net::IpAddr;
+use std::path::Path;
 
 /// Longest host name that Linux takes (`HOST_NAME_MAX`).
 const MAX_HOSTNAME: usize = 64;
@@ -24,14 +25,12 @@ const VMM_MIB: u64 = 16;
 /// Least guest memory in MiB.
 const MIN_MEMORY_MIB: u64 = 64;
 
-/// Why a pod is refused.
+/// Why a sandbox cannot be as it is asked for.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Refusal {
-    /// A field that everything needs is empty.
-    #[error(
-        "{0} is missing in the pod's configuration: kubelet sets it; with crictl, write it into the file"
-    )]
-    Missing(&'static str),
+pub enum SandboxSpecError {
+    /// An id that is no plain name.
+    #[error("pod sandbox id {0:?} cannot be used: give another one of letters, digits, '-', '_' and '.'")]
+    Id(String),
     /// No such handler.
     #[error(
         "runtime handler {name:?} is not configured on this node (there are {known}): use one of these in the \
@@ -43,29 +42,6 @@ pub enum Refusal {
         /// All names that would do.
         known: String,
     },
-    /// A namespace of the host.
-    #[error(
-        "host{0} cannot be given to a pod that is a virtual machine: it has a kernel of its own; set host{0} to false, or \
-         run this pod with another RuntimeClass"
-    )]
-    HostNamespace(&'static str),
-    /// A namespace mode that makes no sense for a pod.
-    #[error("{0} namespace mode {1} is not possible for a pod sandbox: use POD")]
-    NamespaceMode(&'static str, i32),
-    /// A user namespace.
-    #[error(
-        "user namespaces (hostUsers: false) are not supported yet; the pod's users are those of its own guest already, and \
-         never the host's: leave hostUsers unset"
-    )]
-    UserNamespace,
-    /// SELinux labels.
-    #[error(
-        "seLinuxOptions cannot be applied: the guest kernel has no SELinux; remove them, the pod is confined by its VM"
-    )]
-    SeLinux,
-    /// Configuration for another system.
-    #[error("windows pod configuration on a Linux node: remove it")]
-    Windows,
     /// A sysctl that is none.
     #[error(
         "sysctl {0:?} is not a sysctl: use letters, digits, '_', '-', '.' and '/', and a value on one line"
@@ -77,14 +53,12 @@ pub enum Refusal {
     /// DNS settings that would not be one line each of resolv.conf.
     #[error("dns {0} {1:?} cannot be written to resolv.conf: servers are addresses, the others single words")]
     Dns(&'static str, String),
-    /// A port that is none.
-    #[error(
-        "port mapping {0} is not possible: ports are 1 to 65535, protocols TCP, UDP and SCTP, hostIP an address"
-    )]
-    Port(String),
     /// The directory for logs.
     #[error("log directory {0:?} is not an absolute path")]
     LogDirectory(String),
+    /// The network namespace.
+    #[error("network namespace {0:?} is not an absolute path")]
+    Namespace(String),
     /// More than a VM can have.
     #[error("the pod asks for {0}: more than this node's VMs can have ({1})")]
     TooLarge(String, String),
@@ -99,109 +73,76 @@ pub struct Size {
     pub memory_mib: u32,
 }
 
-/// A pod that can be made.
+/// A sandbox that can be made.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// As kubelet asked.
-    pub config: PodSandboxConfig,
-    /// As kubelet asked.
-    pub handler: String,
+    /// As it was asked for.
+    pub spec: SandboxSpec,
     /// Settings of the handler's VMs.
     pub vm: VmConfig,
     /// Size of this pod's VM.
     pub size: Size,
-    /// Host ports that lead to the pod.
-    pub ports: Vec<PortMapping>,
 }
 
 impl Plan {
     /// Checks everything that can be known before anything is taken.
     ///
     /// # Errors
-    /// See [`Refusal`].
-    pub fn new(node: &Config, config: PodSandboxConfig, handler: &str) -> Result<Self, Refusal> {
-        metadata(&config)?;
-        if config.windows.is_some() {
-            return Err(Refusal::Windows);
+    /// See [`SandboxSpecError`].
+    pub fn new(node: &Config, spec: SandboxSpec) -> Result<Self, SandboxSpecError> {
+        if let Some(id) = spec.id.as_ref().filter(|id| !is_valid(id) || cgroup::is_reserved(id)) {
+            return Err(SandboxSpecError::Id(id.clone()));
         }
-        let vm = node.vm_of(handler).ok_or_else(|| unknown_handler(node, handler))?;
-        let linux = config.linux.clone().unwrap_or_default();
-        let security = linux.security_context.unwrap_or_default();
-        namespaces(&security.namespace_options.unwrap_or_default())?;
-        if security.selinux_options.is_some_and(|options| options != Default::default()) {
-            return Err(Refusal::SeLinux);
+        let vm = node.vm_of(&spec.handler).ok_or_else(|| unknown_handler(node, &spec.handler))?;
+        spec.sysctls.iter().try_for_each(|(name, value)| sysctl(name, value))?;
+        hostname(&spec.hostname)?;
+        dns(&spec.dns)?;
+        let relative = |path: &&Path| !path.is_absolute();
+        if let Some(logs) = spec.log_directory.as_deref().filter(relative) {
+            return Err(SandboxSpecError::LogDirectory(logs.display().to_string()));
         }
-        linux.sysctls.iter().try_for_each(|(name, value)| sysctl(name, value))?;
-        hostname(&config.hostname)?;
-        dns(&config.dns_config.clone().unwrap_or_default())?;
-        if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
-            return Err(Refusal::LogDirectory(config.log_directory));
+        if let NetworkSource::Namespace { path } = &spec.network
+            && !path.is_absolute()
+        {
+            return Err(SandboxSpecError::Namespace(path.display().to_string()));
         }
-        let ports = ports(&config.port_mappings)?;
-        let size = size(&vm, linux.resources.as_ref(), linux.overhead.as_ref())?;
-        Ok(Self { config, handler: handler.to_owned(), vm, size, ports })
+        let size = size(&vm, spec.resources.as_ref(), spec.overhead.as_ref())?;
+        Ok(Self { spec, vm, size })
     }
 }
 
-fn metadata(config: &PodSandboxConfig) -> Result<(), Refusal> {
-    let metadata = config.metadata.as_ref().ok_or(Refusal::Missing("metadata"))?;
-    let parts = [
-        ("metadata.name", &metadata.name),
-        ("metadata.namespace", &metadata.namespace),
-        ("metadata.uid", &metadata.uid),
-    ];
-    match parts.iter().find(|(_, text)| text.is_empty()) {
-        Some((name, _)) => Err(Refusal::Missing(name)),
-        None => Ok(()),
-    }
-}
-
-fn unknown_handler(node: &Config, handler: &str) -> Refusal {
+fn unknown_handler(node: &Config, handler: &str) -> SandboxSpecError {
     let known: Vec<String> = node.handler_names().iter().map(|name| format!("{name:?}")).collect();
-    Refusal::UnknownHandler { name: handler.to_owned(), known: known.join(", ") }
+    SandboxSpecError::UnknownHandler { name: handler.to_owned(), known: known.join(", ") }
 }
 
-fn namespaces(options: &NamespaceOption) -> Result<(), Refusal> {
-    let asked =
-        [("Network", "network", options.network), ("PID", "pid", options.pid), ("IPC", "ipc", options.ipc)];
-    for (kubernetes, name, mode) in asked {
-        match NamespaceMode::try_from(mode) {
-            Ok(NamespaceMode::Pod) => {}
-            // Each container its own: for processes this is the usual mode.
-            Ok(NamespaceMode::Container) if name == "pid" => {}
-            Ok(NamespaceMode::Node) => return Err(Refusal::HostNamespace(kubernetes)),
-            _ => return Err(Refusal::NamespaceMode(name, mode)),
-        }
-    }
-    match &options.userns_options {
-        Some(user) if user.mode != i32::from(NamespaceMode::Node) => Err(Refusal::UserNamespace),
-        _ => Ok(()),
-    }
-}
-
-fn sysctl(name: &str, value: &str) -> Result<(), Refusal> {
+fn sysctl(name: &str, value: &str) -> Result<(), SandboxSpecError> {
     let part = |part: &str| {
         !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
     };
     let named = name.split(['.', '/']).count() > 1 && name.split(['.', '/']).all(part);
-    if named && !value.contains(['\n', '\0']) { Ok(()) } else { Err(Refusal::Sysctl(name.to_owned())) }
+    if named && !value.contains(['\n', '\0']) {
+        Ok(())
+    } else {
+        Err(SandboxSpecError::Sysctl(name.to_owned()))
+    }
 }
 
-fn hostname(name: &str) -> Result<(), Refusal> {
+fn hostname(name: &str) -> Result<(), SandboxSpecError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     if name.len() <= MAX_HOSTNAME && name.chars().all(plain) {
         Ok(())
     } else {
-        Err(Refusal::Hostname(name.to_owned()))
+        Err(SandboxSpecError::Hostname(name.to_owned()))
     }
 }
 
-fn dns(config: &DnsConfig) -> Result<(), Refusal> {
+fn dns(config: &Dns) -> Result<(), SandboxSpecError> {
     // A link-local server may name its interface: fe80::1%eth0.
     let address = |s: &String| s.split('%').next().is_some_and(|ip| ip.parse::<IpAddr>().is_ok());
     let word = |s: &String| !s.is_empty() && !s.contains(|c: char| c.is_whitespace() || c.is_control());
     let bad = |what, list: &[String], good: &dyn Fn(&String) -> bool| {
-        list.iter().find(|s| !(good(s) && word(s))).map(|s| Refusal::Dns(what, s.clone()))
+        list.iter().find(|s| !(good(s) && word(s))).map(|s| SandboxSpecError::Dns(what, s.clone()))
     };
     let first = bad("server", &config.servers, &address)
         .or_else(|| bad("search domain", &config.searches, &word))
@@ -209,44 +150,14 @@ fn dns(config: &DnsConfig) -> Result<(), Refusal> {
     first.map_or(Ok(()), Err)
 }
 
-/// Those mappings that have a host port; the others only document what the pod listens to.
-fn ports(mappings: &[CriPort]) -> Result<Vec<PortMapping>, Refusal> {
-    mappings.iter().filter(|mapping| mapping.host_port != 0).map(port).collect()
-}
-
-fn port(mapping: &CriPort) -> Result<PortMapping, Refusal> {
-    let refuse = || {
-        Refusal::Port(format!(
-            "{}:{} -> {} ({:?})",
-            mapping.host_ip, mapping.host_port, mapping.container_port, mapping.protocol
-        ))
-    };
-    let number = |port: i32| u16::try_from(port).ok().filter(|port| *port > 0).ok_or_else(refuse);
-    if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<IpAddr>().is_err() {
-        return Err(refuse());
-    }
-    let protocol = match Protocol::try_from(mapping.protocol) {
-        Ok(Protocol::Tcp) => "tcp",
-        Ok(Protocol::Udp) => "udp",
-        Ok(Protocol::Sctp) => "sctp",
-        Err(_) => return Err(refuse()),
-    };
-    Ok(PortMapping {
-        host_port: number(mapping.host_port)?,
-        container_port: number(mapping.container_port)?,
-        protocol: protocol.to_owned(),
-        host_ip: mapping.host_ip.clone(),
-    })
-}
-
 /// The VM's size: what the pod's containers may use in all, and what the guest needs beside them.
 pub fn size(
     settings: &VmConfig,
-    resources: Option<&LinuxContainerResources>,
-    overhead: Option<&LinuxContainerResources>,
-) -> Result<Size, Refusal> {
+    resources: Option<&Resources>,
+    overhead: Option<&Resources>,
+) -> Result<Size, SandboxSpecError> {
     let mut size = Size { vcpus: settings.vcpus, memory_mib: settings.memory_mib };
-    let cpus = |r: Option<&LinuxContainerResources>| match r {
+    let cpus = |r: Option<&Resources>| match r {
         // In thousandths of a CPU.
         Some(r) if r.cpu_quota > 0 && r.cpu_period > 0 => r.cpu_quota.saturating_mul(1000) / r.cpu_period,
         // CPUs of the node count where no quota says less.
@@ -259,7 +170,7 @@ pub fn size(
             u64::try_from(limit.saturating_add(cpus(overhead)).max(1)).unwrap_or(u64::MAX).div_ceil(1000);
         size.vcpus = u8::try_from(wanted).unwrap_or(u8::MAX).min(useful_vcpus());
     }
-    let bytes = |r: Option<&LinuxContainerResources>| {
+    let bytes = |r: Option<&Resources>| {
         r.and_then(|r| u64::try_from(r.memory_limit_in_bytes).ok()).filter(|bytes| *bytes > 0)
     };
     if let Some(limit) = bytes(resources) {
@@ -269,8 +180,9 @@ pub fn size(
         };
         // What is added to a VM comes in pieces of 2 MiB.
         let wanted = (limit.div_ceil(1 << 20) + own).max(MIN_MEMORY_MIB).next_multiple_of(2);
-        size.memory_mib = u32::try_from(wanted)
-            .map_err(|_| Refusal::TooLarge(format!("{wanted} MiB of memory"), format!("{} MiB", u32::MAX)))?;
+        size.memory_mib = u32::try_from(wanted).map_err(|_| {
+            SandboxSpecError::TooLarge(format!("{wanted} MiB of memory"), format!("{} MiB", u32::MAX))
+        })?;
     }
     Ok(size)
 }
@@ -278,38 +190,17 @@ pub fn size(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_cri::v1::{
-        LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxMetadata, SeLinuxOption, UserNamespace,
-        WindowsPodSandboxConfig,
-    };
 
-    fn pod() -> PodSandboxConfig {
-        let metadata =
-            PodSandboxMetadata { name: "p".into(), uid: "u".into(), namespace: "n".into(), attempt: 0 };
-        PodSandboxConfig { metadata: Some(metadata), ..Default::default() }
-    }
-
-    fn refusal(change: impl FnOnce(&mut PodSandboxConfig)) -> Refusal {
-        let mut config = pod();
-        change(&mut config);
-        Plan::new(&Config::default(), config, "").unwrap_err()
-    }
-
-    fn linux(config: &mut PodSandboxConfig) -> &mut LinuxPodSandboxConfig {
-        config.linux.get_or_insert_default()
-    }
-
-    fn security(config: &mut PodSandboxConfig) -> &mut LinuxSandboxSecurityContext {
-        linux(config).security_context.get_or_insert_default()
-    }
-
-    fn options(config: &mut PodSandboxConfig) -> &mut NamespaceOption {
-        security(config).namespace_options.get_or_insert_default()
+    fn refusal(change: impl FnOnce(&mut SandboxSpec)) -> SandboxSpecError {
+        let mut spec = SandboxSpec::default();
+        change(&mut spec);
+        Plan::new(&Config::default(), spec).unwrap_err()
     }
 
     #[test]
     fn plain_pod_gets_the_defaults() {
-        let plan = Plan::new(&Config::default(), pod(), "isopod").unwrap();
+        let spec = SandboxSpec { handler: "isopod".into(), ..SandboxSpec::default() };
+        let plan = Plan::new(&Config::default(), spec).unwrap();
         assert_eq!(plan.vm, Config::default().vm);
     }
 
@@ -325,49 +216,30 @@ mod tests {
             "io.kubernetes.cri-o.Devices",
             "cdi.k8s.io/any",
         ];
-        let mut config = pod();
-        config.annotations = hostile.map(|key| (key.to_owned(), "/bin/sh".to_owned())).into();
-        config.labels = config.annotations.clone();
-        let (plain, annotated) = (pod(), config);
+        let mut spec = SandboxSpec::default();
+        spec.annotations = hostile.map(|key| (key.to_owned(), "/bin/sh".to_owned())).into();
+        spec.labels = spec.annotations.clone();
         let [plain, annotated] =
-            [plain, annotated].map(|config| Plan::new(&Config::default(), config, "").unwrap());
+            [SandboxSpec::default(), spec].map(|spec| Plan::new(&Config::default(), spec).unwrap());
         assert_eq!((annotated.vm, annotated.size), (plain.vm, plain.size));
-        assert_eq!(annotated.handler, plain.handler);
-        assert!(annotated.ports.is_empty());
-    }
-
-    #[test]
-    fn missing_metadata_is_named() {
-        assert_eq!(refusal(|c| c.metadata = None), Refusal::Missing("metadata"));
-        let no_uid = |c: &mut PodSandboxConfig| c.metadata.as_mut().unwrap().uid.clear();
-        assert_eq!(refusal(no_uid), Refusal::Missing("metadata.uid"));
-    }
-
-    #[test]
-    fn host_namespaces_are_refused_by_their_kubernetes_names() {
-        let node = i32::from(NamespaceMode::Node);
-        assert_eq!(refusal(|c| options(c).network = node), Refusal::HostNamespace("Network"));
-        assert_eq!(refusal(|c| options(c).pid = node), Refusal::HostNamespace("PID"));
-        let refused = refusal(|c| options(c).ipc = node);
-        assert!(refused.to_string().starts_with("hostIPC cannot be given"), "{refused}");
-        let container = i32::from(NamespaceMode::Container);
-        assert_eq!(refusal(|c| options(c).network = container), Refusal::NamespaceMode("network", container));
-    }
-
-    #[test]
-    fn user_namespaces_selinux_and_windows_are_refused() {
-        let users = Some(UserNamespace::default());
-        assert_eq!(refusal(|c| options(c).userns_options = users), Refusal::UserNamespace);
-        let label = SeLinuxOption { level: "s0:c1".into(), ..Default::default() };
-        assert_eq!(refusal(|c| security(c).selinux_options = Some(label)), Refusal::SeLinux);
-        let windows = Some(WindowsPodSandboxConfig::default());
-        assert_eq!(refusal(|c| c.windows = windows), Refusal::Windows);
+        assert_eq!(annotated.spec.handler, plain.spec.handler);
+        assert_eq!(annotated.spec.network, plain.spec.network);
     }
 
     #[test]
     fn unknown_handler_lists_those_there_are() {
-        let refused = Plan::new(&Config::default(), pod(), "runc").unwrap_err().to_string();
+        let refused = refusal(|spec| spec.handler = "runc".into()).to_string();
         assert!(refused.contains("\"runc\"") && refused.contains("\"\", \"isopod\""), "{refused}");
+    }
+
+    #[test]
+    fn id_that_is_no_plain_name_or_another_cgroups_is_refused() {
+        for id in ["../x", "", ".", "a/b", "template-1", "converters"] {
+            let refused = refusal(|spec| spec.id = Some(id.to_owned()));
+            assert_eq!(refused, SandboxSpecError::Id(id.to_owned()));
+        }
+        let spec = SandboxSpec { id: Some("0f".repeat(32)), ..SandboxSpec::default() };
+        Plan::new(&Config::default(), spec).unwrap();
     }
 
     #[test]
@@ -384,7 +256,7 @@ mod tests {
     fn dns_settings_cannot_add_lines() {
         let with = |servers: &[&str], searches: &[&str], opts: &[&str]| {
             let list = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-            dns(&DnsConfig { servers: list(servers), searches: list(searches), options: list(opts) })
+            dns(&Dns { servers: list(servers), searches: list(searches), options: list(opts) })
         };
         with(&["10.0.0.10", "fe80::1%eth0"], &["svc.cluster.local"], &["ndots:5"]).unwrap();
         assert!(with(&["dns.example"], &[], &[]).is_err());
@@ -394,19 +266,9 @@ mod tests {
     }
 
     #[test]
-    fn ports_without_a_host_port_are_left_out_and_bad_ones_refused() {
-        let port = |host_port, container_port| CriPort { host_port, container_port, ..Default::default() };
-        assert_eq!(ports(&[port(0, 80)]).unwrap().len(), 0);
-        assert_eq!(ports(&[port(8080, 80)]).unwrap()[0].container_port, 80);
-        assert!(ports(&[port(70000, 80)]).is_err());
-        assert!(ports(&[port(80, 0)]).is_err());
-        assert!(ports(&[CriPort { host_ip: "x".into(), ..port(80, 80) }]).is_err());
-    }
-
-    #[test]
     fn size_follows_limits_and_overhead() {
         let base = VmConfig { vcpus: 1, memory_mib: 256, ..VmConfig::default() };
-        let resources = |cpu_quota, mib: i64| LinuxContainerResources {
+        let resources = |cpu_quota, mib: i64| Resources {
             cpu_quota,
             cpu_period: 100_000,
             memory_limit_in_bytes: mib << 20,
@@ -428,7 +290,7 @@ mod tests {
 
     #[test]
     fn limits_beyond_all_numbers_are_refused_and_no_defect() {
-        let most = LinuxContainerResources {
+        let most = Resources {
             cpu_quota: i64::MAX,
             cpu_period: 1,
             memory_limit_in_bytes: i64::MAX,
@@ -438,8 +300,12 @@ mod tests {
     }
 
     #[test]
-    fn long_hostname_and_relative_log_directory_are_refused() {
-        assert!(matches!(refusal(|c| c.hostname = "x".repeat(65)), Refusal::Hostname(_)));
-        assert!(matches!(refusal(|c| c.log_directory = "logs".into()), Refusal::LogDirectory(_)));
+    fn long_hostname_and_relative_paths_are_refused() {
+        let hostname = refusal(|spec| spec.hostname = "x".repeat(65));
+        assert!(matches!(hostname, SandboxSpecError::Hostname(_)));
+        let logs = refusal(|spec| spec.log_directory = Some("logs".into()));
+        assert!(matches!(logs, SandboxSpecError::LogDirectory(_)));
+        let namespace = refusal(|spec| spec.network = NetworkSource::Namespace { path: "netns".into() });
+        assert!(matches!(namespace, SandboxSpecError::Namespace(_)));
     }
 }

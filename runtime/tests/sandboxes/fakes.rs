@@ -5,15 +5,15 @@ use crate::hostile_agent::{Attack, Guest};
 use async_trait::async_trait;
 use isopod_protocols::agent::agent_server::Agent;
 use isopod_protocols::agent::*;
-use isopod_protocols::cri::{ContainerConfig, ContainerMetadata, PodSandboxConfig, PodSandboxMetadata};
 use isopod_protocols::vsock::{AGENT_PORT, STDIO_PORT};
 use isopod_runtime::config::Config;
-use isopod_runtime::container::Wish;
+use isopod_runtime::container::ContainerSpec;
+use isopod_runtime::cri::container_spec;
 use isopod_runtime::host_users::HostUsers;
 use isopod_runtime::hypervisor::fake::{Connection, FakeHypervisor};
-use isopod_runtime::image::{Digest, Image};
+use isopod_runtime::image::ImageConfiguration;
 use isopod_runtime::network::{NetworkError, Pod, PodNetwork};
-use isopod_runtime::sandbox::{Host, PodNetworks, SandboxEvents, Sandboxes};
+use isopod_runtime::sandbox::{Host, PodName, PodNetworks, SandboxEvents, SandboxSpec, Sandboxes};
 use isopod_runtime::scratch::Scratch;
 use isopod_runtime::undo::Undo;
 use std::collections::BTreeSet;
@@ -364,28 +364,20 @@ fn serve_agents(mut connections: mpsc::UnboundedReceiver<Connection>, wishes: Ar
     });
 }
 
-/// A pod's configuration.
-pub fn pod(name: &str) -> PodSandboxConfig {
-    let metadata = PodSandboxMetadata {
+/// A pod of that name, of which nothing else is asked.
+pub fn pod(name: &str) -> SandboxSpec {
+    let name = PodName {
         name: name.to_owned(),
         namespace: "default".into(),
         uid: format!("uid-of-{name}"),
         attempt: 0,
     };
-    PodSandboxConfig { metadata: Some(metadata), ..Default::default() }
+    SandboxSpec { name, ..SandboxSpec::default() }
 }
 
-/// A container of that name, with nothing asked for but a command.
-pub fn container(name: &str) -> Wish {
-    let config = ContainerConfig {
-        metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
-        command: vec!["sleep".into()],
-        ..Default::default()
-    };
-    Wish { config, stop_signal: None }
-}
-
-/// An image with nothing in it.
-pub fn image() -> Image {
-    Image { id: Digest::of(b""), repo_digests: Vec::new(), config: Arc::default(), layers: Vec::new() }
+/// A container of that name, with nothing asked for but a command, of an image with nothing in it.
+pub fn container(name: &str) -> ContainerSpec {
+    let mut spec = container_spec::plain(ImageConfiguration::default(), &["sleep"]).unwrap();
+    spec.description.name = name.to_owned();
+    spec
 }

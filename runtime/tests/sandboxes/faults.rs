@@ -38,7 +38,7 @@ async fn every_step_in_turn() {
         let mut steps = 0;
         loop {
             fs::write(&file, format!("{stack} {}", steps + 1)).unwrap();
-            match node.sandboxes.start(pod("web"), "").await {
+            match node.sandboxes.start(pod("web")).await {
                 Err(error) => {
                     assert!(error.to_string().contains("failed on purpose"), "{error}");
                     node.nothing_is_left().await;

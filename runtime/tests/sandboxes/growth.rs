@@ -1,20 +1,18 @@
 //! VMs that get more memory for their containers, and what may happen meanwhile.
 
-use crate::fakes::{FakeNode, container, image, pod};
-use isopod_protocols::cri::{LinuxContainerConfig, LinuxContainerResources};
-use isopod_runtime::container::{Containers, Wish};
+use crate::fakes::{FakeNode, container, pod};
+use isopod_runtime::container::{ContainerSpec, Containers};
 use isopod_runtime::hypervisor::Vm;
-use isopod_runtime::sandbox::State;
+use isopod_runtime::resources::Resources;
+use isopod_runtime::sandbox::{SandboxSpec, State};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
 /// A container of that name and memory limit.
-fn limited(name: &str, mib: i64) -> Wish {
-    let resources = LinuxContainerResources { memory_limit_in_bytes: mib << 20, ..Default::default() };
-    let mut wish = container(name);
-    wish.config.linux = Some(LinuxContainerConfig { resources: Some(resources), ..Default::default() });
-    wish
+fn limited(name: &str, mib: i64) -> ContainerSpec {
+    let resources = Resources { memory_limit_in_bytes: mib << 20, ..Default::default() };
+    ContainerSpec { resources, ..container(name) }
 }
 
 #[tokio::test]
@@ -22,13 +20,13 @@ async fn stop_and_containers_that_make_the_vm_grow_do_not_wait_for_each_other() 
     let node = FakeNode::new();
     let directory = tempfile::tempdir().unwrap();
     let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), node.events).unwrap();
-    let id = node.sandboxes.start(pod("web"), "").await.unwrap();
+    let id = node.sandboxes.start(pod("web")).await.unwrap();
     let (sandbox, vm) = (node.sandboxes.get(&id).unwrap(), node.hypervisor.vm(&id).unwrap());
     let before = sandbox.snapshot().size.1;
 
     // Both enter the sandbox. The first makes the VM grow, and the second waits for its turn to do so.
     let hold = vm.resizing.lock().await;
-    let create = |name, mib| containers.create(&sandbox, limited(name, mib), image());
+    let create = |name, mib| containers.create(&sandbox, limited(name, mib));
     let story = async {
         tokio::join!(create("first", 64), create("second", 128), node.sandboxes.stop(&sandbox), async {
             // The stop has killed the VM and waits for those inside.
@@ -49,15 +47,13 @@ async fn container_without_limits_leaves_a_small_vm_as_it_is() {
     let node = FakeNode::new();
     let directory = tempfile::tempdir().unwrap();
     let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), node.events).unwrap();
-    let mut config = pod("small");
-    let little = LinuxContainerResources { memory_limit_in_bytes: 1 << 20, ..Default::default() };
-    let linux = config.linux.get_or_insert_default();
-    (linux.resources, linux.overhead) = (Some(little.clone()), Some(little));
-    let id = node.sandboxes.start(config, "").await.unwrap();
+    let little = Resources { memory_limit_in_bytes: 1 << 20, ..Default::default() };
+    let spec = SandboxSpec { resources: Some(little.clone()), overhead: Some(little), ..pod("small") };
+    let id = node.sandboxes.start(spec).await.unwrap();
     let sandbox = node.sandboxes.get(&id).unwrap();
     let before = sandbox.snapshot().size;
 
     // The fake agent makes none, but the VM would have grown before.
-    assert!(containers.create(&sandbox, limited("free", 0), image()).await.is_err());
+    assert!(containers.create(&sandbox, limited("free", 0)).await.is_err());
     assert_eq!(sandbox.snapshot().size, before);
 }

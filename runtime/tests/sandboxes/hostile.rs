@@ -1,12 +1,12 @@
 //! Agents that attack the daemon by what they answer. Its memory and its tasks stay as they were, and what
 //! the agents of other pods tell arrives in time.
 
-use crate::fakes::{FakeNode, Wishes, container, image, pod};
+use crate::fakes::{FakeNode, Wishes, container, pod};
 use crate::hostile_agent::Attack;
 use crate::hostile_frames::{self, Flood};
 use isopod_protocols::agent::{self, ContainerState, ProcessExit, StatsRequest};
-use isopod_protocols::cri::LinuxContainerResources;
 use isopod_runtime::container::{Container, ContainerError, Containers, State};
+use isopod_runtime::resources::Resources;
 use isopod_runtime::sandbox::{Sandbox, Sandboxes};
 use std::env;
 use std::fmt::Debug;
@@ -93,9 +93,9 @@ async fn flood_beside_another_pod() {
     let OneContainer { wishes, sandboxes, containers, made: victim, .. } = &node;
     let before = Daemon::now();
     wishes.attack(attack);
-    let hostile = sandboxes.get(&sandboxes.start(pod("hostile"), "").await.unwrap()).unwrap();
+    let hostile = sandboxes.get(&sandboxes.start(pod("hostile")).await.unwrap()).unwrap();
     if attack == Attack::FailedStarts {
-        let failing = containers.create(&hostile, container("c"), image()).await.unwrap();
+        let failing = containers.create(&hostile, container("c")).await.unwrap();
         let (containers, hostile) = (Arc::clone(containers), Arc::clone(&hostile));
         tokio::spawn(async move { containers.start(&hostile, &failing).await });
     }
@@ -180,7 +180,7 @@ async fn figures_without_end_are_refused() {
     ] {
         let node = FakeNode::new();
         node.wishes.attack(attack);
-        let id = node.sandboxes.start(pod("hostile"), "").await.unwrap();
+        let id = node.sandboxes.start(pod("hostile")).await.unwrap();
         let agent = node.sandboxes.get(&id).unwrap().machine().unwrap().agent;
         let error = agent.stats(StatsRequest::default(), Duration::from_secs(5)).await.unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
@@ -194,11 +194,11 @@ async fn groups_beyond_the_limit_are_refused_and_nothing_is_recorded() {
     node.wishes.attack(Attack::ManyGroups);
     let directory = tempfile::tempdir().unwrap();
     let containers = Containers::open(directory.path(), Arc::clone(&node.sandboxes), node.events).unwrap();
-    let id = node.sandboxes.start(pod("hostile"), "").await.unwrap();
+    let id = node.sandboxes.start(pod("hostile")).await.unwrap();
     let sandbox = node.sandboxes.get(&id).unwrap();
     // Twice: the name is free again.
     for _ in 0..2 {
-        let error = containers.create(&sandbox, container("c"), image()).await.err().unwrap();
+        let error = containers.create(&sandbox, container("c")).await.err().unwrap();
         let expected = "answered CreateContainer with 5000 supplemental groups, more than 4096";
         assert!(error.to_string().contains(expected), "{error}");
     }
@@ -225,8 +225,8 @@ impl OneContainer {
         Wishes::set(&wishes.containers);
         let directory = tempfile::tempdir().unwrap();
         let containers = Containers::open(directory.path(), Arc::clone(&sandboxes), events).unwrap();
-        let sandbox = sandboxes.get(&sandboxes.start(pod(pod_name), "").await.unwrap()).unwrap();
-        let made = containers.create(&sandbox, container("c"), image()).await.unwrap();
+        let sandbox = sandboxes.get(&sandboxes.start(pod(pod_name)).await.unwrap()).unwrap();
+        let made = containers.create(&sandbox, container("c")).await.unwrap();
         Self { wishes, sandboxes, sandbox, containers, made, directory, _node }
     }
 }
@@ -279,9 +279,9 @@ async fn container_whose_removal_has_begun_is_not_started() {
 async fn limits_updated_after_a_removal_leave_no_record() {
     let node = OneContainer::begin("hostile", None).await;
     let OneContainer { sandbox, containers, made, directory, .. } = &node;
-    containers.update(sandbox, made, &LinuxContainerResources::default()).await.unwrap();
+    containers.update(sandbox, made, &Resources::default()).await.unwrap();
     containers.remove(Some(sandbox), made).await.unwrap();
-    let error = containers.update(sandbox, made, &LinuxContainerResources::default()).await.unwrap_err();
+    let error = containers.update(sandbox, made, &Resources::default()).await.unwrap_err();
     assert!(matches!(error, ContainerError::NotFound(_)), "{error}");
     assert_eq!(count(&directory.path().join("containers")), 0);
 }

@@ -1,7 +1,7 @@
 //! Start, stop and removal, and what may happen to them.
 
 use crate::fakes::{FakeNode, Wishes, pod};
-use isopod_runtime::sandbox::{SandboxError, SandboxEvent, State};
+use isopod_runtime::sandbox::{SandboxError, SandboxEvent, SandboxSpec, SandboxSpecError, State};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 #[tokio::test]
 async fn sandbox_is_ready_with_its_network_and_leaves_nothing() {
     let node = FakeNode::new();
-    let id = node.sandboxes.start(pod("web"), "").await.unwrap();
+    let id = node.sandboxes.start(pod("web")).await.unwrap();
     let sandbox = node.sandboxes.get(&id).unwrap();
     assert_eq!(sandbox.state(), State::Ready);
     let record = sandbox.snapshot();
@@ -28,7 +28,7 @@ async fn sandbox_is_ready_with_its_network_and_leaves_nothing() {
 #[tokio::test]
 async fn stop_twice_succeeds_and_so_do_concurrent_stops() {
     let node = FakeNode::new();
-    let id = node.sandboxes.start(pod("web"), "").await.unwrap();
+    let id = node.sandboxes.start(pod("web")).await.unwrap();
     let sandbox = node.sandboxes.get(&id).unwrap();
     let (a, b, c) = tokio::join!(
         node.sandboxes.stop(&sandbox),
@@ -43,7 +43,7 @@ async fn stop_twice_succeeds_and_so_do_concurrent_stops() {
 #[tokio::test]
 async fn running_sandbox_is_not_removed() {
     let node = FakeNode::new();
-    let id = node.sandboxes.start(pod("web"), "").await.unwrap();
+    let id = node.sandboxes.start(pod("web")).await.unwrap();
     let sandbox = node.sandboxes.get(&id).unwrap();
     let error = node.sandboxes.remove(&sandbox).await.unwrap_err();
     assert!(matches!(error, SandboxError::NotReady { state: State::Ready, .. }), "{error}");
@@ -52,22 +52,21 @@ async fn running_sandbox_is_not_removed() {
 #[tokio::test]
 async fn same_pod_twice_is_refused_while_the_first_is_there() {
     let node = FakeNode::new();
-    let (first, second) =
-        tokio::join!(node.sandboxes.start(pod("web"), ""), node.sandboxes.start(pod("web"), ""));
+    let (first, second) = tokio::join!(node.sandboxes.start(pod("web")), node.sandboxes.start(pod("web")));
     let id = first.unwrap();
     let error = second.unwrap_err();
     assert!(matches!(&error, SandboxError::NameTaken { id: taken, .. } if *taken == id), "{error}");
     let sandbox = node.sandboxes.get(&id).unwrap();
     node.sandboxes.stop(&sandbox).await.unwrap();
     node.sandboxes.remove(&sandbox).await.unwrap();
-    node.sandboxes.start(pod("web"), "").await.unwrap();
+    node.sandboxes.start(pod("web")).await.unwrap();
 }
 
 #[tokio::test]
 async fn many_sandboxes_at_once_have_users_of_their_own() {
     let node = FakeNode::new();
     let names: Vec<String> = (0..20).map(|n| format!("pod-{n}")).collect();
-    let starts = names.iter().map(|name| node.sandboxes.start(pod(name), ""));
+    let starts = names.iter().map(|name| node.sandboxes.start(pod(name)));
     let ids = futures_util::future::try_join_all(starts).await.unwrap();
     let uid = |id: &String| node.sandboxes.get(id).unwrap().snapshot().uid;
     let mut uids: Vec<u32> = ids.iter().map(uid).collect();
@@ -83,7 +82,7 @@ async fn pods_beyond_two_per_processor_wait_for_a_turn() {
     let turns = 2 * std::thread::available_parallelism().unwrap().get();
     let start = |n| {
         let sandboxes = Arc::clone(&node.sandboxes);
-        tokio::spawn(async move { sandboxes.start(pod(&format!("pod-{n}")), "").await })
+        tokio::spawn(async move { sandboxes.start(pod(&format!("pod-{n}"))).await })
     };
     let starts: Vec<_> = (0..turns + 3).map(start).collect();
     let begun = || node.networks.held.lock().unwrap().len();
@@ -104,7 +103,7 @@ async fn pods_beyond_two_per_processor_wait_for_a_turn() {
 async fn network_that_fails_undoes_the_vm_too() {
     let node = FakeNode::new();
     Wishes::set(&node.wishes.no_network);
-    let error = node.sandboxes.start(pod("web"), "").await.unwrap_err();
+    let error = node.sandboxes.start(pod("web")).await.unwrap_err();
     assert!(matches!(error, SandboxError::Network(_)), "{error}");
     node.nothing_is_left().await;
 }
@@ -113,7 +112,7 @@ async fn network_that_fails_undoes_the_vm_too() {
 async fn agent_that_refuses_is_quoted_and_everything_is_undone() {
     let node = FakeNode::new();
     Wishes::set(&node.wishes.no_identity);
-    let error = node.sandboxes.start(pod("web"), "").await.unwrap_err();
+    let error = node.sandboxes.start(pod("web")).await.unwrap_err();
     assert!(
         error.to_string().ends_with("refused SetUpSandbox: no such sysctl: \\u{7}kernel.nonsense"),
         "{error}"
@@ -126,7 +125,7 @@ async fn caller_that_leaves_leaves_nothing() {
     let node = FakeNode::new();
     Wishes::set(&node.wishes.slow_identity);
     {
-        let start = node.sandboxes.start(pod("web"), "");
+        let start = node.sandboxes.start(pod("web"));
         tokio::select! {
             _ = start => panic!("the agent never answers"),
             () = node.wishes.asked.notified() => {}
@@ -134,7 +133,7 @@ async fn caller_that_leaves_leaves_nothing() {
     }
     node.nothing_is_left().await;
     Wishes::clear(&node.wishes.slow_identity);
-    node.sandboxes.start(pod("web"), "").await.unwrap();
+    node.sandboxes.start(pod("web")).await.unwrap();
 }
 
 #[tokio::test]
@@ -142,7 +141,7 @@ async fn undo_that_fails_stays_visible_and_the_next_stop_finishes_it() {
     let node = FakeNode::new();
     Wishes::set(&node.wishes.no_identity);
     Wishes::set(&node.wishes.stuck_network);
-    let error = node.sandboxes.start(pod("web"), "").await.unwrap_err();
+    let error = node.sandboxes.start(pod("web")).await.unwrap_err();
     assert!(error.to_string().contains("not all could be undone: network:"), "{error}");
     let sandbox = node.sandboxes.list().pop().unwrap();
     assert_eq!(sandbox.state(), State::Stopping);
@@ -157,7 +156,7 @@ async fn undo_that_fails_stays_visible_and_the_next_stop_finishes_it() {
 #[tokio::test]
 async fn vm_that_dies_makes_the_sandbox_lost_and_tells_its_containers() {
     let mut node = FakeNode::new();
-    let id = node.sandboxes.start(pod("web"), "").await.unwrap();
+    let id = node.sandboxes.start(pod("web")).await.unwrap();
     let sandbox = node.sandboxes.get(&id).unwrap();
     node.hypervisor.vm(&id).unwrap().crash();
     let mut events = node.events.recv().await.unwrap();
@@ -173,7 +172,7 @@ async fn vm_that_dies_makes_the_sandbox_lost_and_tells_its_containers() {
 #[tokio::test]
 async fn stop_waits_for_those_inside_after_killing_the_vm() {
     let node = FakeNode::new();
-    let id = node.sandboxes.start(pod("web"), "").await.unwrap();
+    let id = node.sandboxes.start(pod("web")).await.unwrap();
     let sandbox = node.sandboxes.get(&id).unwrap();
     let inside = sandbox.enter().await.unwrap();
     let stop = node.sandboxes.stop(&sandbox);
@@ -190,7 +189,7 @@ async fn stop_waits_for_those_inside_after_killing_the_vm() {
 #[tokio::test]
 async fn ids_are_found_by_a_unique_prefix_only() {
     let node = FakeNode::new();
-    let id = node.sandboxes.start(pod("web"), "").await.unwrap();
+    let id = node.sandboxes.start(pod("web")).await.unwrap();
     assert_eq!(node.sandboxes.get(&id[..8]).unwrap().id, id);
     assert!(matches!(node.sandboxes.get("").err(), Some(SandboxError::NotFound(_))));
     assert!(matches!(node.sandboxes.get("nothing").err(), Some(SandboxError::NotFound(_))));
@@ -200,21 +199,35 @@ async fn ids_are_found_by_a_unique_prefix_only() {
 async fn pods_whose_annotations_would_not_fit_the_list_of_all_are_refused() {
     let node = FakeNode::new();
     let annotated = |name: &str, bytes: usize| {
-        let mut config = pod(name);
-        config.annotations.insert("note".into(), "x".repeat(bytes));
-        config
+        let mut spec = pod(name);
+        spec.annotations.insert("note".into(), "x".repeat(bytes));
+        spec
     };
-    let error = node.sandboxes.start(annotated("huge", 600 << 10), "").await.unwrap_err().to_string();
+    let error = node.sandboxes.start(annotated("huge", 600 << 10)).await.unwrap_err().to_string();
     assert!(error.contains("labels and annotations of it would take"), "{error}");
     // As long as Kubernetes lets them be.
     let mut refused = None;
     for number in 0..64 {
-        if let Err(error) = node.sandboxes.start(annotated(&format!("pod-{number}"), 256 << 10), "").await {
+        if let Err(error) = node.sandboxes.start(annotated(&format!("pod-{number}"), 256 << 10)).await {
             refused = Some((number, error.to_string()));
             break;
         }
     }
     let (number, error) = refused.expect("64 pods of 256 KiB would be an answer of 16 MiB");
     assert!(number > 40 && error.contains("of all pods would take"), "{number}: {error}");
-    node.sandboxes.start(pod("plain"), "").await.unwrap();
+    node.sandboxes.start(pod("plain")).await.unwrap();
+}
+
+#[tokio::test]
+async fn id_of_the_caller_is_used_once() {
+    let node = FakeNode::new();
+    let id = "0a".repeat(32);
+    let named = |name| SandboxSpec { id: Some(id.clone()), ..pod(name) };
+    assert_eq!(node.sandboxes.start(named("web")).await.unwrap(), id);
+    let error = node.sandboxes.start(named("other")).await.unwrap_err();
+    assert!(matches!(error, SandboxError::Spec(SandboxSpecError::Id(_))), "{error}");
+    let sandbox = node.sandboxes.get(&id).unwrap();
+    node.sandboxes.stop(&sandbox).await.unwrap();
+    node.sandboxes.remove(&sandbox).await.unwrap();
+    node.nothing_is_left().await;
 }

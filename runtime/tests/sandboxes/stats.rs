@@ -1,12 +1,13 @@
 //! Figures of pods, some of whose VMMs do not answer: a guest can keep its VMM busy with a disk.
 
-use crate::fakes::{FakeNode, pod};
+use crate::fakes::{FakeNode, container, pod};
 use isopod_protocols::cri::runtime_service_server::RuntimeService;
 use isopod_protocols::cri::{ListPodSandboxStatsRequest, PodSandboxStatsRequest};
 use isopod_runtime::container::Containers;
 use isopod_runtime::cri::{Node, RuntimeDoor};
 use isopod_runtime::hypervisor::template::Templates;
 use isopod_runtime::image::Images;
+use isopod_runtime::pod::Pods;
 use isopod_runtime::preparation::Agents;
 use std::fs;
 use std::sync::Arc;
@@ -22,13 +23,15 @@ const SOON: Duration = Duration::from_secs(4);
 pub async fn served(node: FakeNode) -> (Arc<Node>, Arc<TempDir>) {
     let (cgroups, config) = (node.directory.path().join("cgroup"), node.config);
     let state = &config.daemon.state_dir;
-    let agents = Agents { scratch: node.scratch, scratch_mib: config.vm.scratch_mib };
+    let rehearsed = container("rehearsed");
+    let agents = Agents { scratch: node.scratch, scratch_mib: config.vm.scratch_mib, container: rehearsed };
     let templates =
         Templates::open(state, cgroups, config.vm.template_uid(), Box::new(agents)).await.unwrap();
     let images = config.daemon.root_dir.join("images");
     let images = Images::open(&images, &config.image, &config.registry, None).unwrap();
     let containers = Containers::open(state, Arc::clone(&node.sandboxes), node.events).unwrap();
-    let served = Node { sandboxes: node.sandboxes, containers, images, templates, config };
+    let pods = Pods::new(Arc::clone(&node.sandboxes), Arc::clone(&containers));
+    let served = Node { sandboxes: node.sandboxes, containers, pods, images, templates, config };
     (Arc::new(served), node.directory)
 }
 
@@ -38,7 +41,7 @@ async fn vmms_that_do_not_answer_hold_no_others_up_and_leave_out_their_network_o
     let hypervisor = Arc::clone(&node.hypervisor);
     let mut ids = Vec::new();
     for name in ["silent", "mute", "sound"] {
-        let id = node.sandboxes.start(pod(name), "").await.unwrap();
+        let id = node.sandboxes.start(pod(name)).await.unwrap();
         let cgroup = node.sandboxes.get(&id).unwrap().cgroup.clone();
         fs::write(cgroup.path().join("cpu.stat"), "usage_usec 5\n").unwrap();
         ids.push(id);

@@ -135,11 +135,11 @@ async fn what_comes_from_elsewhere_is_checked_and_its_words_are_not_told() {
         assert!(!error.contains("internal") && !error.contains("s3cret"), "{error}");
         assert_eq!(node.kept(), [0, 0, 0, 0]);
     }
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = format!("127.0.0.2:{}", internal.address.port());
     let (shelf, _) = elsewhere(&[format!("http://{closed}/layer")]);
     let registry = TestRegistry::of(shelf).await;
     let mut node = willing(&internal);
-    node.registries.insert(closed.to_string(), RegistryConfig::default());
+    node.registries.insert(closed, RegistryConfig::default());
     let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err().to_string();
     assert!(error.contains("/layer: cannot be reached") && !error.contains("refused"), "{error}");
 

@@ -4,7 +4,7 @@ use super::{Node, anonymous};
 use crate::config::RegistryConfig;
 use crate::image::content::Space;
 use crate::image::records::{LARGEST_LIST, MOST_NAMES, Record};
-use crate::image::test_registry::{Reply, TestImage, TestRegistry, from_shelf};
+use crate::image::test_registry::{Reply, Shelf, TestImage, TestRegistry, from_shelf};
 use crate::image::{Digest, ImageError, ImageUser, Images, ListedImage, SentCredentials};
 use isopod_protocols::cri::{Image, Int64Value, ListImagesResponse};
 use prost::Message;
@@ -305,15 +305,16 @@ async fn words_of_what_a_registry_redirects_to_are_not_told() {
 
 #[tokio::test]
 async fn why_another_place_cannot_be_reached_is_not_told() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // nobody else gets a port of this address
+    let closed = format!("127.0.0.2:{}", TestRegistry::of(Shelf::new()).await.address.port());
+    let (there, registries) = (closed.clone(), [(closed.clone(), RegistryConfig::default())].into());
     let registry = TestRegistry::start(move |request| match request.line.contains("/moved/") {
-        true => Reply::new(307, "").header("Location", format!("http://{closed}/secret")),
+        true => Reply::new(307, "").header("Location", format!("http://{there}/secret")),
         false => {
-            Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"http://{closed}/token\""))
+            Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"http://{there}/token\""))
         }
     })
     .await;
-    let registries = [(closed.to_string(), RegistryConfig::default())].into();
     let node = Node { registries, ..Node::new() };
     let images = node.images();
     for name in ["moved/app:1", "app:1"] {

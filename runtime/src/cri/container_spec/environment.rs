@@ -1,7 +1,8 @@
 //! The environment of a container, from what node, image and pod say, in time linear in the number of entries.
 //!
-//! Called by `spec`. Entries are bytes: a Secret may hold any but zero, and JSON, hence the OCI spec, has no place for them.
-//! They travel beside the spec. (containerd passes them through JSON, which replaces what is not UTF-8 by U+FFFD.)
+//! Called by `oci`. Entries are bytes: a Secret may hold any but zero, and JSON, hence the OCI spec, has no
+//! place for them. They travel beside the spec. (containerd passes them through JSON, which replaces what is
+//! not UTF-8 by U+FFFD.)
 //!
 //! Source: containerd's `replaceOrAppendEnvValues` (pkg/oci), runc's `prepareEnv` (libcontainer/env.go).
 

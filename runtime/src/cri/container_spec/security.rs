@@ -1,11 +1,12 @@
 //! A container's confinement within its guest: capabilities, seccomp, masked paths.
 //!
-//! Called by `spec`. The VM is the wall between pods; this is the wall between a container and its own pod's agent.
+//! Called by `oci`. The VM is the wall between pods; this is the wall between a container and its own pod's
+//! agent.
 
-use super::spec::SpecError;
+use super::ContainerConfigError;
 use super::{seccomp, seccomp_profile};
-use k8s_cri::v1::security_profile::ProfileType;
-use k8s_cri::v1::{LinuxContainerSecurityContext, SecurityProfile};
+use isopod_protocols::cri::security_profile::ProfileType;
+use isopod_protocols::cri::{LinuxContainerSecurityContext, SecurityProfile};
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, LinuxSeccomp};
 use std::path::Path;
 
@@ -31,20 +32,22 @@ const DEFAULT_CAPABILITIES: [Capability; 14] = [
 ///
 /// # Errors
 /// Names the field and what to do.
-pub fn refuse_impossible(context: &LinuxContainerSecurityContext) -> Result<(), SpecError> {
-    let selinux =
-        context.selinux_options.as_ref().is_some_and(|o| *o != k8s_cri::v1::SeLinuxOption::default());
+pub fn refuse_impossible(context: &LinuxContainerSecurityContext) -> Result<(), ContainerConfigError> {
+    let selinux = context
+        .selinux_options
+        .as_ref()
+        .is_some_and(|o| *o != isopod_protocols::cri::SeLinuxOption::default());
     if selinux {
-        return Err(SpecError::Impossible {
+        return Err(ContainerConfigError::Impossible {
             what: "an SELinux label".to_owned(),
             instead: "the guest's kernel has no SELinux; leave seLinuxOptions out",
         });
     }
-    let localhost = |p: &k8s_cri::v1::SecurityProfile| p.profile_type() == ProfileType::Localhost;
+    let localhost = |p: &isopod_protocols::cri::SecurityProfile| p.profile_type() == ProfileType::Localhost;
     #[allow(deprecated)]
     let named = context.apparmor_profile.starts_with("localhost/");
     if named || context.apparmor.as_ref().is_some_and(localhost) {
-        return Err(SpecError::Impossible {
+        return Err(ContainerConfigError::Impossible {
             what: "an AppArmor profile of the host".to_owned(),
             instead: "the guest's kernel has no AppArmor; use RuntimeDefault or a seccomp profile",
         });
@@ -56,7 +59,9 @@ pub fn refuse_impossible(context: &LinuxContainerSecurityContext) -> Result<(), 
 ///
 /// # Errors
 /// A name that is no capability.
-pub fn capabilities(context: &LinuxContainerSecurityContext) -> Result<LinuxCapabilities, SpecError> {
+pub fn capabilities(
+    context: &LinuxContainerSecurityContext,
+) -> Result<LinuxCapabilities, ContainerConfigError> {
     let all: Capabilities = ALL.into_iter().collect();
     let mut granted: Capabilities =
         if context.privileged { all.clone() } else { DEFAULT_CAPABILITIES.into_iter().collect() };
@@ -89,12 +94,12 @@ fn is_all(name: &str) -> bool {
     name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL")
 }
 
-fn parse(field: &'static str, name: &str) -> Result<Capability, SpecError> {
+fn parse(field: &'static str, name: &str) -> Result<Capability, ContainerConfigError> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
     ALL.into_iter()
         .find(|c| c.to_string() == bare || c.to_string().strip_prefix("CAP_") == Some(bare))
-        .ok_or_else(|| SpecError::Invalid {
+        .ok_or_else(|| ContainerConfigError::Invalid {
             field,
             reason: format!("{name:?} is no capability: see capabilities(7)"),
         })
@@ -104,7 +109,9 @@ fn parse(field: &'static str, name: &str) -> Result<Capability, SpecError> {
 ///
 /// # Errors
 /// A profile of the host that cannot be read.
-pub fn seccomp(context: &LinuxContainerSecurityContext) -> Result<Option<LinuxSeccomp>, SpecError> {
+pub fn seccomp(
+    context: &LinuxContainerSecurityContext,
+) -> Result<Option<LinuxSeccomp>, ContainerConfigError> {
     let named = context.seccomp.clone().map_or_else(|| old_profile(context), |profile| Ok(Some(profile)))?;
     let Some(profile) = named.filter(|_| !context.privileged) else {
         return Ok(None);
@@ -121,7 +128,9 @@ pub fn seccomp(context: &LinuxContainerSecurityContext) -> Result<Option<LinuxSe
 }
 
 /// The profile of the field that older clients fill.
-fn old_profile(context: &LinuxContainerSecurityContext) -> Result<Option<SecurityProfile>, SpecError> {
+fn old_profile(
+    context: &LinuxContainerSecurityContext,
+) -> Result<Option<SecurityProfile>, ContainerConfigError> {
     #[allow(deprecated)]
     let name = context.seccomp_profile_path.as_str();
     let kind = match name {
@@ -131,7 +140,7 @@ fn old_profile(context: &LinuxContainerSecurityContext) -> Result<Option<Securit
         name if name.starts_with("localhost/") => ProfileType::Localhost,
         name => {
             let reason = format!("{name:?} is none of unconfined, runtime/default and localhost/PATH");
-            return Err(SpecError::Invalid { field: "seccomp_profile_path", reason });
+            return Err(ContainerConfigError::Invalid { field: "seccomp_profile_path", reason });
         }
     };
     Ok(Some(SecurityProfile { profile_type: kind.into(), localhost_ref: name.to_owned() }))
@@ -205,7 +214,7 @@ const ALL: [Capability; 41] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_cri::v1::Capability as Wishes;
+    use isopod_protocols::cri::Capability as Wishes;
     use std::fs;
 
     fn with(add: &[&str], drop: &[&str]) -> LinuxContainerSecurityContext {
@@ -227,7 +236,7 @@ mod tests {
         for name in ["NET_ADMIN", "CAP_NET_ADMIN", "net_admin"] {
             assert!(granted(&with(&[name], &[])).contains(&Capability::NetAdmin), "{name}");
         }
-        assert!(matches!(capabilities(&with(&["NO_SUCH"], &[])), Err(SpecError::Invalid { .. })));
+        assert!(matches!(capabilities(&with(&["NO_SUCH"], &[])), Err(ContainerConfigError::Invalid { .. })));
     }
 
     #[test]

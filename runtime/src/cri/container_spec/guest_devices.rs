@@ -1,8 +1,9 @@
 //! The device nodes of the guest that a privileged container has, beside those of every container, and which nodes a container may
 //! open.
 //!
-//! Called by `spec`. Other runtimes give such a container all devices of the host; here they are the guest's, and those that make up
-//! the pod's one disk are left out: a container that wants them can make the nodes itself.
+//! Called by `oci`. Other runtimes give such a container all devices of the host; here they are the guest's,
+//! and those that make up the pod's one disk are left out: a container that wants them can make the nodes
+//! itself.
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 

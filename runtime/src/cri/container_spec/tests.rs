@@ -1,9 +1,13 @@
-//! Cases of `spec`.
+//! Cases of `container_spec` and `oci`.
 
+use super::oci::{Parts, build, environment};
 use super::*;
+use crate::container::{ContainerError, request};
 use isopod_protocols::cri::{
     ContainerMetadata, Device, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext, Mount, MountPropagation,
 };
+use oci_spec::runtime::Spec;
 use serde_json::json;
 
 fn image(config: serde_json::Value) -> ImageConfiguration {
@@ -17,8 +21,20 @@ fn container() -> ContainerConfig {
     ContainerConfig { metadata, command: vec!["sleep".into(), "1".into()], ..ContainerConfig::default() }
 }
 
-fn build_with(container: &ContainerConfig, image: &ImageConfiguration) -> Result<Spec, SpecError> {
-    build(Parts { id: "c1", container, sandbox: &PodSandboxConfig::default(), image })
+fn build_with(container: &ContainerConfig, image: &ImageConfiguration) -> Result<Spec, ContainerConfigError> {
+    build(Parts { container, hostname: "", image })
+}
+
+/// The specification as the agent gets it.
+fn sent(
+    config: ContainerConfig,
+    sandbox: &SandboxSpec,
+    image: ImageConfiguration,
+) -> Result<Spec, ContainerError> {
+    let image =
+        Image { id: Digest::of(b""), repo_digests: Vec::new(), config: Arc::new(image), layers: Vec::new() };
+    let spec = container_spec(config, sandbox, &image).unwrap();
+    Ok(serde_json::from_slice(&request("c1", &spec)?.spec).unwrap())
 }
 
 fn args(container: &ContainerConfig, config: serde_json::Value) -> Vec<String> {
@@ -49,8 +65,11 @@ fn labels_and_annotations_of_image_and_pod_are_in_no_spec() {
         ..container()
     };
     let image = image(json!({ "Labels": { "containerd.io/restart.loguri": "binary:///bin/sh" } }));
-    let sandbox = PodSandboxConfig { annotations: hostile("run.oci.handler"), ..PodSandboxConfig::default() };
-    let spec = build(Parts { id: "c1", container: &c, sandbox: &sandbox, image: &image }).unwrap();
+    let sandbox = SandboxSpec {
+        annotations: [("run.oci.handler".to_owned(), "binary:///bin/sh".to_owned())].into(),
+        ..SandboxSpec::default()
+    };
+    let spec = sent(c, &sandbox, image).unwrap();
     assert!(spec.hooks().is_none() && spec.annotations().as_ref().is_none_or(|all| all.is_empty()));
     assert!(!serde_json::to_string(&spec).unwrap().contains("binary://"));
 }
@@ -67,8 +86,7 @@ fn pod_variables_win_over_the_images() {
     let env = |key: &str, value: &str| KeyValue { key: key.into(), value: value.into() };
     let c = ContainerConfig { envs: vec![env("A", "pod"), env("B", "1"), env("B", "2")], ..container() };
     let image = image(json!({"Env": ["A=image", "PATH=/bin", "NO_VALUE"]}));
-    let sandbox = PodSandboxConfig { hostname: "h".into(), ..PodSandboxConfig::default() };
-    let parts = Parts { id: "c1", container: &c, sandbox: &sandbox, image: &image };
+    let parts = Parts { container: &c, hostname: "h", image: &image };
     let expected = ["PATH=/bin", "HOSTNAME=h", "A=pod", "B=2"];
     assert_eq!(environment(parts), expected.map(|entry| entry.as_bytes().to_vec()));
     assert_eq!(build(parts).unwrap().process().as_ref().unwrap().env(), &None, "it goes beside the spec");
@@ -80,7 +98,7 @@ fn value_that_is_not_text_stays_as_it_is() {
     let secret = KeyValue { key: "SECRET".into(), value: b"\xff\xfe=\x01".to_vec() };
     let c = ContainerConfig { envs: vec![secret], ..container() };
     let image = image(json!({}));
-    let parts = Parts { id: "c1", container: &c, sandbox: &PodSandboxConfig::default(), image: &image };
+    let parts = Parts { container: &c, hostname: "", image: &image };
     assert_eq!(environment(parts).last().unwrap(), b"SECRET=\xff\xfe=\x01");
 }
 
@@ -89,15 +107,15 @@ fn relative_working_directory_is_refused() {
     let c = ContainerConfig { working_dir: "work".into(), ..container() };
     assert!(matches!(
         build_with(&c, &image(json!({}))),
-        Err(SpecError::Invalid { field: "working_dir", .. })
+        Err(ContainerConfigError::Invalid { field: "working_dir", .. })
     ));
 }
 
 #[test]
 fn host_paths_devices_and_bidirectional_mounts_say_what_to_do() {
-    let mount = CriMount { host_path: "/data".into(), container_path: "/x".into(), ..CriMount::default() };
+    let mount = Mount { host_path: "/data".into(), container_path: "/x".into(), ..Mount::default() };
     let bidirectional =
-        CriMount { propagation: MountPropagation::PropagationBidirectional.into(), ..mount.clone() };
+        Mount { propagation: MountPropagation::PropagationBidirectional.into(), ..mount.clone() };
     let device = Device { host_path: "/dev/fuse".into(), ..Device::default() };
     let cases = [
         (ContainerConfig { mounts: vec![mount], ..container() }, "\"/data\" at \"/x\" is not supported yet"),
@@ -143,7 +161,9 @@ fn container_without_privileges_may_open_no_device_of_its_guest() {
         ..LinuxContainerConfig::default()
     };
     for linux in [None, Some(LinuxContainerConfig::default()), Some(limited)] {
-        let spec = build_with(&ContainerConfig { linux, ..container() }, &image(json!({}))).unwrap();
+        let config = ContainerConfig { linux, ..container() };
+        assert_eq!(device_rules(&build_with(&config, &image(json!({}))).unwrap()), [(false, None)]);
+        let spec = sent(config, &SandboxSpec::default(), image(json!({}))).unwrap();
         assert_eq!(device_rules(&spec), [(false, None)]);
     }
 }
@@ -151,7 +171,7 @@ fn container_without_privileges_may_open_no_device_of_its_guest() {
 #[test]
 fn volumes_come_after_what_would_hide_them_and_replace_what_is_at_their_path() {
     let config = json!({"Volumes": {"/etc": {}, "/etc/deep/volume": {}, "/sys/fs/cgroup": {}}});
-    let spec = build_with(&container(), &image(config)).unwrap();
+    let spec = sent(container(), &SandboxSpec::default(), image(config)).unwrap();
     let mounts = spec.mounts().as_ref().unwrap();
     let destinations: Vec<_> = mounts.iter().map(|m| m.destination().display().to_string()).collect();
     let place = |path: &str| destinations.iter().position(|destination| destination == path).unwrap();

@@ -3,7 +3,7 @@
 //!
 //! Called by `security`. It must not decide which profile a container has.
 
-use super::spec::SpecError;
+use super::ContainerConfigError;
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction};
 use serde_json::{Map, Value};
 use std::fs;
@@ -35,8 +35,8 @@ const FIELDS: [&str; 15] = [
 ///
 /// # Errors
 /// Where it cannot be read, is no profile, or needs a listener, which a guest's kernel cannot have on the node.
-pub fn read(path: &Path) -> Result<LinuxSeccomp, SpecError> {
-    let invalid = |reason: String| SpecError::Invalid {
+pub fn read(path: &Path) -> Result<LinuxSeccomp, ContainerConfigError> {
+    let invalid = |reason: String| ContainerConfigError::Invalid {
         field: "seccomp.localhost_ref",
         reason: format!("profile {}: {reason}", path.display()),
     };
