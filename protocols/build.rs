@@ -62,9 +62,9 @@ fn exports(file: &FileDescriptorProto) -> String {
     format!("pub use k8s_cri::v1::{{{}}};\n", all.join(", "))
 }
 
-/// A field for a message that is described without its fields. prost has a message derive `Copy`, `Eq` and `Hash`
-/// where those that it contains could: an empty one could, its type in `k8s-cri` often cannot. With a list of
-/// floating point numbers it could not.
+/// A field for a message that is described without its fields. prost has a message derive `Copy`, `Eq` and
+/// `Hash` where those that it contains could: an empty one could, its type in `k8s-cri` often cannot. With a
+/// list of floating point numbers it could not.
 fn opaque() -> FieldDescriptorProto {
     FieldDescriptorProto {
         name: Some("opaque".to_owned()),

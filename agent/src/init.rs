@@ -93,15 +93,17 @@ const SYSCTLS: [(&str, &str); 14] = [
     ("kernel/printk_devkmsg", "on\n"),
     // The log has addresses and names of the guest, and lines about every container of the pod.
     ("kernel/dmesg_restrict", "1"),
-    // As distributions have it: numbers of groups and sessions outlive the processes that they are named for, so 32768, the
-    // kernel's own bound, could all be taken by fewer tasks than there may be.
+    // As distributions have it: numbers of groups and sessions outlive the processes that they are named for,
+    // so 32768, the kernel's own bound, could all be taken by fewer tasks than there may be.
     ("kernel/pid_max", "4194304"),
-    // The kernel's bound is by memory at boot, for all processes of the guest without CAP_SYS_ADMIN: one container could hold all
-    // files. Open files are charged to the memory of the container that opens them.
+    // The kernel's bound is by memory at boot, for all processes of the guest without CAP_SYS_ADMIN: one
+    // container could hold all files. Open files are charged to the memory of the container that opens them.
     ("fs/file-max", "9223372036854775807"),
-    // Per user, by memory at boot: root of a container could leave the agent none for a connection. Watches are charged.
+    // Per user, by memory at boot: root of a container could leave the agent none for a connection. Watches
+    // are charged.
     ("fs/epoll/max_user_watches", "9223372036854775807"),
-    // Per user: past it, pipes of others of that number hold two pages instead of sixteen. Pages in pipes are charged; 0 is no bound.
+    // Per user: past it, pipes of others of that number hold two pages instead of sixteen. Pages in pipes are
+    // charged; 0 is no bound.
     ("fs/pipe-user-pages-soft", "0"),
     // What kubelet wants of a node.
     ("vm/overcommit_memory", "1"),
@@ -123,13 +125,13 @@ const SYSCTLS: [(&str, &str); 14] = [
     ("net/ipv4/ping_group_range", "0 2147483647"),
 ];
 
-/// Objects that the kernel counts per user (`/proc/sys/user`), by memory at boot or to a fixed number. The agent's children and root of
-/// every container are one user to it, so one container could keep all others from being made. They are charged to the memory of the
-/// container that makes them (network namespaces in part, of which the kernel's own bound does not fit into memory either), so these
-/// bounds protect nothing.
+/// Objects that the kernel counts per user (`/proc/sys/user`), by memory at boot or to a fixed number. The
+/// agent's children and root of every container are one user to it, so one container could keep all others
+/// from being made. They are charged to the memory of the container that makes them (network namespaces in
+/// part, of which the kernel's own bound does not fit into memory either), so these bounds protect nothing.
 ///
-/// Left as they are, as nothing charges them and the agent needs none: keys, events of asynchronous I/O, terminals; and bytes in POSIX
-/// message queues, which are the pod's.
+/// Left as they are, as nothing charges them and the agent needs none: keys, events of asynchronous I/O,
+/// terminals; and bytes in POSIX message queues, which are the pod's.
 const COUNTED_PER_USER: [&str; 12] = [
     "max_cgroup_namespaces",
     "max_ipc_namespaces",

@@ -94,9 +94,9 @@ pub enum Request {
     },
     /// Answered by [`Response::Extents`].
     ListExtents {},
-    /// Joins the guest's network card to a tap. Descriptor: the tap, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`,
-    /// with headers of 12 bytes, and with the offloads CSUM, TSO4 and TSO6.
-    /// Until then frames are dropped. Answered by [`Response::Done`].
+    /// Joins the guest's network card to a tap. Descriptor: the tap, opened with `IFF_TAP | IFF_NO_PI |
+    /// IFF_VNET_HDR`, with headers of 12 bytes, and with the offloads CSUM, TSO4 and TSO6. Until then frames
+    /// are dropped. Answered by [`Response::Done`].
     AttachTap {},
     /// Hands connections that the guest makes to a host port to the client. Descriptor: a unix `SOCK_SEQPACKET` socket
     /// on which every connection arrives as the port number (4 bytes, little endian) with a stream descriptor beside it.

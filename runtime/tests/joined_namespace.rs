@@ -1,7 +1,7 @@
 //! Network namespaces that somebody else made: joined, and left as they were but for IPv6 on the interface.
 //!
-//! Needs root, and says so where it is not. The namespaces are made by `unshare` and `ip`, as containerd's are by
-//! its CNI plugins, and looked into by `nsenter`.
+//! Needs root, and says so where it is not. The namespaces are made by `unshare` and `ip`, as containerd's
+//! are by its CNI plugins, and looked into by `nsenter`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use isopod_runtime::network::{NetworkConfig, NetworkError, NetworkSource, Networks, Pod};
@@ -20,8 +20,8 @@ struct Foreign {
 }
 
 impl Foreign {
-    /// With the interface that a CNI plugin would have made, unless that is not wanted; `None` where this is not
-    /// root.
+    /// With the interface that a CNI plugin would have made, unless that is not wanted; `None` where this is
+    /// not root.
     fn new(interface: bool) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: a network namespace is made by root");

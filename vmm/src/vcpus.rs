@@ -5,11 +5,13 @@
 //! machine --grow--> thread "more-vcpus" --> the next processor, its thread      only where there may be more
 //! ```
 //!
-//! The guest's tables list the places of all processors that the machine may ever have. One that is made later waits in KVM
-//! until the guest's kernel sends it a start-up interrupt, which its agent has it do; it is never taken away again.
+//! The guest's tables list the places of all processors that the machine may ever have. One that is made
+//! later waits in KVM until the guest's kernel sends it a start-up interrupt, which its agent has it do; it
+//! is never taken away again.
 //!
-//! Making one takes system calls that must not be allowed to the event loop, which serves the guest. So a thread sleeps for
-//! that from the start, with a filter of its own. It takes a number from the control socket and nothing from the guest.
+//! Making one takes system calls that must not be allowed to the event loop, which serves the guest. So a
+//! thread sleeps for that from the start, with a filter of its own. It takes a number from the control socket
+//! and nothing from the guest.
 
 use std::{
     sync::{
@@ -237,9 +239,9 @@ impl Maker {
     }
 }
 
-/// Has interrupts find a processor of a machine that runs. KVM looks destinations up in a table, which it lays out when a
-/// processor is made, shortly before that one counts, and again at certain changes, such as this one of the local APIC.
-/// While a machine boots, its processors see to that themselves.
+/// Has interrupts find a processor of a machine that runs. KVM looks destinations up in a table, which it
+/// lays out when a processor is made, shortly before that one counts, and again at certain changes, such as
+/// this one of the local APIC. While a machine boots, its processors see to that themselves.
 fn make_known(fd: &VcpuFd, id: u8) -> Result<(), VcpusError> {
     let refused = |what| move |source| VcpusError::Refused { what, id, source };
     let local_apic = fd.get_lapic().map_err(refused("the local apic"))?;

@@ -1,5 +1,6 @@
-//! The VM's generation: 16 random bytes in guest memory that are others in every copy of a VM. The guest finds them by ACPI
-//! (`acpi.rs`); where they change, Linux reseeds its random numbers before it gives out another.
+//! The VM's generation: 16 random bytes in guest memory that are others in every copy of a VM. The guest
+//! finds them by ACPI (`acpi.rs`); where they change, Linux reseeds its random numbers before it gives out
+//! another.
 //!
 //! ```text
 //! new bytes at layout::VMGENID, then the event -> KVM raises layout::VMGENID_GSI
@@ -32,7 +33,8 @@ pub enum VmGenIdError {
     Event(#[source] io::Error),
 }
 
-/// The generation of one VM. KVM lets go of the interrupt when this is dropped: it lives as long as the guest runs.
+/// The generation of one VM. KVM lets go of the interrupt when this is dropped: it lives as long as the guest
+/// runs.
 pub struct VmGenId {
     memory: GuestMemory,
     changed: EventFd,

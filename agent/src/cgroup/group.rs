@@ -1,10 +1,9 @@
 //! One container's cgroup: made and limited before its process exists, killed and removed after it.
 //!
 //! Its processes, execs among them, live in a group below it, `own` ([`super::layout`]). Programs look for
-//! their limits in the group that `/proc/self/cgroup` names, so each limit is written to both; what holds, and
-//! what is counted, killed and removed, is the upper one with all below. Groups below `own` are the
-//! container's own
-//! business (systemd, Docker in Docker).
+//! their limits in the group that `/proc/self/cgroup` names, so each limit is written to both; what holds,
+//! and what is counted, killed and removed, is the upper one with all below. Groups below `own` are the
+//! container's own business (systemd, Docker in Docker).
 
 use super::devices::{self, DevicesError};
 use super::layout;
@@ -30,8 +29,9 @@ const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause between two looks at a group that is being emptied.
 const EMPTY_POLL: Duration = Duration::from_millis(2);
 
-/// Most groups below a container's upper one. Nested Kubernetes nodes have about a thousand. Each group takes one of the 65,535
-/// numbers that the kernel has for groups with memory, and a moment of the container's removal.
+/// Most groups below a container's upper one. Nested Kubernetes nodes have about a thousand. Each group takes
+/// one of the 65,535 numbers that the kernel has for groups with memory, and a moment of the container's
+/// removal.
 const MAX_GROUPS: u32 = 2048;
 
 /// How deep they may be nested.
@@ -122,8 +122,8 @@ impl Cgroup {
         self.forbid_huge_pages()
     }
 
-    /// Huge pages are not counted as memory: a container that may have as many as the kernel makes, for others
-    /// that have a limit of them, would get around its limit of memory.
+    /// Huge pages are not counted as memory: a container that may have as many as the kernel makes, for
+    /// others that have a limit of them, would get around its limit of memory.
     fn forbid_huge_pages(&self) -> Result<(), CgroupError> {
         for file in fs::read_dir(&self.path).map_err(failed(&self.path, "listed"))? {
             let path = file.map_err(failed(&self.path, "listed"))?.path();
@@ -146,8 +146,9 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sets limits, all or none: when one is refused, those before it are set back. The group below gets them,
-    /// too, as far as it takes them: what root of the container has written there can stand in their way.
+    /// Sets limits, all or none: when one is refused, those before it are set back. The group below gets
+    /// them, too, as far as it takes them: what root of the container has written there can stand in their
+    /// way.
     pub fn limit(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let cpu_max = fs::read_to_string(self.path.join("cpu.max")).unwrap_or_default();
         let mut undo: Vec<(PathBuf, String)> = Vec::new();
@@ -247,8 +248,8 @@ fn counter(content: &str, key: &str) -> u64 {
 }
 
 /// Groups are removed from the leaves up; files in them vanish with them. A container may nest them deeper
-/// than any path reaches, so only one directory is open at a time, and the way up is its `..`. At the deadline
-/// it ends with [`io::ErrorKind::TimedOut`], and another call goes on.
+/// than any path reaches, so only one directory is open at a time, and the way up is its `..`. At the
+/// deadline it ends with [`io::ErrorKind::TimedOut`], and another call goes on.
 fn remove_tree(path: &Path, deadline: Instant) -> io::Result<()> {
     let mut here = match directory::open(CWD, path).map_err(io::Error::from) {
         Err(error) if is_gone(&error) => return Ok(()),

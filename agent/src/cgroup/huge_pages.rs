@@ -2,8 +2,8 @@
 //! many as limits add up to, of memory that is free when a program maps them.
 //!
 //! Called by `container::create`. The limits themselves are the cgroup's (`limits`), where a container that
-//! asks for none may have none. The number is not taken back with a container: other containers have limits of
-//! their own, and a page that nobody maps costs nothing.
+//! asks for none may have none. The number is not taken back with a container: other containers have limits
+//! of their own, and a page that nobody maps costs nothing.
 
 use oci_spec::runtime::{LinuxHugepageLimit, LinuxResources};
 use std::path::{Path, PathBuf};

@@ -1,26 +1,29 @@
 //! How many tasks containers may have. A task is a process, or one thread of it.
 //!
-//! The kernel has one bound for the whole guest (`kernel.threads-max`), under which its own threads and the agent's count, too.
-//! If containers could reach it, the agent could start neither a thread nor a child, and would end, and the VM with it. So the
-//! containers together have as many as the kernel allows for of itself, and the kernel's bound is raised above that. One container has
-//! fewer: an exec or a new process of another one needs a task as well.
+//! The kernel has one bound for the whole guest (`kernel.threads-max`), under which its own threads and the
+//! agent's count, too. If containers could reach it, the agent could start neither a thread nor a child, and
+//! would end, and the VM with it. So the containers together have as many as the kernel allows for of itself,
+//! and the kernel's bound is raised above that. One container has fewer: an exec or a new process of another
+//! one needs a task as well.
 //!
-//! Called by `init`, and before a container is made or gets new limits: memory may have grown by then, and the kernel looks at it
-//! once, at its boot. It must not be called by two threads at a time.
+//! Called by `init`, and before a container is made or gets new limits: memory may have grown by then, and
+//! the kernel looks at it once, at its boot. It must not be called by two threads at a time.
 
 use super::layout;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Bytes of memory for each task, as the kernel counts at its boot (`fork_init`): stacks take an eighth of all memory at most.
+/// Bytes of memory for each task, as the kernel counts at its boot (`fork_init`): stacks take an eighth of
+/// all memory at most.
 const MEMORY_PER_TASK: u64 = 128 << 10;
 
-/// Tasks that are nobody's in a container: the agent's threads (512 and few), as many one-shot children, and the kernel's.
+/// Tasks that are nobody's in a container: the agent's threads (512 and few), as many one-shot children, and
+/// the kernel's.
 const RESERVE: u64 = 2048;
 
-/// Bounds the tasks of all containers together by the guest's memory as it is now, and those of each container that asked for no
-/// bound. On failure answers the file that could not be read or written.
+/// Bounds the tasks of all containers together by the guest's memory as it is now, and those of each
+/// container that asked for no bound. On failure answers the file that could not be read or written.
 pub fn bound() -> Result<(), (PathBuf, io::Error)> {
     bound_in(Path::new("/proc"), Path::new(layout::CONTAINERS))
 }

@@ -28,7 +28,8 @@ pub fn run(status: OwnedFd, args: &[String], env: Vec<Vec<u8>>, filter: Option<&
     if let Err(error) = null::replace() {
         give_up(status, &Failure::guest("standard input cannot be opened", error), NOT_EXECUTABLE);
     }
-    // Else keys that programs put into their session would be in that of their user, which all containers share.
+    // Else keys that programs put into their session would be in that of their user, which all containers
+    // share.
     match sys::exec::join_new_session_keyring() {
         // A kernel without keys has none to share.
         Err(error) if error.raw_os_error() != Some(libc::ENOSYS) => {

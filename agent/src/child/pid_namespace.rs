@@ -100,9 +100,10 @@ fn confine(filter: &Filter) -> std::io::Result<()> {
     filter.load()
 }
 
-/// Gives this process mounts of its own: one empty directory that nobody can write to. Containers that may trace see its root as
-/// `/proc/1/root`, and the kernel stops them at their own root only: a root further down among the guest's mounts would let them go
-/// up by `..` to the guest's own, and from there to all that is mounted.
+/// Gives this process mounts of its own: one empty directory that nobody can write to. Containers that may
+/// trace see its root as `/proc/1/root`, and the kernel stops them at their own root only: a root further
+/// down among the guest's mounts would let them go up by `..` to the guest's own, and from there to all that
+/// is mounted.
 fn leave_the_guests_mounts() -> std::io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     // What follows must not reach the agent's.

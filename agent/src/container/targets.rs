@@ -41,7 +41,8 @@ pub enum TargetError {
     /// The whole root would be hidden.
     #[error("mount target {} leads to the root directory itself; name another", .0.display())]
     Root(PathBuf),
-    /// A file or directory would be shown in a file system of which nothing is known before the container runs.
+    /// A file or directory would be shown in a file system of which nothing is known before the container
+    /// runs.
     #[error("mount target {} is in a file system of type {file_system}; name a path outside of it", target.display())]
     InFresh {
         /// The destination.
@@ -130,8 +131,9 @@ fn place(view: &View, mount: &Mount) -> Result<(PathBuf, Content), TargetError> 
     Ok((found.path, content))
 }
 
-/// Whether files of the guest's may be shown at a place in a new file system, where the library would follow whatever it meets. Right
-/// below an empty one, as at `/dev/shm`, it meets nothing; and the place of control groups is the kernel's own directory for them.
+/// Whether files of the guest's may be shown at a place in a new file system, where the library would follow
+/// whatever it meets. Right below an empty one, as at `/dev/shm`, it meets nothing; and the place of control
+/// groups is the kernel's own directory for them.
 fn may_show(view: &View, at: &Path) -> bool {
     at == Path::new(CONTROL_GROUPS) || at.parent().and_then(|parent| view.fresh_at(parent)) == Some("tmpfs")
 }

@@ -1,7 +1,7 @@
 //! Who a container's process is: names looked up in the `/etc/passwd` and `/etc/group` of its own root.
 //!
-//! The root holds what strangers made. Its files are found as if it were `/` (openat2, `RESOLVE_IN_ROOT`), so no link of
-//! theirs leads out of it, and only regular files of bounded size are opened and read.
+//! The root holds what strangers made. Its files are found as if it were `/` (openat2, `RESOLVE_IN_ROOT`), so
+//! no link of theirs leads out of it, and only regular files of bounded size are opened and read.
 
 use isopod_protocols::agent::{ResolvedUser, User};
 use isopod_protocols::guest::MAX_GROUPS;
@@ -191,9 +191,9 @@ fn read_in_root(root: &Path, path: &'static str) -> Result<String, UserError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Finds a file as if `root` were `/`, to look at only: the image may have a device there, and to open one can be enough to have it do
-/// something. Where anything is renamed or mounted meanwhile, anywhere, the kernel cannot tell whether a
-/// `..` stays inside, and says EAGAIN (openat2(2)).
+/// Finds a file as if `root` were `/`, to look at only: the image may have a device there, and to open one
+/// can be enough to have it do something. Where anything is renamed or mounted meanwhile, anywhere, the
+/// kernel cannot tell whether a `..` stays inside, and says EAGAIN (openat2(2)).
 fn find_in_root(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

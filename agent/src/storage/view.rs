@@ -156,8 +156,8 @@ impl View {
         self.mounts.push((at.to_owned(), tree));
     }
 
-    /// The type of the new file system that will be mounted at a path that [`View::find`] has answered; none where another mount is
-    /// there, or none at all.
+    /// The type of the new file system that will be mounted at a path that [`View::find`] has answered; none
+    /// where another mount is there, or none at all.
     pub fn fresh_at(&self, path: &Path) -> Option<&str> {
         self.mounts.iter().find_map(|(at, tree)| match tree {
             Mounted::Fresh(file_system) if at == path => Some(file_system.as_str()),

@@ -69,8 +69,8 @@ pub fn close_all_but_standard_and(kept: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the calling thread, and what it starts, a session keyring of its own, with nothing in it and without a
-/// name by which others could join it.
+/// Gives the calling thread, and what it starts, a session keyring of its own, with nothing in it and without
+/// a name by which others could join it.
 pub fn join_new_session_keyring() -> io::Result<()> {
     let no_name: *const libc::c_char = std::ptr::null();
     // SAFETY: keyctl(2) takes a null pointer for no name, and then reads no memory of ours.

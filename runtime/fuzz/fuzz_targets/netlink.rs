@@ -1,5 +1,5 @@
-//! Any bytes as what the kernel lists of a pod's namespace: addresses, routes, rules and neighbours, in forms that
-//! the agent can read, or refused.
+//! Any bytes as what the kernel lists of a pod's namespace: addresses, routes, rules and neighbours, in forms
+//! that the agent can read, or refused.
 
 #![no_main]
 

@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Bytes kept of each output stream; the rest is read and dropped. Both fit into one gRPC answer of 16 MiB. Where many execs
-/// of a pod write at a time, less is kept of each, see [`super::exec_room`].
+/// Bytes kept of each output stream; the rest is read and dropped. Both fit into one gRPC answer of 16 MiB.
+/// Where many execs of a pod write at a time, less is kept of each, see [`super::exec_room`].
 pub const MAX_OUTPUT: usize = 7 * 1024 * 1024;
 
 /// Time that output has to arrive after the process has ended, as long as others hold its pipes. containerd waits here until

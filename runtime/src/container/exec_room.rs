@@ -1,7 +1,8 @@
-//! Room for what execs write: the daemon keeps it until the exec has ended and is answered, so it is bounded per pod
-//! and for the node, and not only per exec.
+//! Room for what execs write: the daemon keeps it until the exec has ended and is answered, so it is bounded
+//! per pod and for the node, and not only per exec.
 //!
-//! Used by `exec`. Nobody waits for room: what finds none is dropped, as what is beyond an exec's own limit is.
+//! Used by `exec`. Nobody waits for room: what finds none is dropped, as what is beyond an exec's own limit
+//! is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

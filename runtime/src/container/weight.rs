@@ -1,8 +1,8 @@
-//! What descriptions of containers weigh, and how much of them there may be: the daemon keeps each in memory and on
-//! `state_dir`, which is usually memory too, and lists all of them in one answer.
+//! What descriptions of containers weigh, and how much of them there may be: the daemon keeps each in memory
+//! and on `state_dir`, which is usually memory too, and lists all of them in one answer.
 //!
-//! Called by `create`, through the table. What a pod's author writes decides the weight: kubelet copies annotations,
-//! ports and hooks into every container.
+//! Called by `create`, through the table. What a pod's author writes decides the weight: kubelet copies
+//! annotations, ports and hooks into every container.
 
 use super::ContainerError;
 use super::spec::Description;

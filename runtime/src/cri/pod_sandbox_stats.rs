@@ -1,4 +1,5 @@
-//! PodSandboxStats, ListPodSandboxStats and StreamPodSandboxStats: what pods cost the node, as `pod` measures it.
+//! PodSandboxStats, ListPodSandboxStats and StreamPodSandboxStats: what pods cost the node, as `pod` measures
+//! it.
 
 use super::Node;
 use super::container_stats;

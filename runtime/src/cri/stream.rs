@@ -3,7 +3,8 @@
 use tokio_stream::{Iter, iter};
 use tonic::Status;
 
-/// Items in one message: far below the longest message, whatever labels and annotations they carry.
+/// Items in one message. The longest message has room for all labels and annotations that the node's pods, or
+/// its containers, may have together, so it has for those of any of them.
 const CHUNK: usize = 64;
 
 /// Messages of a list, in its order.

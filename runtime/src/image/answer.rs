@@ -1,10 +1,12 @@
 //! What a place answers to a request: sent with a deadline, read within bounds, and told apart where it is a refusal.
 //!
-//! Whoever made an image or runs a registry leads this node to other places by redirects, token services and addresses in
-//! manifests, and reads the error of the pull. What only this node learns of these is logged and not told: a refused
-//! connection tells of a port, a certificate of a name, and the end of an answer of its length.
+//! Whoever made an image or runs a registry leads this node to other places by redirects, token services and
+//! addresses in manifests, and reads the error of the pull. What only this node learns of these is logged and
+//! not told: a refused connection tells of a port, a certificate of a name, and the end of an answer of its
+//! length.
 //!
-//! Used by `endpoint`, `session` and `download`; `hosts` tells of redirects. It must not decide what is tried again.
+//! Used by `endpoint`, `session` and `download`; `hosts` tells of redirects. It must not decide what is tried
+//! again.
 
 use super::error::ImageError;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -22,7 +24,8 @@ const LONGEST_ANSWER: u64 = 4 << 10;
 const LONGEST_ORIGIN: usize = 200;
 
 tokio::task_local! {
-    /// Where redirects have led the request that this task sends: the client's errors have the address asked first.
+    /// Where redirects have led the request that this task sends: the client's errors have the address asked
+    /// first.
     static LED_TO: RefCell<Option<Url>>;
 }
 
@@ -57,8 +60,8 @@ pub struct Refusals(Vec<(String, Refusal)>);
 /// Longest time that a registry may take for the words of a refusal.
 const SAYING: Duration = Duration::from_secs(10);
 
-/// Sends a request and waits for the head of its answer. Of a failure at another place than `own`, which is absent where
-/// the address is of a manifest, it is told only that there was one.
+/// Sends a request and waits for the head of its answer. Of a failure at another place than `own`, which is
+/// absent where the address is of a manifest, it is told only that there was one.
 pub async fn send(request: RequestBuilder, stall: Duration, own: Option<&Url>) -> Result<Response, Refusal> {
     let (client, request) = request.build_split();
     let request = request.map_err(|error| Refusal::bad_answer(reason(&error)))?;
@@ -148,8 +151,8 @@ pub async fn said(response: Response) -> String {
     text.chars().take(200).filter(|c| !c.is_control()).collect()
 }
 
-/// Reads a whole answer of at most `limit` bytes, which may take so long in all. How it broke off is told only of an answer
-/// of the place `own`.
+/// Reads a whole answer of at most `limit` bytes, which may take so long in all. How it broke off is told
+/// only of an answer of the place `own`.
 pub async fn read_bounded(
     mut response: Response,
     limit: u64,
@@ -171,7 +174,8 @@ pub async fn read_bounded(
     tokio::time::timeout(within, whole).await.map_err(late)?
 }
 
-/// Refuses an answer that ended too early: `how` is told where the place itself broke off, and logged where another did.
+/// Refuses an answer that ended too early: `how` is told where the place itself broke off, and logged where
+/// another did.
 pub fn broke_off(how: String, is_own: bool) -> Refusal {
     if is_own {
         return Refusal::unavailable(how);

@@ -4,8 +4,8 @@
 //! its own (OCI image specification, config.md, "Layer ChainID").
 //!
 //! An image says itself which `diff_ids` it has, so until the content is here nothing of another image may depend on them: work
-//! under way is shared only where registry, blobs and their addresses elsewhere are the same too, and its failure is another
-//! pull's own. Used by `pull`.
+//! under way is shared only where registry, blobs and their addresses elsewhere are the same too, and its
+//! failure is another pull's own. Used by `pull`.
 
 use super::content::Content;
 use super::descriptor::Descriptor;

@@ -212,8 +212,8 @@ impl Content {
         Ok(found)
     }
 
-    /// Takes away all of `found` that is not `live`: the files are out of sight when this returns. Their space is
-    /// freed by [`Self::remove_condemned`], for callers who hold a lock now and not then.
+    /// Takes away all of `found` that is not `live`: the files are out of sight when this returns. Their
+    /// space is freed by [`Self::remove_condemned`], for callers who hold a lock now and not then.
     ///
     /// # Errors
     /// A file that cannot be moved; the others are out of sight all the same.

@@ -1,8 +1,8 @@
-//! Descriptors: what names content in manifests and indexes, with its kind, its size and its other addresses (OCI image
-//! specification, descriptor).
+//! Descriptors: what names content in manifests and indexes, with its kind, its size and its other addresses
+//! (OCI image specification, descriptor).
 //!
-//! Used by `manifest`, which reads documents of them, and by whoever fetches what they name. It must not ask the registry
-//! anything.
+//! Used by `manifest`, which reads documents of them, and by whoever fetches what they name. It must not ask
+//! the registry anything.
 
 use super::digest::Digest;
 use super::error::ImageError;
@@ -31,8 +31,8 @@ pub struct Descriptor {
     pub data: Bytes,
 }
 
-/// A descriptor as a document has it. Whether it is of any use is asked when it is wanted, as in Go: what is wrong with one
-/// entry of an index is nothing to the others.
+/// A descriptor as a document has it. Whether it is of any use is asked when it is wanted, as in Go: what is
+/// wrong with one entry of an index is nothing to the others.
 ///
 /// Of what is not used nothing is kept: an index may be megabytes of annotations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,8 +183,8 @@ impl Entry {
     }
 }
 
-/// Checks that a layer is a tar archive that can be read. How it is compressed shows in its first bytes: some builders
-/// write gzip's media type over plain tar and the other way round, or none.
+/// Checks that a layer is a tar archive that can be read. How it is compressed shows in its first bytes: some
+/// builders write gzip's media type over plain tar and the other way round, or none.
 ///
 /// # Errors
 /// [`ImageError::Unsupported`] for encrypted layers and artifacts that are no layers.
@@ -201,8 +201,8 @@ pub fn check_layer(layer: &Descriptor) -> Result<(), ImageError> {
     Err(ImageError::Unsupported { what: format!("layer {}", layer.digest), reason })
 }
 
-/// Whether its media type is that of an image's layer, encrypted or not. Others may lie between layers, for which configurations have
-/// no digest: containerd sets them aside.
+/// Whether its media type is that of an image's layer, encrypted or not. Others may lie between layers, for
+/// which configurations have no digest: containerd sets them aside.
 pub fn counts_as_layer(layer: &Descriptor) -> bool {
     is_layer(layer) || is_encrypted(layer)
 }

@@ -25,7 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Variables of the environment that name proxies, in capitals too.
 const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
 
-/// Metadata services of clouds beyond the link: of Alibaba Cloud, Azure (its `WireServer`) and Oracle Cloud Classic.
+/// Metadata services of clouds beyond the link: of Alibaba Cloud, Azure (its `WireServer`) and Oracle Cloud
+/// Classic.
 const METADATA_V4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
 
@@ -37,7 +38,8 @@ const METADATA_V6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1),
 ];
 
-/// Prefix of Amazon EC2's own services: metadata (::254), names (::253), time (::123), identities of pods (::23).
+/// Prefix of Amazon EC2's own services: metadata (::254), names (::253), time (::123), identities of pods
+/// (::23).
 const EC2_SERVICES: [u16; 2] = [0xfd00, 0xec2];
 
 /// Prefix of IPv4 addresses behind a translator, in their last 32 bits (RFC 6052, 2.1).

@@ -8,8 +8,8 @@
 //!
 //! Credentials are for the place that the user named, and for the token service that this place names. What it redirects to
 //! is another place, even where that asks for them. Only the place itself is quoted in errors: of a token service elsewhere, and of
-//! what it redirects to, the status is told, or that it cannot be reached, as a hostile registry may name what only this
-//! node reaches.
+//! what it redirects to, the status is told, or that it cannot be reached, as a hostile registry may name
+//! what only this node reaches.
 //!
 //! Made by `registry`; used by `session`.
 

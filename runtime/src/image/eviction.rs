@@ -1,6 +1,6 @@
-//! Room in the list of all images: before a pull, and where the list is nearly full, images that no container uses leave it,
-//! as kubelet's garbage collection would have it where they filled the disk. Without that, whoever fills the list keeps
-//! everybody from pulling what is not here.
+//! Room in the list of all images: before a pull, and where the list is nearly full, images that no container
+//! uses leave it, as kubelet's garbage collection would have it where they filled the disk. Without that,
+//! whoever fills the list keeps everybody from pulling what is not here.
 //!
 //! | who leaves | |
 //! |---|---|
@@ -9,7 +9,8 @@
 //! | an image that another registry names too | loses the names of this one only |
 //! | an image that a container was made from | stays, with its id and the names that containers were made by |
 //!
-//! Called by `cri/pull_image`, which knows the containers. It must not refuse anything: that is `pull`'s business.
+//! Called by `cri/pull_image`, which knows the containers. It must not refuse anything: that is `pull`'s
+//! business.
 
 use super::digest::Digest;
 use super::error::ImageError;
@@ -19,11 +20,12 @@ use super::{ImageUser, Images, State, blocking};
 use crate::wall_clock::now_ns;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// With so many bytes the list is nearly full. What is left takes dozens of the largest images, for pulls under way at once.
+/// With so many bytes the list is nearly full. What is left takes dozens of the largest images, for pulls
+/// under way at once.
 const NEARLY_FULL: usize = LARGEST_LIST / 16 * 15;
 
-/// Age of an image from which on it can leave, in nanoseconds: until then, kubelet may be about to make a container of
-/// it. The same as kubelet's `imageMinimumGCAge`.
+/// Age of an image from which on it can leave, in nanoseconds: until then, kubelet may be about to make a
+/// container of it. The same as kubelet's `imageMinimumGCAge`.
 const OLD_ENOUGH: u128 = 120_000_000_000;
 
 /// What containers use.
@@ -50,8 +52,8 @@ struct Share {
 }
 
 impl Images {
-    /// Makes room for a pull where the list of all images is nearly full. `used` gives then what images containers were
-    /// made from, by their ids and by names of any form.
+    /// Makes room for a pull where the list of all images is nearly full. `used` gives then what images
+    /// containers were made from, by their ids and by names of any form.
     ///
     /// # Errors
     /// A record that cannot be written or removed.

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! What a flight is for is its key, a digest that `chain` makes: it must hold all that the outcome hangs on, as whoever begins
-//! a flight may be hostile to its passengers. The work learns which pulls wait for it (`Passengers`), so that it can be
-//! scheduled for any of them. Used by `chain`. It must not know what the work is.
+//! a flight may be hostile to its passengers. The work learns which pulls wait for it (`Passengers`), so that
+//! it can be scheduled for any of them. Used by `chain`. It must not know what the work is.
 
 use super::digest::Digest;
 use super::error::ImageError;

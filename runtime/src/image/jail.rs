@@ -77,7 +77,8 @@ const SYSTEM_CALLS: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// What of fcntl(2) they need: to see that a descriptor is open. Others set who gets a descriptor's signals, and which.
+/// What of fcntl(2) they need: to see that a descriptor is open. Others set who gets a descriptor's signals,
+/// and which.
 const FCNTL_COMMANDS: &[libc::c_int] = &[libc::F_GETFD];
 
 /// Name of the processes, for people who look at the node.

@@ -73,8 +73,8 @@ pub struct LayerSource {
     pub diff_id: Digest,
     /// Name of the file: the layer upon those below it.
     pub chain_id: Digest,
-    /// Names what is fetched, and where: the registry, and the blobs of this layer and of those below it with their
-    /// other addresses.
+    /// Names what is fetched, and where: the registry, and the blobs of this layer and of those below it with
+    /// their other addresses.
     pub origin: Digest,
 }
 
@@ -105,8 +105,8 @@ type Turns = mpsc::Receiver<oneshot::Sender<()>>;
 impl Converter {
     /// Fetches `layer` and makes it the file of its chain id. A corrupt download is begun again once,
     /// elsewhere if possible; one that broke off, and of which another place would send the rest,
-    /// [`MOST_BEGINNINGS`] times in all. `below` is called where the layer refers to those below it; slots are for
-    /// `requester`.
+    /// [`MOST_BEGINNINGS`] times in all. `below` is called where the layer refers to those below it; slots
+    /// are for `requester`.
     ///
     /// # Errors
     /// Nothing is left of the layer after any of them.

@@ -1,7 +1,9 @@
-//! The file that a conversion writes: made for its jail, checked while it grows, removed where the conversion fails.
+//! The file that a conversion writes: made for its jail, checked while it grows, removed where the conversion
+//! fails.
 //!
-//! All calls on it are made off the threads that serve calls: a full disk makes them wait, and the kernel frees tens of
-//! gigabytes within the call that removes a file. Used by `layer`. It must not know what is in the file.
+//! All calls on it are made off the threads that serve calls: a full disk makes them wait, and the kernel
+//! frees tens of gigabytes within the call that removes a file. Used by `layer`. It must not know what is in
+//! the file.
 
 use super::blocking;
 use super::content::{Content, Incoming};
@@ -19,7 +21,8 @@ const FULL: u64 = 4 << 20;
 /// Pause between two checks of the file and of the disk.
 const LOOK_AFTER: Duration = Duration::from_millis(250);
 
-/// A file that was made for a conversion which may have been given up meanwhile: removed unless it is claimed.
+/// A file that was made for a conversion which may have been given up meanwhile: removed unless it is
+/// claimed.
 struct Unclaimed {
     content: Arc<Content>,
     incoming: Option<Incoming>,
@@ -34,7 +37,8 @@ pub struct Written {
     reserve: u64,
 }
 
-/// Makes the file of a conversion of `wanted` bytes for the user `owner`, where the disk keeps its reserve. `undo` removes it.
+/// Makes the file of a conversion of `wanted` bytes for the user `owner`, where the disk keeps its reserve.
+/// `undo` removes it.
 ///
 /// # Errors
 /// [`ImageError::DiskReserve`]; a file that cannot be made.

@@ -117,8 +117,8 @@ impl Images {
         .await
     }
 
-    /// Keeps the image's content from being collected while this pull lasts: one step, as each undo of one looks
-    /// at all that is on disk.
+    /// Keeps the image's content from being collected while this pull lasts: one step, as each undo of one
+    /// looks at all that is on disk.
     fn pin_until_undone(&self, undo: &mut Undo, content: Vec<Digest>) -> Result<(), ImageError> {
         self.pin(&content);
         let images = self.clone();

@@ -90,9 +90,9 @@ impl Record {
         self.repo_digests.remove(name);
     }
 
-    /// Drops names until [`MOST_NAMES`] are left, and none of `kept`. They are of the registry that has most of
-    /// those that can go: whoever names the images of others very often drops none of theirs. Digests go last, as
-    /// the statuses of pods tell them.
+    /// Drops names until [`MOST_NAMES`] are left, and none of `kept`. They are of the registry that has most
+    /// of those that can go: whoever names the images of others very often drops none of theirs. Digests go
+    /// last, as the statuses of pods tell them.
     fn bound_names(&mut self, kept: &BTreeSet<String>) {
         let mut droppable: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
         let names = self.repo_digests.iter().rev().chain(self.repo_tags.iter().rev());
@@ -121,7 +121,8 @@ pub fn registry_of(name: &str) -> &str {
 
 impl Records {
     /// Takes what was on disk. A daemon that was killed between two writes left a tag with two images: the later one keeps
-    /// it. Older daemons kept names as they were spelled. Gives back the ids of records that differ from their files now.
+    /// it. Older daemons kept names as they were spelled. Gives back the ids of records that differ from
+    /// their files now.
     pub fn load(records: impl IntoIterator<Item = Record>) -> (Self, Vec<Digest>) {
         let (mut all, mut changed) = (Self::default(), BTreeSet::new());
         let mut spell = |mut record: Record| {
@@ -138,8 +139,8 @@ impl Records {
         (all, changed.into_iter().collect())
     }
 
-    /// What an insertion of `record` would write: the record with the names that its image has already, as far as there
-    /// is room for them ([`MOST_NAMES`]), then every other image that loses a tag by it.
+    /// What an insertion of `record` would write: the record with the names that its image has already, as
+    /// far as there is room for them ([`MOST_NAMES`]), then every other image that loses a tag by it.
     pub fn changes(&self, record: Record) -> Vec<Record> {
         let new = record.names().cloned().collect();
         let mut changed = self.changes_unbounded(record);

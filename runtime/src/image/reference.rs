@@ -37,8 +37,8 @@ const DOCKER_HUB_OFFICIAL: &str = "library";
 
 /// A full, normalised image name: registry and repository, and the tag or digest that picks one image there.
 ///
-/// A registry has one name, however it is spelled: `Quay.IO:443` is `quay.io` ([`one_spelling`]), so that its section of the
-/// configuration and its share of the node are the same.
+/// A registry has one name, however it is spelled: `Quay.IO:443` is `quay.io` ([`one_spelling`]), so that its
+/// section of the configuration and its share of the node are the same.
 ///
 /// Short names are Docker Hub's (`busybox` is `docker.io/library/busybox:latest`), as everywhere in Kubernetes. Where a
 /// name has both tag and digest, the digest alone counts.
@@ -130,8 +130,9 @@ fn split_registry(name: &str) -> (&str, &str) {
     }
 }
 
-/// The one spelling of a registry: small letters, addresses of IP in their plainest form, and no port where it is the
-/// usual one. That of TLS is the usual one, but on this machine, where registries have none. `None` where it is no host.
+/// The one spelling of a registry: small letters, addresses of IP in their plainest form, and no port where
+/// it is the usual one. That of TLS is the usual one, but on this machine, where registries have none. `None`
+/// where it is no host.
 pub fn one_spelling(registry: &str) -> Option<String> {
     let with_scheme = |scheme: &str| Url::parse(&format!("{scheme}://{registry}")).ok();
     let url = with_scheme("https")?;

@@ -7,8 +7,8 @@
 //!              +------------+--> has had it for `slice`: a registry or a pull with fewer slots may take it
 //! ```
 //!
-//! A conversion that several pulls wait for is scheduled for the one that has the fewest slots: whoever began it, and may
-//! be in no hurry, does not delay the others. Its slot counts for each of them.
+//! A conversion that several pulls wait for is scheduled for the one that has the fewest slots: whoever began
+//! it, and may be in no hurry, does not delay the others. Its slot counts for each of them.
 //!
 //! A conversion whose slot is taken is not stopped: it acquires another one before its next piece, and for
 //! each part of what its pieces become. So a registry that sends a byte now and then delays no other
@@ -196,8 +196,8 @@ impl Table {
         (0..self.waiters.len()).min_by_key(slots)
     }
 
-    /// The slot that `requester` may take from its holder: one that is not used; else, of those that were held for
-    /// their slice, the longest of whoever has the most.
+    /// The slot that `requester` may take from its holder: one that is not used; else, of those that were
+    /// held for their slice, the longest of whoever has the most.
     fn slot_to_take(&self, requester: &Requester, rules: &Rules, now: Instant) -> Option<usize> {
         let lasts = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
         let unused = |holder: &Holder| holder.idle_since.is_some_and(|since| lasts(since, rules.idle));

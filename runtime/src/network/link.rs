@@ -269,8 +269,8 @@ fn neighbour(message: &NeighbourMessage, index: u32) -> Option<Neighbour> {
     (!found.address.is_empty() && !found.mac.is_empty()).then_some(found)
 }
 
-/// What the guest is given of a namespace that answers with `bytes`: netlink messages, one after another. For the
-/// fuzz target `netlink`.
+/// What the guest is given of a namespace that answers with `bytes`: netlink messages, one after another. For
+/// the fuzz target `netlink`.
 ///
 /// # Errors
 /// Bytes that are no such messages, and what a guest cannot be given, which the text names.

@@ -54,10 +54,10 @@ pub async fn create(path: &Path) -> Result<(), NetnsError> {
     })
 }
 
-/// Keeps the kernel from an IPv6 of its own in this thread's namespace while plugins work. It takes no link-local addresses and
-/// asks nobody about them: the addresses are the guest's, and on a bridge each question wakes the VMs of all other pods. It
-/// believes no router advertisement: any pod on the bridge can send one, and what it says would become the guest's address
-/// and route. Plugins can still set any.
+/// Keeps the kernel from an IPv6 of its own in this thread's namespace while plugins work. It takes no
+/// link-local addresses and asks nobody about them: the addresses are the guest's, and on a bridge each
+/// question wakes the VMs of all other pods. It believes no router advertisement: any pod on the bridge can
+/// send one, and what it says would become the guest's address and route. Plugins can still set any.
 fn quiet_ipv6() -> io::Result<()> {
     /// The settings of interfaces that are made from now on. The first is `IN6_ADDR_GEN_MODE_NONE`.
     const SETTINGS: [(&str, &str); 3] = [("addr_gen_mode", "1"), ("accept_ra", "0"), ("autoconf", "0")];

@@ -1,8 +1,9 @@
 //! Reads the routes and rules of a namespace in the form in which the guest makes them again.
 //!
-//! Called by `link` inside the namespace. Routes over interfaces other than the plugin's are not the guest's, nor are those
-//! that a router advertised, which any neighbour can say to be. What cannot be made
-//! again in the guest is an error: a pod whose routes differ from its namespace's loses packets without anybody knowing why.
+//! Called by `link` inside the namespace. Routes over interfaces other than the plugin's are not the guest's,
+//! nor are those that a router advertised, which any neighbour can say to be. What cannot be made again in
+//! the guest is an error: a pod whose routes differ from its namespace's loses packets without anybody
+//! knowing why.
 
 use isopod_protocols::agent::{NextHop, Route, Rule};
 use rtnetlink::packet_core::Nla;

@@ -13,13 +13,14 @@ nix::ioctl_write_ptr!(tun_set_header_size, b'T', 216, libc::c_int);
 /// Size of the header before each frame: `virtio_net_hdr_v1`.
 const HEADER_BYTES: libc::c_int = 12;
 
-/// What the tap leaves to who reads its frames, as guests' drivers know how to do it: checksums (`TUN_F_CSUM`), and
-/// segments of TCP over IPv4 and IPv6 that are larger than a frame (`TUN_F_TSO4`, `TUN_F_TSO6`).
+/// What the tap leaves to who reads its frames, as guests' drivers know how to do it: checksums
+/// (`TUN_F_CSUM`), and segments of TCP over IPv4 and IPv6 that are larger than a frame (`TUN_F_TSO4`,
+/// `TUN_F_TSO6`).
 const OFFLOADS: u64 = 0x01 | 0x02 | 0x04;
 
 /// A tap device named `name` in the network namespace of the calling thread, without protocol header, with virtio-net
-/// headers (`linux/if_tun.h`), and with all the offloads of a pod's network card. The VMM sets nothing of it: each
-/// setting takes a lock that all the node's networks share. It lasts as long as its descriptor.
+/// headers (`linux/if_tun.h`), and with all the offloads of a pod's network card. The VMM sets nothing of it:
+/// each setting takes a lock that all the node's networks share. It lasts as long as its descriptor.
 ///
 /// # Errors
 /// Of opening `/dev/net/tun`, and of the requests to it.

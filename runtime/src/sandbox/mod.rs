@@ -30,9 +30,9 @@
 //! - Work on a container in the guest happens inside [`Sandbox::enter`]: it answers the VM and the agent of a sandbox that
 //!   is Ready, and a stop waits until all who entered have left. Calls to the agent fail at once when the VM is killed, so
 //!   nobody stays long.
-//! - `Pods::stop` calls [`Sandboxes::begin_stop`] (from here on nobody can enter), then `Containers::kill_all`,
-//!   then [`Sandboxes::stop`], which kills the VM. `Pods::remove` does the same, then `Containers::remove_all`,
-//!   then [`Sandboxes::remove`].
+//! - `Pods::stop` calls [`Sandboxes::begin_stop`] (from here on nobody can enter), then
+//!   `Containers::kill_all`, then [`Sandboxes::stop`], which kills the VM. `Pods::remove` does the same, then
+//!   `Containers::remove_all`, then [`Sandboxes::remove`].
 //! - What the agent's Watch stream says, and the loss of a VM, arrive as [`SandboxEvent`]s in the order they
 //!   happened, in a short queue per sandbox. `Sandboxes::new` gives `container` the receiver of all queues. Where
 //!   a queue is full, that sandbox's agent waits, and no other one.

@@ -213,8 +213,8 @@ fn listed(spec: &SandboxSpec) -> usize {
     name.into_iter().chain(entries).sum::<usize>() + 4 * ENTRY
 }
 
-/// The list of all pods is one answer, and kubelet takes none of more than 16 MiB: whoever annotates pods must not be able
-/// to make it longer.
+/// The list of all pods is one answer, and kubelet takes none of more than 16 MiB: whoever annotates pods
+/// must not be able to make it longer.
 fn refuse_heavy(table: &BTreeMap<String, Arc<Sandbox>>, spec: &SandboxSpec) -> Result<(), SandboxError> {
     /// Twice what Kubernetes lets a pod's annotations be.
     const POD: usize = 512 << 10;

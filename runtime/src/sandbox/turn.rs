@@ -1,8 +1,9 @@
-//! Turns of pods that are being made. A storm of pods queues for them: if all were made at once, each boot would take as
-//! long as all of them, and pass the limit that it has.
+//! Turns of pods that are being made. A storm of pods queues for them: if all were made at once, each boot
+//! would take as long as all of them, and pass the limit that it has.
 //!
-//! Used by `start`. A turn is for work of the node: where a pod's own guest is what takes long, the turn goes to the next
-//! pod before that guest has answered. So no pods, slow by accident or on purpose, keep all turns.
+//! Used by `start`. A turn is for work of the node: where a pod's own guest is what takes long, the turn goes
+//! to the next pod before that guest has answered. So no pods, slow by accident or on purpose, keep all
+//! turns.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! A case about router advertisements: anybody on the pods' bridge can send them, and no pod is to believe them.
+//! A case about router advertisements: anybody on the pods' bridge can send them, and no pod is to believe
+//! them.
 
 use anyhow::{Result, ensure};
 use isopod_tests::cri::{Cri, container_config};

@@ -25,8 +25,8 @@ pub fn measure(isopod: &mut Side<'_>, counts: &Counts, clock: Clock) -> Vec<Row>
     vec![Row::new(("pod_start_at_200", "ms"), (many.median(), few.median()), PEER, n, clock)]
 }
 
-/// Adds pods of these numbers to those that are alive, and when they are idle takes the time of some starts beside them;
-/// tells where the time of the last went.
+/// Adds pods of these numbers to those that are alive, and when they are idle takes the time of some starts
+/// beside them; tells where the time of the last went.
 fn beside(side: &Side<'_>, numbers: std::ops::Range<usize>, starts: usize) -> Result<Samples> {
     for from in numbers.clone().step_by(BATCH) {
         crowd::start(side, "many", from..numbers.end.min(from + BATCH))?;

@@ -5,9 +5,9 @@
 //! into that header is checked in `net/header.rs`. Frames that come faster than the guest offers buffers stay
 //! in the tap's queue.
 //!
-//! What the tap may leave to the guest was set by who opened it, once: each such setting takes the lock of all the
-//! node's networks (`rtnl_lock`), which is not to be within a guest's reach. A driver that accepts less than this
-//! card offers may be given frames that it cannot read, to its own harm.
+//! What the tap may leave to the guest was set by who opened it, once: each such setting takes the lock of
+//! all the node's networks (`rtnl_lock`), which is not to be within a guest's reach. A driver that accepts
+//! less than this card offers may be given frames that it cannot read, to its own harm.
 //!
 //! The card has no identity: its address is a placeholder and the agent sets the pod's (DESIGN decision 10). Its link is
 //! up from the start, as a driver that saw it come up later would wait for up to a second before it sends.

@@ -77,8 +77,8 @@ pub fn random(into: &VolatileSlice<'_>) -> io::Result<usize> {
     })
 }
 
-/// Gives the whole pages of guest memory in `range` back to the host; from then on they read as zeroes, or in a clone
-/// as its template's. Returns their size in bytes.
+/// Gives the whole pages of guest memory in `range` back to the host; from then on they read as zeroes, or in
+/// a clone as its template's. Returns their size in bytes.
 pub fn drop_pages(range: &VolatileSlice<'_>) -> io::Result<usize> {
     const PAGE: usize = 4096;
     let memory = range.ptr_guard_mut();

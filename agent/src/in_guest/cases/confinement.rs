@@ -140,7 +140,8 @@ pub async fn limits_hold_against_root_in_a_user_namespace(guest: Guest) {
         .await
         .unwrap();
     assert_eq!(container.exec(read).await.1, "25165824 30 30000 100000");
-    // An idle group takes no weight. The container's own is one, which does not keep its limits from being set.
+    // An idle group takes no weight. The container's own is one, which does not keep its limits from being
+    // set.
     fs::write(format!("{group}/own/cpu.idle"), "1").unwrap();
     assert!(fs::write(format!("{group}/own/cpu.weight"), "50").is_err());
     container.update(json!({ "memory": { "limit": 32 << 20 }, "cpu": { "shares": 512 } })).await.unwrap();

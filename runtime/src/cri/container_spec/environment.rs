@@ -1,4 +1,5 @@
-//! The environment of a container, from what node, image and pod say, in time linear in the number of entries.
+//! The environment of a container, from what node, image and pod say, in time linear in the number of
+//! entries.
 //!
 //! Called by `oci`. Entries are bytes: a Secret may hold any but zero, and JSON, hence the OCI spec, has no
 //! place for them. They travel beside the spec. (containerd passes them through JSON, which replaces what is
@@ -10,8 +11,9 @@ use std::collections::HashSet;
 
 /// The node's `defaults`, changed and extended by `entries`, which are the image's followed by the pod's.
 ///
-/// An entry that names a default takes its place; one without `=` removes the default of that name, and is dropped
-/// otherwise. Of several entries of one name the last one stays, where it stands. An entry without a name is dropped.
+/// An entry that names a default takes its place; one without `=` removes the default of that name, and is
+/// dropped otherwise. Of several entries of one name the last one stays, where it stands. An entry without a
+/// name is dropped.
 pub fn merge(defaults: Vec<Vec<u8>>, entries: impl Iterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
     let names: Vec<Vec<u8>> = defaults.iter().map(|entry| name(entry).to_vec()).collect();
     let mut merged: Vec<Option<Vec<u8>>> = defaults.into_iter().map(Some).collect();

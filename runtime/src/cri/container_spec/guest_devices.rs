@@ -1,5 +1,5 @@
-//! The device nodes of the guest that a privileged container has, beside those of every container, and which nodes a container may
-//! open.
+//! The device nodes of the guest that a privileged container has, beside those of every container, and which
+//! nodes a container may open.
 //!
 //! Called by `oci`. Other runtimes give such a container all devices of the host; here they are the guest's,
 //! and those that make up the pod's one disk are left out: a container that wants them can make the nodes
@@ -29,9 +29,10 @@ pub(super) fn of_privileged() -> Vec<LinuxDevice> {
     characters.chain(loops).collect()
 }
 
-/// The rules of a container's cgroup, as containerd writes them: a privileged container may open every device, any other only those
-/// that all containers have, which the agent allows by itself. Where a container may make nodes, as by default, the rules are all
-/// that keeps it from the pod's disk and so from the files of the pod's other containers.
+/// The rules of a container's cgroup, as containerd writes them: a privileged container may open every
+/// device, any other only those that all containers have, which the agent allows by itself. Where a container
+/// may make nodes, as by default, the rules are all that keeps it from the pod's disk and so from the files
+/// of the pod's other containers.
 pub(super) fn rules(privileged: bool) -> Vec<LinuxDeviceCgroup> {
     let mut rule = LinuxDeviceCgroup::default();
     rule.set_allow(privileged).set_access(Some("rwm".to_owned()));

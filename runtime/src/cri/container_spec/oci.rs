@@ -92,8 +92,8 @@ fn process(
     Ok(process)
 }
 
-/// The CRI's `command` replaces the image's entrypoint and its `args` the image's command; a command of the pod's also
-/// does away with the image's arguments.
+/// The CRI's `command` replaces the image's entrypoint and its `args` the image's command; a command of the
+/// pod's also does away with the image's arguments.
 fn arguments(parts: Parts<'_>) -> Result<Vec<String>, ContainerConfigError> {
     let (mut command, mut args) = (parts.container.command.clone(), parts.container.args.clone());
     if command.is_empty() {
@@ -112,7 +112,8 @@ fn arguments(parts: Parts<'_>) -> Result<Vec<String>, ContainerConfigError> {
     }
 }
 
-/// The environment of the container's processes. Beside the spec, as JSON has no place for bytes that are not UTF-8.
+/// The environment of the container's processes. Beside the spec, as JSON has no place for bytes that are not
+/// UTF-8.
 pub fn environment(parts: Parts<'_>) -> Vec<Vec<u8>> {
     let mut defaults = vec![DEFAULT_PATH.as_bytes().to_vec()];
     if parts.container.tty {

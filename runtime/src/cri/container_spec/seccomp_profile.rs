@@ -1,5 +1,6 @@
-//! A seccomp profile of the node (`Localhost`), read as containerd reads it: by Go's `encoding/json` into the structs of the OCI
-//! runtime specification. Absent numbers are 0, absent and null lists are empty, names match in any case, unknown fields are ignored.
+//! A seccomp profile of the node (`Localhost`), read as containerd reads it: by Go's `encoding/json` into the
+//! structs of the OCI runtime specification. Absent numbers are 0, absent and null lists are empty, names
+//! match in any case, unknown fields are ignored.
 //!
 //! Called by `security`. It must not decide which profile a container has.
 
@@ -12,7 +13,8 @@ use std::path::Path;
 /// Largest profile that is read, bytes.
 const MAX_PROFILE: u64 = 1024 * 1024;
 
-/// The fields of a profile and of what is in it. The list is one for all of them, as no two differ in case alone.
+/// The fields of a profile and of what is in it. The list is one for all of them, as no two differ in case
+/// alone.
 const FIELDS: [&str; 15] = [
     "defaultAction",
     "defaultErrnoRet",
@@ -34,7 +36,8 @@ const FIELDS: [&str; 15] = [
 /// Reads the profile at `path`.
 ///
 /// # Errors
-/// Where it cannot be read, is no profile, or needs a listener, which a guest's kernel cannot have on the node.
+/// Where it cannot be read, is no profile, or needs a listener, which a guest's kernel cannot have on the
+/// node.
 pub fn read(path: &Path) -> Result<LinuxSeccomp, ContainerConfigError> {
     let invalid = |reason: String| ContainerConfigError::Invalid {
         field: "seccomp.localhost_ref",
@@ -81,7 +84,8 @@ fn parse(text: &[u8]) -> Result<LinuxSeccomp, serde_json::Error> {
     serde_json::from_value(profile)
 }
 
-/// Gives fields their names as the specification writes them, leaves out what is null or unknown, and adds defaults.
+/// Gives fields their names as the specification writes them, leaves out what is null or unknown, and adds
+/// defaults.
 fn complete(fields: &mut Map<String, Value>, defaults: &[(&str, Value)]) {
     let known = |name: &str| FIELDS.into_iter().find(|field| field.eq_ignore_ascii_case(name));
     *fields = std::mem::take(fields)

@@ -16,8 +16,8 @@ const SHARED_MEMORY: &str = "/dev/shm";
 /// and none that a mount of the pod's hides.
 ///
 /// # Errors
-/// A volume that would hide the whole root, the container's devices or what the kernel tells of processes, one among files
-/// that all containers of the pod share, or too many.
+/// A volume that would hide the whole root, the container's devices or what the kernel tells of processes,
+/// one among files that all containers of the pod share, or too many.
 pub fn of_container(
     image: &ImageConfiguration,
     mounts: &[CriMount],

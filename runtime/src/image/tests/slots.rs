@@ -210,8 +210,8 @@ async fn image_of_the_same_registry_that_claims_a_layer_does_not_break_it() {
     assert_eq!(images.list(None).unwrap().len(), 1);
 }
 
-/// The node has one slot. The attacker's pull begins the victim's layer, loses the slot to a third pull, and has a layer of
-/// its own take it back, which then hangs.
+/// The node has one slot. The attacker's pull begins the victim's layer, loses the slot to a third pull, and
+/// has a layer of its own take it back, which then hangs.
 #[tokio::test]
 async fn layer_that_a_victim_waits_for_is_not_behind_others_of_the_pull_that_began_it() {
     let (good, evil) = (TestImage::of_texts(&["base"]), TestImage::of_texts(&["base", "hangs"]));

@@ -1,7 +1,8 @@
-//! System calls that every program may make on what it has a descriptor or a path of: files, waiting, sockets, queues.
+//! System calls that every program may make on what it has a descriptor or a path of: files, waiting,
+//! sockets, queues.
 //!
-//! Lists only, which the filter in `mod.rs` puts together. A call that does something only with a capability must not be
-//! here, nor one whose arguments decide: both have their rules there.
+//! Lists only, which the filter in `mod.rs` puts together. A call that does something only with a capability
+//! must not be here, nor one whose arguments decide: both have their rules there.
 
 /// Files and directories.
 pub const FILES: &[&str] = &[

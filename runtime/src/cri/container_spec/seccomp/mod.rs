@@ -1,8 +1,9 @@
-//! The seccomp filter of containers that ask for `RuntimeDefault`: every system call fails with EPERM but those that
-//! programs need, and those that a granted capability is there for.
+//! The seccomp filter of containers that ask for `RuntimeDefault`: every system call fails with EPERM but
+//! those that programs need, and those that a granted capability is there for.
 //!
-//! Called by `security`. Names the guest's kernel does not know are passed over when the filter is made. What needs no
-//! condition is listed in `files` and `processes`. It must not touch the guest: the agent applies what is described here.
+//! Called by `security`. Names the guest's kernel does not know are passed over when the filter is made. What
+//! needs no condition is listed in `files` and `processes`. It must not touch the guest: the agent applies
+//! what is described here.
 
 mod files;
 mod processes;
@@ -12,7 +13,8 @@ use oci_spec::runtime::{
     LinuxSeccompOperator, LinuxSyscall,
 };
 
-/// `personality` values that programs may ask for: Linux, with or without 2.6 numbers and short inodes, and "tell me".
+/// `personality` values that programs may ask for: Linux, with or without 2.6 numbers and short inodes, and
+/// "tell me".
 const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 /// Flags of `clone` that make namespaces.

@@ -1,7 +1,8 @@
-//! System calls that every program may make about itself and its processes: memory, threads, users, signals, time.
+//! System calls that every program may make about itself and its processes: memory, threads, users, signals,
+//! time.
 //!
-//! Lists only, which the filter in `mod.rs` puts together. A call that does something only with a capability must not be
-//! here, nor one whose arguments decide: both have their rules there.
+//! Lists only, which the filter in `mod.rs` puts together. A call that does something only with a capability
+//! must not be here, nor one whose arguments decide: both have their rules there.
 
 /// Memory.
 pub const MEMORY: &[&str] = &[
@@ -33,7 +34,8 @@ pub const MEMORY: &[&str] = &[
     "set_robust_list",
 ];
 
-/// Processes and threads. `clone` and `personality` are ruled in [`super::default_profile`], by their arguments.
+/// Processes and threads. `clone` and `personality` are ruled in [`super::default_profile`], by their
+/// arguments.
 pub const PROCESSES: &[&str] = &[
     "arch_prctl",
     "capget",
