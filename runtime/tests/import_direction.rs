@@ -156,11 +156,11 @@ fn hypervisor_below_its_templates_knows_none() {
     assert!(wrong.is_empty(), "the hypervisor's lower files use its templates:\n{}", wrong.join("\n"));
 }
 
-/// The words of a client's API. They may be used in the folder of that client's door, and in tests.
-const DOORS: &[(&str, &[&str])] = &[("cri", &["k8s_cri", "isopod_protocols::cri"])];
+/// Modules that serve an API, and the crates of its messages, which only that module and tests may use.
+const SERVICES: &[(&str, &[&str])] = &[("cri", &["k8s_cri", "isopod_protocols::cri"])];
 
 #[test]
-fn apis_of_clients_end_at_their_doors() {
+fn messages_of_an_api_stay_in_its_module() {
     let mut wrong = Vec::new();
     for file in rust_files(&crate_root().join("src")) {
         let inside = file.strip_prefix(crate_root()).unwrap();
@@ -170,14 +170,18 @@ fn apis_of_clients_end_at_their_doors() {
         let module = module_of(&file);
         for (number, line) in fs::read_to_string(&file).unwrap().lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            for (door, words) in DOORS.iter().filter(|(door, _)| *door != module) {
-                if words.iter().any(|word| code.contains(word)) {
-                    wrong.push(format!("{}:{}: {module} speaks {door}", file.display(), number + 1));
+            for (service, crates) in SERVICES.iter().filter(|(service, _)| *service != module) {
+                if crates.iter().any(|name| code.contains(name)) {
+                    wrong.push(format!(
+                        "{}:{}: {module} uses messages of {service}",
+                        file.display(),
+                        number + 1
+                    ));
                 }
             }
         }
     }
-    assert!(wrong.is_empty(), "what only a door may know:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "messages of an API outside of its module:\n{}", wrong.join("\n"));
 }
 
 #[test]

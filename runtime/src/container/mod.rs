@@ -2,7 +2,7 @@
 //! of all of them.
 //!
 //! Called by `cri` and `pod`. How they hang on sandboxes is told in [`crate::sandbox`]. What a container is
-//! made of comes as a [`ContainerSpec`], in no client's words.
+//! made of comes as a [`ContainerSpec`], whatever API it was asked for by.
 //!
 //! # States
 //!

@@ -1,4 +1,4 @@
-//! What a sandbox is to be: a pod in no client's words.
+//! What a sandbox is to be, whatever API it was asked for by.
 //!
 //! Written by `cri` from RunPodSandbox's message; checked by `validate`, kept whole in the record, and
 //! answered from there. Whoever asks for sandboxes by another API makes the same specification.

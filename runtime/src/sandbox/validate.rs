@@ -1,8 +1,7 @@
 //! Whether a sandbox can be as it is asked for: a specification in, a [`Plan`] out, or one sentence that says
 //! why not and what to do.
 //!
-//! Nothing is taken here, so nothing is to be undone. What only one client's words can ask for, that client's
-//! door refuses.
+//! Nothing is taken here, so nothing is to be undone. What only the CRI can ask for, `cri` refuses.
 
 use super::spec::{Dns, SandboxSpec};
 use crate::cgroup;
