@@ -196,6 +196,8 @@ mod seeds {
             message.attributes = [vec![RouteAttribute::Oif(3)], attributes].concat();
             RouteNetlinkMessage::NewRoute(message)
         };
+        let mut hop = RouteNextHop::default();
+        hop.interface_index = 3;
         let gateway = RouteAttribute::Gateway(RouteAddress::Inet(Ipv4Addr::new(10, 88, 0, 1)));
         let metrics = RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]);
         let mut rule = RuleMessage::default();
@@ -208,8 +210,8 @@ mod seeds {
         neighbour.attributes = vec![destination, NeighbourAttribute::LinkLayerAddress(vec![0xee; 6])];
         let messages = [
             RouteNetlinkMessage::NewAddress(address),
-            route(vec![gateway.clone(), metrics]),
-            route(vec![RouteAttribute::MultiPath(vec![RouteNextHop::default()]), gateway]),
+            route(vec![gateway, metrics]),
+            route(vec![RouteAttribute::MultiPath(vec![hop])]),
             RouteNetlinkMessage::NewRule(rule),
             RouteNetlinkMessage::NewNeighbour(neighbour),
         ];

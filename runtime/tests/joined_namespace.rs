@@ -138,7 +138,12 @@ async fn what_would_have_to_be_ours_is_in_the_way_and_stays() {
     let Some(foreign) = Foreign::new(true) else { return };
     let networks = foreign.networks();
     for (make, words, show, end) in [
-        ("ip link add tap0 type dummy", "an interface tap0", "ip link show dev tap0", "ip link del tap0"),
+        (
+            "ip link add tap0 type veth peer name tap1",
+            "an interface tap0",
+            "ip link show dev tap0",
+            "ip link del tap0",
+        ),
         (
             "tc qdisc add dev eth0 ingress",
             "an ingress queue of eth0",

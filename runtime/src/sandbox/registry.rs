@@ -1,5 +1,6 @@
 //! The table of all sandboxes: in memory for every look-up and list, on disk for a restarted daemon.
 
+use super::turn::Turns;
 use super::validate::Plan;
 use super::{
     Guest, PodNetworks, Record, Sandbox, SandboxError, SandboxEvent, SandboxEvents, SandboxSpec,
@@ -18,7 +19,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::available_parallelism;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 /// Events of one sandbox that may wait for `container` before its agent's stream is held up. Each is at most
 /// a snapshot of a full pod, some 30 KiB.
@@ -48,7 +49,7 @@ pub struct Sandboxes {
     /// Takes one queue for each sandbox that begins to have events: no guest has a say in their number.
     queues: mpsc::UnboundedSender<SandboxEvents>,
     /// Each pod that is being made holds one, see [`super::turn`].
-    pub(super) turns: Arc<Semaphore>,
+    pub(super) turns: Turns,
     records: Collection<Record>,
     table: RwLock<BTreeMap<String, Arc<Sandbox>>>,
 }
@@ -65,7 +66,7 @@ impl Sandboxes {
         let (queues, receiver) = mpsc::unbounded_channel();
         let records = Collection::open(config.daemon.state_dir.join("sandboxes"), Durability::Process)?;
         let turns = AT_ONCE_PER_CPU * available_parallelism().map_or(1, NonZero::get);
-        let turns = Arc::new(Semaphore::new(turns));
+        let turns = Turns::new(turns);
         let table = RwLock::default();
         Ok((Arc::new(Self { config, host, queues, turns, records, table }), receiver))
     }

@@ -11,7 +11,7 @@
 
 use super::identity;
 use super::resize::resize_vm;
-use super::turn::{self, Turn};
+use super::turn;
 use super::validate::Plan;
 use super::{Guest, Machine, PodNetworks, Sandbox, SandboxError, SandboxSpec, Sandboxes, State};
 use crate::agent_client::{AgentClient, ENTROPY};
@@ -168,7 +168,7 @@ impl Sandboxes {
         undos: &mut Undos,
     ) -> Result<(), SandboxError> {
         undos.sandbox.push("record", || async { Ok::<_, io::Error>(()) })?;
-        let _turn = Turn::take(&self.turns, turn::LONGEST).await;
+        let _turn = self.turns.take(&sandbox.spec.name.namespace, turn::LONGEST).await;
         make_directory(sandbox, &mut undos.sandbox)?;
         make_log_directory(sandbox).await?;
         make_cgroup(sandbox, &mut undos.sandbox)?;
