@@ -99,7 +99,7 @@ impl Agents {
         agent.hello(entropy).await?;
 
         let disk = self.scratch.disk(id, self.scratch_mib).await?;
-        let offset = vm.attach_extent(disk.file, disk.length, false).await?;
+        let offset = vm.attach_extent(disk.file()?, disk.length, false).await?;
         agent.set_up_sandbox(identity(Extent { offset, length: disk.length })).await?;
 
         let length = root_image.metadata()?.len().next_multiple_of(512);

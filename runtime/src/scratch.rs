@@ -1,5 +1,6 @@
 //! Scratch disks: the file systems that hold what a pod's containers write. One sparse ext4 image is made per size; each
-//! pod gets a copy of its few data blocks, in a file that has no name and so ends with the VMM that holds it.
+//! pod gets a copy of its few data blocks, in a file that has no name and so ends with the VMM that holds it, and
+//! with whoever keeps the [`ScratchDisk`].
 //!
 //! Called by `sandbox`.
 
@@ -50,13 +51,36 @@ pub struct Scratch {
     making: Mutex<()>,
 }
 
-/// A scratch disk.
+/// A scratch disk. Kept until its VM has ended: whoever closes a file without a name as the last one waits until
+/// the file system has freed all of it, which a VMM could have the daemon do, by sending it the descriptor. So it
+/// is closed on a thread of its own.
 #[derive(Debug)]
 pub struct ScratchDisk {
-    /// Its file, open to read and write, without a name.
-    pub file: File,
+    file: Option<File>,
     /// Its length in bytes.
     pub length: u64,
+}
+
+impl ScratchDisk {
+    fn new(file: File, length: u64) -> Self {
+        Self { file: Some(file), length }
+    }
+
+    /// Its file, open to read and write, without a name.
+    ///
+    /// # Errors
+    /// Where there are too many descriptors.
+    pub fn file(&self) -> io::Result<File> {
+        self.file.as_ref().expect("it is taken only when this is dropped").try_clone()
+    }
+}
+
+impl Drop for ScratchDisk {
+    fn drop(&mut self) {
+        let file = self.file.take();
+        // Where there is no thread, it is closed here.
+        let _ = std::thread::Builder::new().name("scratch".into()).stack_size(64 << 10).spawn(|| drop(file));
+    }
 }
 
 impl Scratch {
@@ -84,7 +108,7 @@ impl Scratch {
             file.and_then(|file| removed.map(|()| file)).map_err(|source| ScratchError::Io { path, source })
         });
         let file = copied.await.expect("copying does not panic")?;
-        Ok(ScratchDisk { file, length: u64::from(mib) << 20 })
+        Ok(ScratchDisk::new(file, u64::from(mib) << 20))
     }
 
     async fn template(&self, mib: u32) -> Result<PathBuf, ScratchError> {
@@ -183,12 +207,13 @@ mod tests {
             }
             other => other.unwrap(),
         };
-        assert_eq!(disk.file.metadata().unwrap().len(), disk.length);
+        let file = disk.file().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), disk.length);
         // The ext4 magic of the superblock.
         let mut magic = [0; 2];
-        disk.file.read_exact_at(&mut magic, 1024 + 56).unwrap();
+        file.read_exact_at(&mut magic, 1024 + 56).unwrap();
         assert_eq!(magic, [0x53, 0xef]);
-        assert!(disk.file.metadata().unwrap().blocks() * 512 < 4 << 20);
+        assert!(file.metadata().unwrap().blocks() * 512 < 4 << 20);
         let left: Vec<_> = fs::read_dir(directory.path().join("scratch")).unwrap().collect();
         assert_eq!(left.len(), 1, "only the template: {left:?}");
     }

@@ -65,8 +65,9 @@ use crate::agent_client::{AgentClient, AgentError, AgentEvent};
 use crate::cgroup::{CgroupError, PodCgroup};
 use crate::cpu_rate::CpuRate;
 use crate::hypervisor::{HypervisorError, VmHandle};
+use crate::lock::lock;
 use crate::network::NetworkError;
-use crate::scratch::ScratchError;
+use crate::scratch::{ScratchDisk, ScratchError};
 use crate::store::StoreError;
 use crate::undo::Injected;
 use std::path::{Path, PathBuf};
@@ -229,6 +230,8 @@ pub struct Sandbox {
     pub cpu_rate: CpuRate,
     record: Mutex<Record>,
     machine: OnceLock<Machine>,
+    /// Until the VM has ended, unless an earlier daemon made it.
+    scratch: Mutex<Option<ScratchDisk>>,
     gate: RwLock<()>,
 }
 
@@ -259,8 +262,19 @@ impl Sandbox {
             directory: record.directory.clone(),
             record: Mutex::new(record),
             machine: OnceLock::new(),
+            scratch: Mutex::default(),
             gate: RwLock::new(()),
         }
+    }
+
+    /// Keeps its scratch disk, until [`Self::vm_has_ended`].
+    fn keep(&self, disk: ScratchDisk) {
+        *lock(&self.scratch) = Some(disk);
+    }
+
+    /// Lets go of what is kept for as long as the VM may have it, too.
+    fn vm_has_ended(&self) {
+        drop(lock(&self.scratch).take());
     }
 
     /// Its state now.

@@ -183,10 +183,12 @@ impl Sandboxes {
         let PodNetwork { addresses, interface, tap, .. } = network;
         let attached = async {
             machine.vm.attach_tap(tap).await?;
-            let offset = machine.vm.attach_extent(disk.file, disk.length, false).await?;
+            let file = disk.file().map_err(sandbox.file_error("scratch disk of", &sandbox.directory))?;
+            let offset = machine.vm.attach_extent(file, disk.length, false).await?;
             Ok::<_, SandboxError>(Extent { offset, length: disk.length })
         };
         let extent = attached.instrument(info_span!("attach")).await?;
+        sandbox.keep(disk);
         let identity = identity::request(sandbox, interface, &addresses, extent)?;
         machine.agent.set_up_sandbox(identity).instrument(info_span!("set_up")).await?;
 

@@ -43,6 +43,7 @@ impl Sandboxes {
                 // Half made, or not found again: what runs of it runs in its cgroup.
                 None => sandbox.cgroup.kill()?,
             }
+            sandbox.vm_has_ended();
             Ok::<_, SandboxError>(steps.done("vm")?)
         };
         let released = async {

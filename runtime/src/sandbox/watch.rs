@@ -37,6 +37,7 @@ impl Sandboxes {
 
     /// The VM has ended: by itself, unless a stop is under way.
     fn lost(&self, sandbox: &Sandbox) {
+        sandbox.vm_has_ended();
         if sandbox.state() == State::Ready {
             let log = log_tail(&sandbox.directory);
             tracing::warn!(sandbox = sandbox.id, "vm ended by itself{}", Tail::new(&log));

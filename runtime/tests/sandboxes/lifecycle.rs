@@ -231,3 +231,26 @@ async fn id_of_the_caller_is_used_once() {
     node.sandboxes.remove(&sandbox).await.unwrap();
     node.nothing_is_left().await;
 }
+
+#[tokio::test]
+async fn scratch_disk_is_kept_as_long_as_its_vm_may_have_it() {
+    let node = FakeNode::new();
+    // A disk has no name: of the open files of this process it is one in that directory.
+    let scratch = node.directory.path().join("root/scratch/pod-");
+    let open = || {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap();
+        let targets = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with(&*scratch.to_string_lossy())).count()
+    };
+    let id = node.sandboxes.start(pod("web")).await.unwrap();
+    assert!(open() >= 1, "a VMM that closes its descriptor is the last one");
+    let sandbox = node.sandboxes.get(&id).unwrap();
+    node.sandboxes.stop(&sandbox).await.unwrap();
+    for _ in 0..500 {
+        if open() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the disk of a pod that was stopped is kept");
+}
