@@ -1,9 +1,9 @@
-//! Looking names up, which blocks a thread for as long as the network's name server keeps it waiting: at most
-//! [`MOST`] at once, and [`MOST_OF_HOST`] of one name, so that names that are never answered leave threads to the
-//! rest of the daemon, and turns to other names.
+//! Looking names up, which blocks a thread for as long as a name server keeps it waiting: at most [`MOST`] at
+//! once, and [`MOST_OF_HOST`] of one name, so that names that are never answered leave threads to the rest of
+//! the daemon, and turns to other names.
 //!
-//! A lookup cannot be stopped: it keeps its turn until it ends, whether or not somebody still waits for it. Used by
-//! `destinations`. It must not judge the addresses.
+//! A lookup cannot be stopped: it keeps its turn until it ends, whether or not somebody still waits for it. Used
+//! by `destinations`. It must not judge the addresses.
 
 use crate::lock::lock;
 use std::collections::BTreeMap;
