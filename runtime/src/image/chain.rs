@@ -1,7 +1,10 @@
 //! An image's layers on this node: each brought here once, kept by its chain, and looked through for those that show.
 //!
-//! A layer's file depends on the layers below it (`convert`), so its name is the chain id: the digest of all `diff_ids` up to
-//! its own (OCI image specification, config.md, "Layer ChainID").
+//! A layer's file depends on the layers below it (`convert`), so its name is a chain id: a digest of all
+//! `diff_ids` up to its own. It is not the "Layer ChainID" of the OCI image specification (config.md), by which
+//! the lowest layer has its `diff_id` for a name: what is on disk is taken by its name alone, and an image could
+//! give the name of a chain for a `diff_id`, and have another image's upper layers made without that chain's
+//! lower ones.
 //!
 //! An image says itself which `diff_ids` it has, so until the content is here nothing of another image may depend on them: work
 //! under way is shared only where registry, blobs and their addresses elsewhere are the same too, and its
@@ -25,7 +28,8 @@ pub fn layers(registry: &str, paired: Vec<(Descriptor, Digest)>) -> Arc<[LayerSo
     let mut origin = Digest::of(registry.as_bytes());
     let name = |(blob, diff_id): (Descriptor, Digest)| {
         let chain_id = match below {
-            None => diff_id,
+            // no text of the others begins like this one, so each name is that of one chain
+            None => Digest::of(format!("layer {diff_id}").as_bytes()),
             Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
         };
         below = Some(chain_id);
@@ -160,8 +164,25 @@ mod tests {
         let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
         let three = vec![(blob("one"), one), (blob("two"), two), (blob("one"), one)];
         let names: Vec<_> = layers("r.test", three).iter().map(|layer| layer.chain_id).collect();
-        assert_eq!(names[0], one);
-        assert_eq!(names[1], Digest::of(format!("{one} {two}").as_bytes()));
+        assert_eq!(names[0], Digest::of(format!("layer {one}").as_bytes()));
+        assert_eq!(names[1], Digest::of(format!("{} {two}", names[0]).as_bytes()));
         assert_ne!(names[0], names[2]);
+    }
+
+    #[test]
+    fn chain_id_given_for_a_diff_id_is_not_the_chain() {
+        let names = |diff_ids: &[Digest]| -> Vec<Digest> {
+            let paired = diff_ids.iter().map(|&diff_id| (blob("any"), diff_id)).collect();
+            layers("r.test", paired).iter().map(|layer| layer.chain_id).collect()
+        };
+        let [a, b, c] = [b"a", b"b", b"c"].map(|text| Digest::of(text));
+        let honest = names(&[a, b, c]);
+        // the name on disk, and that of the specification, which daemons of before have on disk
+        for chain in [honest[0], honest[1], Digest::of(format!("{a} {b}").as_bytes())] {
+            for posing in [names(&[chain, c]), names(&[chain, b, c])] {
+                assert!(posing.iter().all(|name| !honest.contains(name) && *name != chain), "{chain}");
+            }
+        }
+        assert_eq!(names(&[a, b]), honest[..2], "layers that are the same from the bottom are shared");
     }
 }

@@ -13,6 +13,7 @@
 //! Used by `hosts`, whose clients resolve names here, and by `endpoint`. It must not send requests.
 
 use super::hosts::host_and_port;
+use super::lookups::Lookups;
 use crate::config::RegistryConfig;
 use crate::lock::lock;
 use reqwest::Url;
@@ -123,15 +124,19 @@ impl Drop for AllowedHost {
 }
 
 /// Resolves names for HTTP clients, and leaves out the addresses that they may not have.
-pub struct Resolver(pub Arc<Destinations>);
+pub struct Resolver {
+    /// Who may be where.
+    pub destinations: Arc<Destinations>,
+    /// What looks names up.
+    pub lookups: Lookups,
+}
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let destinations = Arc::clone(&self.0);
+        let (destinations, lookups) = (Arc::clone(&self.destinations), self.lookups.clone());
         Box::pin(async move {
             let name = name.as_str();
-            // the port is the client's to fill in
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name, 0)).await?.collect();
+            let found = lookups.addresses(name).await?;
             let kept = if destinations.may_be_near(name) { found } else { far_ones(name, found)? };
             Ok(Box::new(kept.into_iter()) as Addrs)
         })
@@ -344,7 +349,7 @@ mod tests {
         assert!(!destinations.may_be_near("user.test"));
 
         // the only name that every machine resolves to itself
-        let resolver = Resolver(Arc::clone(&destinations));
+        let resolver = Resolver { destinations: Arc::clone(&destinations), lookups: Lookups::default() };
         let addresses = resolver.resolve("localhost".parse().unwrap()).await.unwrap();
         assert!(addresses.count() > 0);
     }

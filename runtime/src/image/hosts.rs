@@ -7,6 +7,7 @@ use super::answer::note_redirect;
 use super::destinations::{Destinations, Resolver};
 use super::endpoint::Clients;
 use super::error::ImageError;
+use super::lookups::Lookups;
 use super::reference::{is_loopback, one_spelling};
 use super::registry::Patience;
 use crate::config::RegistryConfig;
@@ -31,6 +32,8 @@ const KEPT_IDLE: Duration = Duration::from_secs(5);
 pub struct Hosts {
     sections: BTreeMap<String, RegistryConfig>,
     destinations: Arc<Destinations>,
+    /// Of all clients together.
+    lookups: Lookups,
     patience: Patience,
     clients: Mutex<HashMap<Trust, Clients>>,
     /// `image.foreign_layers`
@@ -55,7 +58,8 @@ impl Hosts {
         let sections =
             sections.into_iter().map(|(host, section)| (one_spelling(&host).unwrap_or(host), section));
         let sections = sections.collect();
-        Self { sections, destinations, patience, clients: Mutex::default(), foreign_layers }
+        let (lookups, clients) = (Lookups::default(), Mutex::default());
+        Self { sections, destinations, lookups, patience, clients, foreign_layers }
     }
 
     /// How slow and failing hosts are borne.
@@ -123,13 +127,14 @@ impl Hosts {
     }
 
     fn build(&self, trust: &Trust, redirects: redirect::Policy) -> Result<Client, String> {
+        let (destinations, lookups) = (Arc::clone(&self.destinations), self.lookups.clone());
         let mut builder = Client::builder()
             .user_agent(concat!("isopod/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(self.patience.stall)
             .read_timeout(self.patience.stall)
             .pool_max_idle_per_host(MOST_IDLE)
             .pool_idle_timeout(KEPT_IDLE)
-            .dns_resolver(Resolver(Arc::clone(&self.destinations)))
+            .dns_resolver(Resolver { destinations, lookups })
             .redirect(redirects)
             .referer(false);
         if trust.direct {

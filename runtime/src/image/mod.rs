@@ -34,6 +34,7 @@ mod hosts;
 mod jail;
 mod json;
 mod layer;
+mod lookups;
 mod manifest;
 mod output;
 pub mod overlay;

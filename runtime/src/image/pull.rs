@@ -15,13 +15,13 @@ use super::slots::Requester;
 use super::{ImageUser, Images, State, blocking, user};
 use crate::undo::{Failed, Undo};
 use crate::wall_clock::now_ns;
-use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Layers of one image that are on their way at once. A layer that waits for those below it has given its slot back, but its
-/// converter and its pump stay in memory; each waits for all below it before it ends, so no more than these exist.
+/// Layers of one image that are on their way at once. A layer that waits for those below it has given its slot
+/// back, but its converter and its pump stay in memory, and its download goes on.
 const LAYERS_AT_ONCE: usize = 8;
 
 /// One pull: whom it asks, and what its image may take.
@@ -79,13 +79,9 @@ impl Images {
         self.check_room(&described).await?;
         self.put_documents(&described).await?;
         let (pull, layers) = (&pull, &described.layers);
-        let have = |at: usize| async move {
-            if let Some(earlier) = at.checked_sub(LAYERS_AT_ONCE) {
-                self.have_layer(pull, layers, earlier).await?;
-            }
-            self.have_layer(pull, layers, at).await
-        };
-        let sizes = try_join_all((0..layers.len()).map(have)).await?;
+        // in order: a layer waits for those below it only, which have begun before it
+        let having = stream::iter(0..layers.len()).map(|at| self.have_layer(pull, layers, at));
+        let sizes: Vec<u64> = having.buffered(LAYERS_AT_ONCE).try_collect().await?;
         // with the files of layers that were here, or that other pulls made
         pull.quota.check_files(sizes.iter().fold(0, |sum, size| sum.saturating_add(*size)))?;
         let lowest = self.lowest_shown(layers).await?;

@@ -116,12 +116,14 @@ fn base() -> Vec<Vec<u8>> {
     ]
 }
 
-/// A layer upon another has the digest of such a text for its name. A layer that *is* the text would have that name alone, and take
-/// the place of the two for every image.
+/// Layers have the digests of such texts for their names. Where the lowest layer has its `diff_id` for a name, as
+/// with daemons of before, whose files stay, a layer that *is* the text would take the place of others for every
+/// image.
 #[test]
 fn text_that_names_a_chain_of_layers_is_no_layer() {
     let text = format!("{} {}", Digest::of(b"lower"), Digest::of(b"upper"));
-    for archive in [text.clone(), format!("{} {}", Digest::of(text.as_bytes()), Digest::of(b"third"))] {
+    let upper = format!("{} {}", Digest::of(text.as_bytes()), Digest::of(b"third"));
+    for archive in [format!("layer {}", Digest::of(b"lower")), text, upper] {
         let refused = Stack::default().push(archive.as_bytes());
         assert!(matches!(refused, Err(ConvertError::Archive(TarError::Truncated { .. }))), "{refused:?}");
     }

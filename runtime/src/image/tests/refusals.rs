@@ -2,7 +2,7 @@
 
 use super::layers::incompressible;
 use super::{Node, anonymous};
-use crate::image::test_registry::{TestImage, TestRegistry, descriptor};
+use crate::image::test_registry::{Shelf, TestImage, TestRegistry, descriptor};
 use crate::image::{Digest, ImageError, ImageUser};
 use serde_json::json;
 use std::slice::from_ref;
@@ -42,6 +42,38 @@ async fn layer_that_is_not_what_the_configuration_says_is_refused() {
     let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err();
     assert!(error.to_string().contains("uncompressed layer"), "{error}");
     assert_eq!(node.kept(), [0, 0, 0, 0]);
+}
+
+/// The chain id takes the place of two layers in the evil image. What is on disk is taken by its name.
+#[tokio::test]
+async fn diff_id_that_is_the_chain_id_of_others_brings_none_of_them() {
+    let image = TestImage::of_texts(&["a", "b"]);
+    let (a, b) = (Digest::of(&image.layers[0]), Digest::of(&image.layers[1]));
+    let upper = TestImage::of_texts(&["c"]);
+    let registry = TestRegistry::of(image.shelf("app", "1")).await;
+    let node = Node::new();
+    let images = node.images();
+    images.pull(&registry.name("app:1"), &anonymous()).await.unwrap();
+    let on_disk = images.layers(&image.id());
+    for chain in [on_disk[0].chain_id, on_disk[1].chain_id, Digest::of(format!("{a} {b}").as_bytes())] {
+        let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers",
+            "diff_ids": [chain, Digest::of(&upper.layers[0])]}});
+        let config = config.to_string().into_bytes();
+        let blobs = [image.blobs().remove(1), upper.blobs().remove(0)];
+        let layers =
+            blobs.each_ref().map(|blob| descriptor(blob, "application/vnd.oci.image.layer.v1.tar+gzip"));
+        let named = descriptor(&config, "application/vnd.oci.image.config.v1+json");
+        let manifest =
+            json!({"schemaVersion": 2, "config": named, "layers": layers}).to_string().into_bytes();
+        let content = blobs.into_iter().chain([config]);
+        let mut shelf: Shelf =
+            content.map(|blob| (format!("evil/blobs/{}", Digest::of(&blob)), blob)).collect();
+        shelf.insert("evil/manifests/1".to_owned(), manifest);
+        let evil = TestRegistry::of(shelf).await;
+        let error = images.pull(&evil.name("evil:1"), &anonymous()).await.unwrap_err();
+        assert!(matches!(error, ImageError::Corrupt { expected, .. } if expected == chain), "{error}");
+        assert_eq!(images.list(None).unwrap().len(), 1, "{chain}");
+    }
 }
 
 /// Pulls with each of these converters, which fail, and say so by these words.

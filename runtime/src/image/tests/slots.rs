@@ -246,6 +246,34 @@ async fn layer_that_a_victim_waits_for_is_not_behind_others_of_the_pull_that_beg
     attack.abort();
 }
 
+/// Each layer that hangs loses its slot to the next one, so the slots alone bound nothing.
+#[tokio::test]
+async fn pull_of_many_layers_that_hang_has_eight_of_them_on_their_way() {
+    let texts: Vec<String> = (0..32).map(|number| format!("layer {number}")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let image = TestImage::of_texts(&texts);
+    let (shelf, blobs) = (image.shelf("app", "1"), image.blobs());
+    let layers: Vec<String> = blobs.iter().map(|blob| Digest::of(blob).to_string()).collect();
+    let registry = TestRegistry::start(move |request| {
+        let hangs = blobs.iter().any(|blob| is_blob(request, blob));
+        Reply { breaks_after: hangs.then_some((20, true)), ..from_shelf(&shelf, request) }
+    })
+    .await;
+    let node = Node { stall: SOON * 6, ..Node::new() };
+    let attack = pull(&node.images(), registry.name("app:1"));
+    assert!(eventually(|| node.files("incoming") == 8).await, "{} of 8", node.files("incoming"));
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        assert_eq!(node.files("incoming"), 8);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let asked: Vec<bool> = layers.iter().map(|layer| !registry.asked(layer).is_empty()).collect();
+    assert_eq!(asked, [[true; 8], [false; 8], [false; 8], [false; 8]].concat(), "the lowest are first");
+    assert!(!attack.is_finished());
+    attack.abort();
+    assert_eq!(node.settled().await[2], 0);
+}
+
 #[tokio::test]
 async fn failure_of_another_pull_of_the_same_blob_is_retried_alone() {
     let image = TestImage::of_texts(&["shared"]);
