@@ -4,6 +4,7 @@
 //! Used by `build` and `store`. The holder's end is the template's: what there is to see of it is gone then.
 
 use super::super::HypervisorError;
+use super::super::pages;
 use super::super::process::{Process, Start};
 use super::super::vm::Snapshot;
 use super::clones::{Clones, Lease};
@@ -106,12 +107,16 @@ impl Template {
         let Some(holder) = look()? else { return Ok(None) };
         let file = |number| Sealed::open(Path::new(&format!("/proc/{}/fd/{number}", record.pid)));
         let (memory, state) = (file(MEMORY)?, file(STATE)?);
-        let wanted = u64::from(record.key.recipe.boot.memory_mib) << 20;
+        let wanted = record.key.memory_bytes();
         // Once more: the files were opened by number, and the holder may have ended meanwhile. And where an update has changed
         // what a key is made of, the state says what no key says any more.
         let same =
             look()?.is_some() && memory.len()? == wanted && record.built_from == record.key.built_from();
-        let TemplateRecord { key, built_from, built_at_ns, working_set, .. } = record;
+        let TemplateRecord { key, built_from, built_at_ns, mut working_set, .. } = record;
+        if !pages::are_possible(&working_set, wanted) {
+            tracing::warn!(template = name, "recorded working set is not possible: it is rehearsed again");
+            working_set.clear();
+        }
         let (name, clones) = (name.to_owned(), Arc::default());
         let rehearsal = Mutex::new(Rehearsal::recorded(working_set));
         let found = Self { name, key, built_from, built_at_ns, memory, state, rehearsal, holder, clones };

@@ -45,7 +45,7 @@ pub async fn template_of(key: &Key) -> Arc<Template> {
 }
 
 async fn named_template(name: &str, key: &Key) -> Arc<Template> {
-    let bytes = u64::from(key.recipe.boot.memory_mib) << 20;
+    let bytes = key.memory_bytes();
     let memory = Sealed::seal(new_file("memory", bytes).unwrap()).unwrap();
     let state = Sealed::seal(new_file("state", 1).unwrap()).unwrap();
     let null = OpenOptions::new().write(true).open("/dev/null").unwrap();
@@ -336,6 +336,9 @@ async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
     assert!(Template::adopt(&made.name, record.clone()).unwrap().is_some());
     let mut other = record.clone();
     other.key.recipe.boot.memory_mib = 65;
+    let impossible = vec![PageRange(0, u64::MAX)];
+    let told = super::TemplateRecord { working_set: impossible, ..record.clone() };
+    assert!(Template::adopt(&made.name, told).unwrap().unwrap().working_set().is_empty());
     assert!(Template::adopt(&made.name, other).unwrap().is_none());
     made.kill().await;
     assert!(Template::adopt(&made.name, record.clone()).unwrap().is_none());
