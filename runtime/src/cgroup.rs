@@ -230,7 +230,7 @@ impl PodCgroup {
         &self.path
     }
 
-    /// Makes it, and its parents where kubelet has not.
+    /// Makes it, and its parents where kubelet has not. What is in it never goes to the node's swap.
     ///
     /// # Errors
     /// Where a directory cannot be made.
@@ -239,7 +239,21 @@ impl PodCgroup {
         if !self.path.join("memory.current").exists() {
             self.enable_controllers(&CONTROLLERS);
         }
+        self.forbid_swap();
         Ok(())
+    }
+
+    /// A guest that takes more memory than its pod may have is ended, and does not fill the node's swap first
+    /// (decision 0009). Without the controller, or without swap in the kernel, there is no such file.
+    fn forbid_swap(&self) {
+        // Opened and not made: a plain directory, as tests have it, must stay as it is.
+        let file = OpenOptions::new().write(true).open(self.path.join("memory.swap.max"));
+        match file.and_then(|mut file| file.write_all(b"0")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(cgroup = %self.path.display(), %error, "its memory may go to the node's swap");
+            }
+            _ => {}
+        }
     }
 
     /// Turns on controllers for the levels above, as far as that is possible: without them a pod runs, and its figures
@@ -415,6 +429,18 @@ mod tests {
         cgroup.place(list("0"), None);
         cgroup.place(None, None);
         assert_eq!(placed(), "");
+    }
+
+    #[test]
+    fn pod_has_none_of_the_nodes_swap() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = PodCgroup::new(root.path(), "", "1").unwrap();
+        let file = cgroup.path().join("memory.swap.max");
+        cgroup.create().unwrap();
+        assert!(!file.exists(), "no controller, no file");
+        fs::write(&file, "9").unwrap();
+        cgroup.create().unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "0");
     }
 
     fn path(parent: &str) -> Option<String> {
