@@ -6,6 +6,7 @@
 //! Called by `sandbox`, by `hypervisor` for templates, and by `serve` for converters. It must not touch the parent: that is kubelet's.
 
 use crate::cpu_list::CpuList;
+use crate::oom_score;
 use nix::errno::Errno;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
@@ -197,6 +198,20 @@ impl PodCgroup {
             let there = || CpuList::of_node(Path::new(there)).unwrap_or_default();
             let wanted = set.map_or_else(String::new, |set| set.intersection(&there()).to_string());
             self.confine(file, &wanted);
+        }
+    }
+
+    /// Gives all of its processes this `oom_score_adj`, see [`oom_score`]. A number that has become another
+    /// process's is not written to: the process is held open before it is looked up once more.
+    pub fn set_oom_score(&self, score: i32) {
+        let processes = || {
+            self.processes().unwrap_or_else(|error| {
+                tracing::debug!(cgroup = %self.path.display(), %error, "oom score stays as it is");
+                Vec::new()
+            })
+        };
+        for pid in processes() {
+            oom_score::set(pid, score, || processes().contains(&pid));
         }
     }
 
@@ -441,6 +456,25 @@ mod tests {
         fs::write(&file, "9").unwrap();
         cgroup.create().unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "0");
+    }
+
+    #[test]
+    fn processes_of_a_pod_get_its_oom_score() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = PodCgroup { path: root.path().to_owned() };
+        cgroup.set_oom_score(1000);
+        let mut child = std::process::Command::new("/usr/bin/sleep").arg("60").spawn().unwrap();
+        let score =
+            || fs::read_to_string(format!("/proc/{}/oom_score_adj", child.id())).unwrap().trim().to_owned();
+        let before = score();
+        fs::write(root.path().join("cgroup.procs"), "").unwrap();
+        cgroup.set_oom_score(987);
+        assert_eq!(score(), before, "it is in no cgroup of a pod");
+        fs::write(root.path().join("cgroup.procs"), format!("{}\n", child.id())).unwrap();
+        cgroup.set_oom_score(987);
+        assert_eq!(score(), "987");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     fn path(parent: &str) -> Option<String> {

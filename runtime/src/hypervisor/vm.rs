@@ -16,6 +16,7 @@ use super::process::{Process, Start};
 use super::vsock::connect_guest;
 use super::{HypervisorError, Vm, VmRecord, VmSpec};
 use crate::hostile_text::Tail;
+use crate::oom_score;
 use crate::undo::Undo;
 use async_trait::async_trait;
 use isopod_protocols::vmm::{BootConfig, Extent, PageRange, Request, Response, Shape, Stats};
@@ -123,6 +124,8 @@ impl LocalVm {
             log: sockets.log.as_fd(),
             descriptors: &[sockets.control.as_fd()],
             cgroup: launch.cgroup,
+            // A pod's gets that of its containers as soon as there are some.
+            oom_score: oom_score::FIRST,
         };
         let process = Process::start(&start).instrument(info_span!("spawn")).await?;
         let vm = Self { patience: launch.patience, ..Self::new(launch.id, launch.directory, process) };

@@ -12,6 +12,7 @@ use super::key::Key;
 use super::rehearsal::Rehearsal;
 use super::sealed::Sealed;
 use crate::lock::lock;
+use crate::oom_score;
 use crate::wall_clock::now_ns;
 use isopod_protocols::vmm::PageRange;
 use serde::{Deserialize, Serialize};
@@ -80,6 +81,7 @@ pub async fn start(
         log,
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup,
+        oom_score: oom_score::USUAL,
     })
     .await
 }
@@ -112,6 +114,10 @@ impl Template {
         // what a key is made of, the state says what no key says any more.
         let same =
             look()?.is_some() && memory.len()? == wanted && record.built_from == record.key.built_from();
+        if same {
+            // That of an earlier version's holder is its daemon's.
+            oom_score::set(record.pid, oom_score::USUAL, || matches!(look(), Ok(Some(_))));
+        }
         let TemplateRecord { key, built_from, built_at_ns, mut working_set, .. } = record;
         if !pages::are_possible(&working_set, wanted) {
             tracing::warn!(template = name, "recorded working set is not possible: it is rehearsed again");
