@@ -6,6 +6,7 @@
 //! Called by `sandbox`, by `hypervisor` for templates, and by `serve` for converters. It must not touch the parent: that is kubelet's.
 
 use crate::cpu_list::CpuList;
+use crate::oom_score;
 use nix::errno::Errno;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
@@ -200,6 +201,20 @@ impl PodCgroup {
         }
     }
 
+    /// Gives all of its processes this `oom_score_adj`, see [`oom_score`]. A number that has become another
+    /// process's is not written to: the process is held open before it is looked up once more.
+    pub fn set_oom_score(&self, score: i32) {
+        let processes = || {
+            self.processes().unwrap_or_else(|error| {
+                tracing::debug!(cgroup = %self.path.display(), %error, "oom score stays as it is");
+                Vec::new()
+            })
+        };
+        for pid in processes() {
+            oom_score::set(pid, score, || processes().contains(&pid));
+        }
+    }
+
     fn confine(&self, file: &str, wanted: &str) {
         let path = self.path.join(file);
         if !wanted.is_empty() && !path.exists() {
@@ -230,7 +245,7 @@ impl PodCgroup {
         &self.path
     }
 
-    /// Makes it, and its parents where kubelet has not.
+    /// Makes it, and its parents where kubelet has not. What is in it never goes to the node's swap.
     ///
     /// # Errors
     /// Where a directory cannot be made.
@@ -239,7 +254,21 @@ impl PodCgroup {
         if !self.path.join("memory.current").exists() {
             self.enable_controllers(&CONTROLLERS);
         }
+        self.forbid_swap();
         Ok(())
+    }
+
+    /// A guest that takes more memory than its pod may have is ended, and does not fill the node's swap first
+    /// (decision 0009). Without the controller, or without swap in the kernel, there is no such file.
+    fn forbid_swap(&self) {
+        // Opened and not made: a plain directory, as tests have it, must stay as it is.
+        let file = OpenOptions::new().write(true).open(self.path.join("memory.swap.max"));
+        match file.and_then(|mut file| file.write_all(b"0")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(cgroup = %self.path.display(), %error, "its memory may go to the node's swap");
+            }
+            _ => {}
+        }
     }
 
     /// Turns on controllers for the levels above, as far as that is possible: without them a pod runs, and its figures
@@ -415,6 +444,37 @@ mod tests {
         cgroup.place(list("0"), None);
         cgroup.place(None, None);
         assert_eq!(placed(), "");
+    }
+
+    #[test]
+    fn pod_has_none_of_the_nodes_swap() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = PodCgroup::new(root.path(), "", "1").unwrap();
+        let file = cgroup.path().join("memory.swap.max");
+        cgroup.create().unwrap();
+        assert!(!file.exists(), "no controller, no file");
+        fs::write(&file, "9").unwrap();
+        cgroup.create().unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "0");
+    }
+
+    #[test]
+    fn processes_of_a_pod_get_its_oom_score() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = PodCgroup { path: root.path().to_owned() };
+        cgroup.set_oom_score(1000);
+        let mut child = std::process::Command::new("/usr/bin/sleep").arg("60").spawn().unwrap();
+        let score =
+            || fs::read_to_string(format!("/proc/{}/oom_score_adj", child.id())).unwrap().trim().to_owned();
+        let before = score();
+        fs::write(root.path().join("cgroup.procs"), "").unwrap();
+        cgroup.set_oom_score(987);
+        assert_eq!(score(), before, "it is in no cgroup of a pod");
+        fs::write(root.path().join("cgroup.procs"), format!("{}\n", child.id())).unwrap();
+        cgroup.set_oom_score(987);
+        assert_eq!(score(), "987");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     fn path(parent: &str) -> Option<String> {

@@ -6,10 +6,11 @@
 //! command  ->  serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch,
 //!                                                           host_users
 //!                                                       ->  store, undo, config, id, lock, trace, hostile_text, private,
-//!                                                           cpu_list, cpu_rate
+//!                                                           cpu_list, cpu_rate, oom_score
 //! serve, check -> cri -> pod -> container -> sandbox -> hypervisor, agent_client, network, cgroup, scratch
 //!                     -> image
-//!                     -> store, undo, config, id, resources, trace, hostile_text, private, cpu_list, cpu_rate
+//!                     -> store, undo, config, id, resources, trace, hostile_text, private, cpu_list, cpu_rate,
+//!                        oom_score
 //! ```
 //!
 //! The CRI's messages are used in `cri` alone, which translates them into [`sandbox::SandboxSpec`] and
@@ -43,6 +44,7 @@ pub mod id;
 pub mod image;
 pub mod lock;
 pub mod network;
+pub mod oom_score;
 pub mod pod;
 pub mod preparation;
 pub mod private;

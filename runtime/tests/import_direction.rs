@@ -68,6 +68,7 @@ const LOWEST: &[&str] = &[
     "wall_clock",
     "cpu_list",
     "cpu_rate",
+    "oom_score",
 ];
 
 fn crate_root() -> PathBuf {

@@ -5,7 +5,9 @@ use isopod_protocols::cri as v1;
 use isopod_tests::cases;
 use isopod_tests::cri::{Cri, Pod, container_config, wait_for};
 use isopod_tests::daemon;
+use isopod_tests::held::vmm_of;
 use isopod_tests::node::{Isopod, Settings};
+use std::fs;
 use std::ops::Range;
 use std::process::ExitCode;
 use tonic::{Code, Status};
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
             processors_follow_the_pods_limits_up_and_down,
             limits_of_a_new_container_grow_the_vm,
             more_processors_than_the_handler_allows_are_refused,
+            vmm_has_the_oom_score_of_its_containers,
         ],
     )
 }
@@ -141,4 +144,44 @@ fn more_processors_than_the_handler_allows_are_refused() -> Result<()> {
         ensure!(processors(&cri, &container)? == 1);
         cri.clean()
     })
+}
+
+fn vmm_has_the_oom_score_of_its_containers() -> Result<()> {
+    let cri = cri()?;
+    let pod = cri.run_pod("scored")?;
+    let vmm = vmm_of(&pod)?;
+    let is = |expected: &str, when: &str| {
+        let score = fs::read_to_string(format!("/proc/{vmm}/oom_score_adj"))?;
+        ensure!(score.trim() == expected, "{} {when}, and not {expected}", score.trim());
+        Ok(())
+    };
+    let score = |oom_score_adj| v1::LinuxContainerResources { oom_score_adj, ..Default::default() };
+    let sleeper = |name: &str, oom_score_adj| -> Result<String> {
+        let mut config = container_config(name, "busybox", &["sleep", "1000"]);
+        let resources = Some(score(oom_score_adj));
+        config.linux = Some(v1::LinuxContainerConfig { resources, ..Default::default() });
+        Ok(cri.run_container(&pod, config)?)
+    };
+    is("1000", "without containers")?;
+    let best_effort = sleeper("besteffort", 1000)?;
+    is("1000", "with a container that goes first")?;
+    update(&cri, &best_effort, score(900))?;
+    is("900", "after an update")?;
+    let guaranteed = sleeper("guaranteed", -997)?;
+    is("-997", "beside one that goes last")?;
+    let swap = fs::read_to_string(format!("/proc/{vmm}/cgroup"))?;
+    let swap = format!("/sys/fs/cgroup{}/memory.swap.max", swap.trim().trim_start_matches("0::"));
+    if let Ok(swap) = fs::read_to_string(swap) {
+        ensure!(swap.trim() == "0", "a pod may have {} of the node's swap", swap.trim());
+    }
+    daemon::restart()?;
+    let cri = Cri::connect()?;
+    is("-997", "with the next daemon")?;
+    cri.stop(&guaranteed, 0)?;
+    wait_for("the score of the container that is left", || Ok(is("900", "after an end").ok()))?;
+    cri.remove(&guaranteed)?;
+    cri.stop(&best_effort, 0)?;
+    cri.remove(&best_effort)?;
+    is("1000", "when all containers are gone")?;
+    cri.clean()
 }

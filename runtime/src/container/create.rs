@@ -54,13 +54,13 @@ impl Containers {
             Err(oneshot::error::TryRecvError::Closed) => Err(ContainerError::Abandoned(container.id.clone())),
             _ => Ok(container),
         });
-        undo.settle(made).await.map_err(|Failed { cause, leftovers }| {
-            // Without its CPUs.
-            self.place(&sandbox, None);
-            match leftovers {
-                None => cause,
-                Some(leftovers) => ContainerError::Undo { cause: Box::new(cause), leftovers },
-            }
+        let settled = undo.settle(made).await;
+        // Where it failed, without its CPUs. Where not, another container of the pod may have changed since
+        // room was made, when this one was not in the table.
+        self.place(&sandbox, None);
+        settled.map_err(|Failed { cause, leftovers }| match leftovers {
+            None => cause,
+            Some(leftovers) => ContainerError::Undo { cause: Box::new(cause), leftovers },
         })
     }
 

@@ -84,8 +84,6 @@ impl Containers {
                 Ok(sandbox) if sandbox.machine().is_err() => self.lose(&container),
                 Ok(_) if container.state() == State::Created => {}
                 Ok(sandbox) => {
-                    // One may have ended, or been half made, while no daemon ran.
-                    self.place(&sandbox, None);
                     self.resume_output(&container);
                     if let (true, Ok(machine)) = (container.is_running(), sandbox.machine()) {
                         // What fails here is tried again before the container's next exec.
@@ -93,6 +91,11 @@ impl Containers {
                     }
                 }
             }
+        }
+        // One may have ended, or been half made, while no daemon ran; and a VM without containers has its OOM
+        // score too.
+        for sandbox in self.sandboxes.list().iter().filter(|sandbox| sandbox.machine().is_ok()) {
+            self.place(sandbox, None);
         }
         Ok(())
     }

@@ -211,7 +211,7 @@ pub struct Containers {
     /// Directory of streams' positions.
     streams: PathBuf,
     table: Mutex<Table>,
-    /// Held while a pod's VM is placed on CPUs of the node.
+    /// Held while a pod's VM is placed on the node.
     placing: Mutex<()>,
     exec_room: Arc<Room>,
 }
@@ -381,16 +381,18 @@ impl Containers {
         Ok(())
     }
 
-    /// Has the pod's VM run on the CPUs and memory nodes of its containers that have not ended, where the one of that id has
-    /// these limits. Called whenever one of them changes.
+    /// Has the pod's VM run on the CPUs and memory nodes of its containers that have not ended, and with
+    /// their OOM score, where the one of that id has these limits. Called whenever one of them changes.
     fn place(&self, sandbox: &Sandbox, changed: Option<(&str, &Resources)>) {
         let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
         let others = self.of_sandbox(&sandbox.id).into_iter().filter(|other| {
             changed.is_none_or(|(id, _)| other.id != id) && !matches!(other.state(), State::Exited(_))
         });
         let all: Vec<_> = others.map(|other| other.record().resources.clone()).collect();
-        let (cpus, mems) = resources::place(all.iter().chain(changed.map(|(_, limits)| limits)));
+        let all = || all.iter().chain(changed.map(|(_, limits)| limits));
+        let (cpus, mems) = resources::place(all());
         sandbox.cgroup.place(cpus, mems);
+        sandbox.cgroup.set_oom_score(resources::oom_score(all()));
     }
 
     fn save_resources(&self, container: &Container, resources: Resources) -> Result<(), ContainerError> {

@@ -29,13 +29,15 @@ impl Containers {
             Some(sandbox) => sandbox.enter().await.ok(),
             None => None,
         };
-        match entered {
-            Some(entered) => {
+        match sandbox.zip(entered) {
+            Some((sandbox, entered)) => {
                 let _pod = self.pod_lock(&container.sandbox_id()).await;
                 let request = RemoveContainerRequest { container_id: container.id.clone() };
                 entered.machine.agent.remove_container(request).await?;
                 let layers = container.record().layers.clone();
                 self.forget(container)?;
+                // One that never began had not ended.
+                self.place(sandbox, None);
                 self.detach_layers(&container.sandbox_id(), &entered.machine.vm, &layers).await;
             }
             None => self.forget(container)?,

@@ -3,11 +3,13 @@
 //!
 //! `cpuset_cpus` and `cpuset_mems` name CPUs and memory nodes of the *node*. They are checked here and do not
 //! go to the guest, which has others: their number sizes the VM ([`together`]), and the VM's threads run
-//! there ([`place`]).
+//! there ([`place`]). `oom_score_adj` counts twice: in the guest for the container's processes, and on the
+//! node for the VM ([`oom_score()`]).
 //!
 //! Called by `request`, `update` and `create`.
 
 use crate::cpu_list::{BadList, CpuList};
+use crate::oom_score;
 use crate::resources::Resources;
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
@@ -149,6 +151,15 @@ pub fn place<'a>(all: impl Iterator<Item = &'a Resources>) -> (Option<CpuList>, 
     (some(cpus), some(mems))
 }
 
+/// The `oom_score_adj` of the VM that holds containers with these limits: the lowest of theirs, as killing
+/// the VM ends all of them. Without any it holds nothing and goes first. 0 is a score like others: it is what
+/// whoever says nothing has, `crictl` as a rule.
+pub fn oom_score<'a>(all: impl Iterator<Item = &'a Resources>) -> i32 {
+    let lowest = all.map(|one| one.oom_score_adj).min().unwrap_or(oom_score::FIRST.into());
+    let clamped = lowest.clamp(oom_score::LOWEST.into(), oom_score::FIRST.into());
+    i32::try_from(clamped).expect("it is between two of that type")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,6 +240,20 @@ mod tests {
         assert_eq!(of(&[on("2", "0", 0), on("5", "1", 0)]), (Some("2,5".into()), Some("0,1".into())));
         assert_eq!(of(&[on("2", "0", 0), on("", "1", 0)]), (None, Some("0,1".into())));
         assert_eq!(of(&[]), (None, None));
+    }
+
+    #[test]
+    fn oom_score_is_the_lowest_and_without_containers_the_highest() {
+        let of = |scores: &[i64]| {
+            let limits = |score: &i64| Resources { oom_score_adj: *score, ..Resources::default() };
+            oom_score(scores.iter().map(limits).collect::<Vec<_>>().iter())
+        };
+        assert_eq!(of(&[]), 1000);
+        assert_eq!(of(&[1000]), 1000);
+        assert_eq!(of(&[1000, -998, 2]), -998);
+        assert_eq!(of(&[1000, 0]), 0, "one that says nothing");
+        assert_eq!(of(&[-1000]), -999, "its cgroup's limit must still end it");
+        assert_eq!((of(&[i64::MIN]), of(&[i64::MAX])), (-999, 1000));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod control;
 pub mod fake;
 mod files;
 mod local;
+mod pages;
 mod process;
 mod sys;
 pub mod template;

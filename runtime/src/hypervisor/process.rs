@@ -5,6 +5,7 @@
 
 use super::HypervisorError;
 use super::sys::{self, Program};
+use crate::oom_score;
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
@@ -40,6 +41,8 @@ pub struct Start<'a> {
     pub descriptors: &'a [BorrowedFd<'a>],
     /// The cgroup it is born in.
     pub cgroup: Option<&'a Path>,
+    /// Its `oom_score_adj`, from its first instructions on.
+    pub oom_score: i32,
 }
 
 impl Process {
@@ -53,8 +56,10 @@ impl Process {
         let started = tokio::task::spawn_blocking(move || sys::spawn(&program)).await;
         let started = started.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)?;
         let pid = started.pid;
+        // A child that was not reaped keeps its number.
+        oom_score::set(pid, start.oom_score, || true);
         Self::new(pid, started.into_pidfd()).map_err(|error| {
-            // A child that was not reaped keeps its number, so this hits no other process.
+            // This hits no other process either.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             failed(error)
         })
@@ -147,7 +152,8 @@ mod tests {
     async fn sleeper(program: &Path, descriptors: &[BorrowedFd<'_>]) -> Process {
         let null = OpenOptions::new().write(true).open("/dev/null").unwrap();
         let words = ["sleep", "1000"];
-        let start = Start { program, words: &words, log: null.as_fd(), descriptors, cgroup: None };
+        let oom_score = oom_score::FIRST;
+        let start = Start { program, words: &words, log: null.as_fd(), descriptors, cgroup: None, oom_score };
         Process::start(&start).await.unwrap()
     }
 
@@ -219,6 +225,14 @@ mod tests {
         // The pipe ends with the process that has its other end.
         let ended = tokio::task::spawn_blocking(move || ours.read(&mut [0]).unwrap());
         assert_eq!(timeout(LONG, ended).await.expect("the process lives on").unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn process_has_the_score_that_it_was_given() {
+        let process = sleeper(Path::new("/usr/bin/sleep"), &[]).await;
+        let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", process.pid)).unwrap();
+        assert_eq!(score.trim(), "1000");
+        process.kill().await;
     }
 
     #[tokio::test]

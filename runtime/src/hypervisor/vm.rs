@@ -11,15 +11,15 @@
 
 use super::control::{Control, GuestConnections};
 use super::files::{CONTROL, Files, Sockets, VSOCK, log_tail};
+use super::pages::{self, pieces};
 use super::process::{Process, Start};
 use super::vsock::connect_guest;
 use super::{HypervisorError, Vm, VmRecord, VmSpec};
 use crate::hostile_text::Tail;
+use crate::oom_score;
 use crate::undo::Undo;
 use async_trait::async_trait;
-use isopod_protocols::vmm::{
-    BootConfig, Extent, MAX_PAGE_RANGES, PageRange, Request, Response, Shape, Stats,
-};
+use isopod_protocols::vmm::{BootConfig, Extent, PageRange, Request, Response, Shape, Stats};
 use isopod_protocols::vsock::{AGENT_PORT, READY_PORT};
 use std::fs::File;
 use std::future::Future;
@@ -41,9 +41,6 @@ const VSOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Time in which the end of a VMM shows whose socket broke.
 const END_NOTICE: Duration = Duration::from_millis(500);
-
-/// Pages that a VMM populates before it looks after its guest again: less than a millisecond's work.
-const POPULATED_AT_ONCE: u64 = 128;
 
 /// Most extents that a VM has at a time: those that its VMM has room for.
 const MAX_EXTENTS: usize = 1024;
@@ -96,7 +93,7 @@ pub struct Snapshot<'a> {
 
 /// What a restored VM has written since, see [`LocalVm::working_set`].
 pub struct WorkingSet {
-    /// Pages, in rising order; at most [`MAX_PAGE_RANGES`] ranges.
+    /// Pages that the snapshot's memory has, see [`pages::are_possible`].
     pub pages: Vec<PageRange>,
     /// Blocks of 2 MiB of the snapshot's memory that are large pages of the host now.
     pub large_pages: u32,
@@ -127,6 +124,8 @@ impl LocalVm {
             log: sockets.log.as_fd(),
             descriptors: &[sockets.control.as_fd()],
             cgroup: launch.cgroup,
+            // A pod's gets that of its containers as soon as there are some.
+            oom_score: oom_score::FIRST,
         };
         let process = Process::start(&start).instrument(info_span!("spawn")).await?;
         let vm = Self { patience: launch.patience, ..Self::new(launch.id, launch.directory, process) };
@@ -236,12 +235,16 @@ impl LocalVm {
         self.connect_vsock(AGENT_PORT).await
     }
 
-    /// What this VM has written since it was restored from a snapshot with that memory. What it has not
-    /// becomes large pages of the snapshot, as far as the host has some.
-    pub async fn working_set(&self, memory: BorrowedFd<'_>) -> Result<WorkingSet, HypervisorError> {
+    /// What this VM has written since it was restored from a snapshot with that memory, which has so many
+    /// bytes. What it has not becomes large pages of the snapshot, as far as the host has some.
+    pub async fn working_set(
+        &self,
+        memory: BorrowedFd<'_>,
+        memory_bytes: u64,
+    ) -> Result<WorkingSet, HypervisorError> {
         match self.ask("rehearsed", &Request::Rehearsed {}, &[memory], REQUEST_LIMIT).await? {
             Response::WorkingSet { pages, large_pages, refused_large_pages }
-                if pages.len() <= MAX_PAGE_RANGES =>
+                if pages::are_possible(&pages, memory_bytes) =>
             {
                 Ok(WorkingSet { pages, large_pages, refused_large_pages })
             }
@@ -374,24 +377,6 @@ fn are_possible(extents: &[Extent]) -> bool {
     extents.len() <= MAX_EXTENTS
 }
 
-/// Ranges of about [`POPULATED_AT_ONCE`] pages together.
-fn pieces(pages: &[PageRange]) -> Vec<Vec<PageRange>> {
-    let mut pieces = Vec::new();
-    let mut room = 0;
-    for &PageRange(mut first, mut count) in pages {
-        while count > 0 {
-            if room == 0 {
-                pieces.push(Vec::new());
-                room = POPULATED_AT_ONCE;
-            }
-            let taken = count.min(room);
-            pieces.last_mut().expect("one was pushed when there was no room").push(PageRange(first, taken));
-            (first, count, room) = (first + taken, count - taken, room - taken);
-        }
-    }
-    pieces
-}
-
 fn is_break(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | UnexpectedEof)
@@ -406,19 +391,5 @@ mod tests {
         let extent = Extent { offset: 0, read_only: true };
         assert!(are_possible(&vec![extent; MAX_EXTENTS]));
         assert!(!are_possible(&vec![extent; MAX_EXTENTS + 1]));
-    }
-
-    #[test]
-    fn pages_are_populated_in_pieces_that_are_not_large() {
-        assert!(pieces(&[]).is_empty());
-        let small = [PageRange(1, 3), PageRange(9, 1)];
-        assert_eq!(pieces(&small), [small.to_vec()]);
-        let large = [PageRange(0, POPULATED_AT_ONCE - 1), PageRange(1000, 2 * POPULATED_AT_ONCE)];
-        let expected = [
-            vec![PageRange(0, POPULATED_AT_ONCE - 1), PageRange(1000, 1)],
-            vec![PageRange(1001, POPULATED_AT_ONCE)],
-            vec![PageRange(1001 + POPULATED_AT_ONCE, POPULATED_AT_ONCE - 1)],
-        ];
-        assert_eq!(pieces(&large), expected);
     }
 }

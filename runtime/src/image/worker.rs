@@ -20,6 +20,7 @@ use super::erofs::Erofs;
 use super::jail::JailError;
 use super::overlay::Overlay;
 use super::sys;
+use crate::oom_score;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -125,6 +126,10 @@ pub fn run_if_asked() {
     let what = arguments.next().unwrap_or_default();
     let told_to = arguments.next().unwrap_or_default();
     let told_to = told_to.to_string_lossy();
+    if what == CONVERT || what == DECOMPRESS {
+        // The jail has no /proc. One that keeps the daemon's score does its work all the same.
+        let _ = oom_score::set_own(oom_score::FIRST);
+    }
     let jailed = if what == CONVERT {
         let worker = serde_json::from_str::<Worker>(&told_to).map_err(JailError::from);
         worker.and_then(|worker| worker.jail.enter(true).map(|()| worker.run()))

@@ -181,7 +181,7 @@ impl Builder {
             let path = directory.clone();
             move |source| BuildError::File { what, path, source }
         };
-        let bytes = u64::from(recipe.boot.memory_mib) << 20;
+        let bytes = key.memory_bytes();
         let memory = new_file("isopod-template-memory", bytes).map_err(failed("memory"))?;
         let state = new_file("isopod-template-state", 0).map_err(failed("state"))?;
 

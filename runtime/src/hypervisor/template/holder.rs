@@ -4,6 +4,7 @@
 //! Used by `build` and `store`. The holder's end is the template's: what there is to see of it is gone then.
 
 use super::super::HypervisorError;
+use super::super::pages;
 use super::super::process::{Process, Start};
 use super::super::vm::Snapshot;
 use super::clones::{Clones, Lease};
@@ -11,6 +12,7 @@ use super::key::Key;
 use super::rehearsal::Rehearsal;
 use super::sealed::Sealed;
 use crate::lock::lock;
+use crate::oom_score;
 use crate::wall_clock::now_ns;
 use isopod_protocols::vmm::PageRange;
 use serde::{Deserialize, Serialize};
@@ -79,6 +81,7 @@ pub async fn start(
         log,
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup,
+        oom_score: oom_score::USUAL,
     })
     .await
 }
@@ -106,12 +109,20 @@ impl Template {
         let Some(holder) = look()? else { return Ok(None) };
         let file = |number| Sealed::open(Path::new(&format!("/proc/{}/fd/{number}", record.pid)));
         let (memory, state) = (file(MEMORY)?, file(STATE)?);
-        let wanted = u64::from(record.key.recipe.boot.memory_mib) << 20;
+        let wanted = record.key.memory_bytes();
         // Once more: the files were opened by number, and the holder may have ended meanwhile. And where an update has changed
         // what a key is made of, the state says what no key says any more.
         let same =
             look()?.is_some() && memory.len()? == wanted && record.built_from == record.key.built_from();
-        let TemplateRecord { key, built_from, built_at_ns, working_set, .. } = record;
+        if same {
+            // That of an earlier version's holder is its daemon's.
+            oom_score::set(record.pid, oom_score::USUAL, || matches!(look(), Ok(Some(_))));
+        }
+        let TemplateRecord { key, built_from, built_at_ns, mut working_set, .. } = record;
+        if !pages::are_possible(&working_set, wanted) {
+            tracing::warn!(template = name, "recorded working set is not possible: it is rehearsed again");
+            working_set.clear();
+        }
         let (name, clones) = (name.to_owned(), Arc::default());
         let rehearsal = Mutex::new(Rehearsal::recorded(working_set));
         let found = Self { name, key, built_from, built_at_ns, memory, state, rehearsal, holder, clones };

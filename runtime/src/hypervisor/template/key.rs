@@ -115,6 +115,11 @@ impl Key {
         Some(Self { recipe, vmm, kernel, root_image })
     }
 
+    /// Memory that its guests boot with, bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        u64::from(self.recipe.boot.memory_mib) << 20
+    }
+
     /// The key as 64 hexadecimal digits.
     pub fn hash(&self) -> String {
         let json = serde_json::to_vec(self).expect("numbers, texts and paths of a text file can be encoded");

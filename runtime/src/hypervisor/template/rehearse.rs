@@ -138,7 +138,7 @@ impl Builder {
             return Err(RehearsalError::Pod { id: id.to_owned(), source, tail: last_words(vm).await });
         }
         let WorkingSet { pages, large_pages, refused_large_pages } =
-            vm.working_set(template.memory.as_fd()).await?;
+            vm.working_set(template.memory.as_fd(), template.key.memory_bytes()).await?;
         if refused_large_pages > 0 {
             tracing::warn!(
                 template = template.name,

@@ -14,6 +14,7 @@ use crate::config::VmConfig;
 use crate::hypervisor::HypervisorError;
 use crate::hypervisor::process::{Process, Start};
 use crate::id::new_id;
+use crate::oom_score;
 use crate::undo::Undo;
 use async_trait::async_trait;
 use isopod_protocols::vmm::{ErrorKind, PageRange};
@@ -45,7 +46,7 @@ pub async fn template_of(key: &Key) -> Arc<Template> {
 }
 
 async fn named_template(name: &str, key: &Key) -> Arc<Template> {
-    let bytes = u64::from(key.recipe.boot.memory_mib) << 20;
+    let bytes = key.memory_bytes();
     let memory = Sealed::seal(new_file("memory", bytes).unwrap()).unwrap();
     let state = Sealed::seal(new_file("state", 1).unwrap()).unwrap();
     let null = OpenOptions::new().write(true).open("/dev/null").unwrap();
@@ -55,6 +56,7 @@ async fn named_template(name: &str, key: &Key) -> Arc<Template> {
         log: null.as_fd(),
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup: None,
+        oom_score: oom_score::FIRST,
     })
     .await;
     Arc::new(Template::new(name, key, memory, state, holder.unwrap()))
@@ -334,6 +336,9 @@ async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
     let made = template(1).await;
     let record = made.record().unwrap();
     assert!(Template::adopt(&made.name, record.clone()).unwrap().is_some());
+    let impossible = vec![PageRange(0, u64::MAX)];
+    let told = super::TemplateRecord { working_set: impossible, ..record.clone() };
+    assert!(Template::adopt(&made.name, told).unwrap().unwrap().working_set().is_empty());
     let mut other = record.clone();
     other.key.recipe.boot.memory_mib = 65;
     assert!(Template::adopt(&made.name, other).unwrap().is_none());
@@ -347,6 +352,7 @@ async fn holder_of_files_that_are_not_sealed_is_not_taken_back() {
         log: state.as_fd(),
         descriptors: &[memory.as_fd(), state.as_fd()],
         cgroup: None,
+        oom_score: oom_score::FIRST,
     })
     .await;
     let holder = holder.unwrap();
@@ -454,6 +460,7 @@ async fn vm_that_rehearsed_for_an_earlier_daemon_is_ended_and_the_holder_is_not(
         log: null.as_fd(),
         descriptors: &[],
         cgroup: None,
+        oom_score: oom_score::FIRST,
     })
     .await;
     let left = left.unwrap();
