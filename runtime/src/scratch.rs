@@ -1,6 +1,6 @@
 //! Scratch disks: the file systems that hold what a pod's containers write. One sparse ext4 image is made per size; each
-//! pod gets a copy of its few data blocks, in a file that has no name and so ends with the VMM that holds it, and
-//! with whoever keeps the [`ScratchDisk`].
+//! pod gets a copy of its few data blocks, in a file that has no name and so ends with the VMM that holds it,
+//! and with whoever keeps the [`ScratchDisk`].
 //!
 //! Called by `sandbox`.
 
@@ -51,9 +51,9 @@ pub struct Scratch {
     making: Mutex<()>,
 }
 
-/// A scratch disk. Kept until its VM has ended: whoever closes a file without a name as the last one waits until
-/// the file system has freed all of it, which a VMM could have the daemon do, by sending it the descriptor. So it
-/// is closed on a thread of its own.
+/// A scratch disk. Kept until its VM has ended: whoever closes a file without a name as the last one waits
+/// until the file system has freed all of it, which a VMM could have the daemon do, by sending it the
+/// descriptor. So it is closed on a thread of its own.
 #[derive(Debug)]
 pub struct ScratchDisk {
     file: Option<File>,

@@ -1,7 +1,7 @@
 //! Network namespaces that somebody else made: joined, and left as they were but for IPv6 on the interface.
 //!
-//! Needs root, and says so where it is not. The namespaces are made by `unshare` and `ip`, as containerd's are
-//! by its CNI plugins, and looked into by `nsenter`.
+//! Needs root, and says so where it is not. The namespaces are made by `unshare` and `ip`, as containerd's
+//! are by its CNI plugins, and looked into by `nsenter`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use isopod_runtime::network::{NetworkConfig, NetworkError, NetworkSource, Networks, Pod};

@@ -1,10 +1,10 @@
 //! An image's layers on this node: each brought here once, kept by its chain, and looked through for those that show.
 //!
 //! A layer's file depends on the layers below it (`convert`), so its name is a chain id: a digest of all
-//! `diff_ids` up to its own. It is not the "Layer ChainID" of the OCI image specification (config.md), by which
-//! the lowest layer has its `diff_id` for a name: what is on disk is taken by its name alone, and an image could
-//! give the name of a chain for a `diff_id`, and have another image's upper layers made without that chain's
-//! lower ones.
+//! `diff_ids` up to its own. It is not the "Layer ChainID" of the OCI image specification (config.md), by
+//! which the lowest layer has its `diff_id` for a name: what is on disk is taken by its name alone, and an
+//! image could give the name of a chain for a `diff_id`, and have another image's upper layers made without
+//! that chain's lower ones.
 //!
 //! An image says itself which `diff_ids` it has, so until the content is here nothing of another image may depend on them: work
 //! under way is shared only where registry, blobs and their addresses elsewhere are the same too, and its

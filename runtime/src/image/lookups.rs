@@ -2,8 +2,8 @@
 //! once, and [`MOST_OF_HOST`] of one name, so that names that are never answered leave threads to the rest of
 //! the daemon, and turns to other names.
 //!
-//! A lookup cannot be stopped: it keeps its turn until it ends, whether or not somebody still waits for it. Used
-//! by `destinations`. It must not judge the addresses.
+//! A lookup cannot be stopped: it keeps its turn until it ends, whether or not somebody still waits for it.
+//! Used by `destinations`. It must not judge the addresses.
 
 use crate::lock::lock;
 use std::collections::BTreeMap;

@@ -20,8 +20,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Layers of one image that are on their way at once. A layer that waits for those below it has given its slot
-/// back, but its converter and its pump stay in memory, and its download goes on.
+/// Layers of one image that are on their way at once. A layer that waits for those below it has given its
+/// slot back, but its converter and its pump stay in memory, and its download goes on.
 const LAYERS_AT_ONCE: usize = 8;
 
 /// One pull: whom it asks, and what its image may take.

@@ -1,8 +1,8 @@
 //! Sandboxes: the VM-isolated environments of pods, their states, their records on disk, and the table of all of them.
 //!
-//! Called by `cri` and `pod`; `container` uses [`Sandbox`] to reach a pod's VM and agent. What a sandbox is to
-//! be comes as a [`SandboxSpec`], whatever API it was asked for by. This module must not know containers: it
-//! tells what happens to a sandbox by [`SandboxEvent`]s.
+//! Called by `cri` and `pod`; `container` uses [`Sandbox`] to reach a pod's VM and agent. What a sandbox is
+//! to be comes as a [`SandboxSpec`], whatever API it was asked for by. This module must not know containers:
+//! it tells what happens to a sandbox by [`SandboxEvent`]s.
 //!
 //! # States
 //!

@@ -116,9 +116,9 @@ fn base() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Layers have the digests of such texts for their names. Where the lowest layer has its `diff_id` for a name, as
-/// with daemons of before, whose files stay, a layer that *is* the text would take the place of others for every
-/// image.
+/// Layers have the digests of such texts for their names. Where the lowest layer has its `diff_id` for a
+/// name, as with daemons of before, whose files stay, a layer that *is* the text would take the place of
+/// others for every image.
 #[test]
 fn text_that_names_a_chain_of_layers_is_no_layer() {
     let text = format!("{} {}", Digest::of(b"lower"), Digest::of(b"upper"));
