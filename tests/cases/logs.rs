@@ -268,10 +268,13 @@ fn records_are_closed_to_others_also_those_of_an_earlier_daemon() -> Result<()> 
     let cri = cri()?;
     let pod = cri.run_pod("secret")?;
     let mut config = container_config("c", "busybox", &["sleep", "1000"]);
-    config.envs = vec![KeyValue { key: "PASSWORD".into(), value: "told-to-nobody".into() }];
+    config.envs = vec![KeyValue { key: "PASSWORD".into(), value: "kept-by-nobody".into() }];
+    config.annotations.insert("note".into(), "told-to-nobody".into());
     let container = cri.run_container(&pod, config)?;
     let record = format!("/run/isopod/containers/{container}.json");
-    ensure!(fs::read_to_string(&record)?.contains("told-to-nobody"), "the case looks at the wrong file");
+    let kept = fs::read_to_string(&record)?;
+    ensure!(kept.contains("told-to-nobody"), "the case looks at the wrong file");
+    ensure!(!kept.contains("kept-by-nobody"), "a record has no need of environments");
     let places = ["/run/isopod", "/run/isopod/containers", "/run/isopod/sandboxes", "/run/isopod/network"];
     let closed = |when: &str| {
         let mut open = Vec::new();

@@ -411,11 +411,18 @@ fn value_of_a_variable_reaches_the_process_byte_by_byte() -> Result<()> {
     let pod = cri.run_pod("bytes")?;
     let entry = b"SECRET=\xff\xfe=\x01".as_slice();
     let secret = v1::KeyValue { key: "SECRET".into(), value: entry[7..].to_vec() };
-    let config =
-        ContainerConfig { envs: vec![secret], ..container_config("c", "busybox", &["sleep", "1000"]) };
+    const KEEP: &str =
+        "mkdir -p /tmp; cat /proc/self/environ > /tmp/new; mv /tmp/new /tmp/environ; sleep 1000";
+    let command = ["sh", "-c", KEEP];
+    let config = ContainerConfig { envs: vec![secret], ..container_config("c", "busybox", &command) };
     let container = cri.run_container(&pod, config)?;
+    wait_for("the first process's environment", || {
+        Ok(Some(()).filter(|()| {
+            cri.exec(&container, &["test", "-e", "/tmp/environ"]).is_ok_and(|test| test.exit_code == 0)
+        }))
+    })?;
     // Of the container's first process, and of an exec.
-    for file in ["/proc/1/environ", "/proc/self/environ"] {
+    for file in ["/tmp/environ", "/proc/self/environ"] {
         let seen = cri.exec(&container, &["cat", file])?.stdout;
         ensure!(seen.split(|byte| *byte == 0).any(|seen| seen == entry), "{file}: {seen:x?}");
     }
