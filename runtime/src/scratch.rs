@@ -16,6 +16,9 @@ use tokio::sync::Mutex;
 /// Makes file systems; of e2fsprogs 1.47 or later.
 pub const MKE2FS: &str = "mke2fs";
 
+/// What the name of a pod's disk begins with, in the moment in which it has one.
+const NAMED: &str = "pod-";
+
 /// Most of its error output that is quoted, bytes.
 const MAX_QUOTE: usize = 500;
 
@@ -84,13 +87,22 @@ impl Drop for ScratchDisk {
 }
 
 impl Scratch {
-    /// Disks below `directory`.
+    /// Disks below `directory`. What an earlier daemon was killed over has a name still, and goes.
     ///
     /// # Errors
-    /// Where the directory cannot be made.
+    /// Where the directory cannot be made, or such a file not be removed.
     pub fn new(directory: PathBuf) -> Result<Self, ScratchError> {
-        private::directory(&directory)
-            .map_err(|source| ScratchError::Io { path: directory.clone(), source })?;
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ScratchError::Io { path, source }
+        };
+        private::directory(&directory).map_err(failed(&directory))?;
+        for entry in fs::read_dir(&directory).map_err(failed(&directory))? {
+            let entry = entry.map_err(failed(&directory))?;
+            if entry.file_name().to_string_lossy().starts_with(NAMED) {
+                fs::remove_file(entry.path()).map_err(failed(&entry.path()))?;
+            }
+        }
         Ok(Self { directory, making: Mutex::new(()) })
     }
 
@@ -100,7 +112,7 @@ impl Scratch {
     /// Nothing is left behind.
     pub async fn disk(&self, id: &str, mib: u32) -> Result<ScratchDisk, ScratchError> {
         let template = self.template(mib).await?;
-        let path = self.directory.join(format!("pod-{id}"));
+        let path = self.directory.join(format!("{NAMED}{id}"));
         let copied = tokio::task::spawn_blocking(move || {
             let file = copy_sparse(&template, &path);
             // From here on only the descriptor keeps it.
@@ -216,5 +228,17 @@ mod tests {
         assert!(file.metadata().unwrap().blocks() * 512 < 4 << 20);
         let left: Vec<_> = fs::read_dir(directory.path().join("scratch")).unwrap().collect();
         assert_eq!(left.len(), 1, "only the template: {left:?}");
+    }
+
+    #[test]
+    fn disk_that_a_killed_daemon_left_with_its_name_goes_and_templates_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["pod-1", "template-1024m"] {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        Scratch::new(directory.path().to_owned()).unwrap();
+        let left: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["template-1024m"]);
     }
 }
