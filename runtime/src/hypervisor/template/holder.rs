@@ -129,7 +129,7 @@ impl Template {
         Ok(same.then_some(found))
     }
 
-    /// What [`Self::find`] needs.
+    /// What [`Self::adopt`] needs.
     pub fn record(&self) -> io::Result<TemplateRecord> {
         Ok(TemplateRecord {
             pid: self.holder.pid,
