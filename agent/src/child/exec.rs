@@ -4,7 +4,7 @@
 //! parts (capabilities, ids, terminal) are used here in the order in which it uses them for a container's
 //! first process. The new process is born in the container's pid namespace, mounts and cgroup
 //! ([`super::birth`]). The namespaces are those that the container was made with
-//! ([`crate::container::namespaces`]): its first process may have left them.
+//! (`container/namespaces.rs`): its first process may have left them.
 
 use super::birth::Birthplace;
 use super::create::receive_terminal;

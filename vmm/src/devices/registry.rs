@@ -1,4 +1,4 @@
-//! What the list of devices in `mod.rs` becomes: [`devices!`] writes everything that has to name each device,
+//! What the list of devices in `mod.rs` becomes: `devices!` writes everything that has to name each device,
 //! so that nothing else does.
 //!
 //! A line is `name: Kind,` or `name: Kind = backend,`, where `Kind` is a [`super::placing::ListEntry`] and
