@@ -21,7 +21,7 @@ shell: artefacts
 # once more with pods that boot.
 GROUPS = $(filter-out documentation soak,$(basename $(notdir $(wildcard tests/cases/*.rs))))
 COLD = cri resize density network failure kill
-BESIDE = $(basename $(notdir $(wildcard runtime/tests/*.rs vmm/tests/*.rs $(patsubst %/main.rs,%,$(wildcard runtime/tests/*/main.rs)))))
+BESIDE = $(sort $(basename $(notdir $(wildcard runtime/tests/*.rs vmm/tests/*.rs agent/tests/*.rs $(patsubst %/main.rs,%,$(wildcard runtime/tests/*/main.rs))))))
 
 test: artefacts
 	cargo test --release --workspace --no-run
