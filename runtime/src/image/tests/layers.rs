@@ -208,8 +208,8 @@ async fn cancelled_pull_leaves_nothing_and_does_not_stop_another() {
         tokio::spawn(async move { images.pull(&name, &anonymous()).await })
     };
     let only = pull();
-    tokio::time::sleep(Duration::from_millis(150)).await;
-    assert_eq!(node.kept(), [2, 0, 1, 0], "the pull is in the middle of its layer");
+    // In the middle of its layer.
+    node.until_kept([2, 0, 1, 0]).await;
     only.abort();
     assert_eq!(node.settled().await, [0, 0, 0, 0]);
 

@@ -69,7 +69,7 @@ impl Node {
             largest_layer: self.largest_layer,
             reserve: self.reserve,
             cgroup: None,
-            patience: Duration::from_millis(500),
+            patience: Duration::from_secs(2),
             slots: Slots::new(self.slots),
         };
         let patience = Patience {
@@ -96,6 +96,17 @@ impl Node {
     /// How many blobs, layers, half-done files and records there are.
     fn kept(&self) -> [usize; 4] {
         ["blobs", "layers", "incoming", "records"].map(|name| self.files(name))
+    }
+
+    /// Waits until so much is kept, as in the middle of a pull.
+    async fn until_kept(&self, wanted: [usize; 4]) {
+        for _ in 0..1000 {
+            if self.kept() == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(self.kept(), wanted);
     }
 
     /// As [`Self::kept`], once what runs in the background has settled.
