@@ -6,8 +6,8 @@
 //! what is in them.
 
 use crate::private;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -196,14 +196,28 @@ pub fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<
     }
 }
 
-/// The version that a document was written in: 1 where it names none.
-pub fn version(document: &Value) -> u64 {
-    document.get("version").and_then(Value::as_u64).unwrap_or(1)
-}
-
-/// Why a document of that version is not read.
-pub fn unknown_version(version: u64) -> String {
-    format!("version {version} of this document is not known: start the daemon that wrote it")
+/// Reads a document that names the version it was written in: one of version 1, which names none, by `former`, and one of
+/// the `present` version by `read`. A document of another version is refused by its number.
+///
+/// # Errors
+/// Those of the two, and where the version is neither.
+pub fn of_version<'de, T, D: Deserializer<'de>>(
+    deserializer: D,
+    present: u64,
+    former: impl FnOnce(Value) -> serde_json::Result<T>,
+    read: impl FnOnce(Value) -> serde_json::Result<T>,
+) -> Result<T, D::Error> {
+    let document = Value::deserialize(deserializer)?;
+    let document = match document.get("version").and_then(Value::as_u64).unwrap_or(1) {
+        1 => former(document),
+        version if version == present => read(document),
+        version => {
+            let reason =
+                format!("version {version} of this document is not known: start the daemon that wrote it");
+            return Err(D::Error::custom(reason));
+        }
+    };
+    document.map_err(D::Error::custom)
 }
 
 #[cfg(test)]

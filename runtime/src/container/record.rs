@@ -8,9 +8,7 @@ use super::{record_v1, resources};
 use crate::resources::Resources;
 use crate::store;
 use isopod_protocols::agent::{ProcessExit, ResolvedUser};
-use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
 use std::fmt;
 
 /// Exit code of a container whose end nobody saw.
@@ -178,14 +176,9 @@ impl Serialize for Record {
 
 impl<'de> Deserialize<'de> for Record {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let document = Value::deserialize(deserializer)?;
-        let read = match store::version(&document) {
-            1 => record_v1::read(document),
-            // The derived one.
-            Self::VERSION => Self::deserialize(document),
-            version => return Err(D::Error::custom(store::unknown_version(version))),
-        };
-        read.map_err(D::Error::custom)
+        // The derived one.
+        let present = |document| Self::deserialize(document);
+        store::of_version(deserializer, Self::VERSION, record_v1::read, present)
     }
 }
 

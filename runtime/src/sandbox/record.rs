@@ -9,9 +9,7 @@ use crate::cgroup::PodCgroup;
 use crate::hostile_text;
 use crate::hypervisor::VmRecord;
 use crate::store;
-use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -111,14 +109,9 @@ impl Serialize for Record {
 
 impl<'de> Deserialize<'de> for Record {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let document = Value::deserialize(deserializer)?;
-        let read = match store::version(&document) {
-            1 => record_v1::read(document),
-            // The derived one.
-            Self::VERSION => Self::deserialize(document),
-            version => return Err(D::Error::custom(store::unknown_version(version))),
-        };
-        read.map_err(D::Error::custom)
+        // The derived one.
+        let present = |document| Self::deserialize(document);
+        store::of_version(deserializer, Self::VERSION, record_v1::read, present)
     }
 }
 
