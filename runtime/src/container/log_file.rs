@@ -10,6 +10,7 @@
 //! its reader does. Where the directories above lead, as from `/var/log` to another disk, is the operator's
 //! to say.
 
+use crate::lock::lock;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, mkdirat};
@@ -18,7 +19,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Time that ReopenContainerLog waits for a disk that hangs.
@@ -210,7 +211,7 @@ impl LogFile {
             // It waits for a write that is under way, so it must not run on a thread that serves calls.
             let job = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
-                let mut file = log.file.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut file = lock(&log.file);
                 *file = log.path.open()?;
                 Ok::<_, LogError>(())
             });
@@ -228,7 +229,7 @@ impl LogFile {
     /// # Errors
     /// Where the file takes no more: a full disk, for instance.
     pub fn append(&self, records: &[u8]) -> Result<(), LogError> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = lock(&self.file);
         file.write_all(records).map_err(|source| self.path.failed("write to it", source))
     }
 }

@@ -60,6 +60,7 @@ pub use stdio::StdioError;
 
 use crate::cpu_rate::CpuRate;
 use crate::id::{Mismatch, resolve};
+use crate::lock::lock;
 use crate::private;
 use crate::resources::Resources;
 use crate::sandbox::{Machine, Sandbox, SandboxEvents, Sandboxes};
@@ -72,7 +73,7 @@ use output::Carried;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{OnceCell, OwnedMutexGuard, mpsc, watch};
 use weight::Weight;
@@ -172,13 +173,11 @@ impl Container {
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
-        // Nothing that holds it can panic half-way through a change.
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.record)
     }
 
     fn output(&self) -> MutexGuard<'_, Option<Vec<Carried>>> {
-        // Nothing that holds it can panic half-way through a change.
-        self.output.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.output)
     }
 
     /// Lets no stream begin any more, and waits until those that are carried are in its log; past `limit`
@@ -306,8 +305,7 @@ impl Containers {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // Nothing that holds it can panic half-way through a change.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     async fn pod_lock(&self, sandbox_id: &str) -> OwnedMutexGuard<()> {
@@ -384,7 +382,7 @@ impl Containers {
     /// Has the pod's VM run on the CPUs and memory nodes of its containers that have not ended, and with
     /// their OOM score, where the one of that id has these limits. Called whenever one of them changes.
     fn place(&self, sandbox: &Sandbox, changed: Option<(&str, &Resources)>) {
-        let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&self.placing);
         let others = self.of_sandbox(&sandbox.id).into_iter().filter(|other| {
             changed.is_none_or(|(id, _)| other.id != id) && !matches!(other.state(), State::Exited(_))
         });

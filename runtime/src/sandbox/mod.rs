@@ -71,7 +71,7 @@ use crate::scratch::{ScratchDisk, ScratchError};
 use crate::store::StoreError;
 use crate::undo::Injected;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use tokio::sync::{RwLock, RwLockReadGuard, mpsc};
 
 /// Why an operation on a sandbox failed.
@@ -321,8 +321,7 @@ impl Sandbox {
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
-        // Nothing that holds it can panic half-way through a change.
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.record)
     }
 
     fn file_error(&self, what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SandboxError {
