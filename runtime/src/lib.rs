@@ -3,14 +3,12 @@
 //! Imports go one way, and a test holds them to it (`tests/import_direction.rs`):
 //!
 //! ```text
-//! command  ->  serve, check  ->  cri  ->  sandbox, container, image  ->  hypervisor, agent_client, network, cgroup, scratch,
-//!                                                           host_users
-//!                                                       ->  store, undo, config, id, lock, trace, hostile_text, private,
-//!                                                           cpu_list, cpu_rate, oom_score
-//! serve, check -> cri -> pod -> container -> sandbox -> hypervisor, agent_client, network, cgroup, scratch
-//!                     -> image
-//!                     -> store, undo, config, id, resources, trace, hostile_text, private, cpu_list, cpu_rate,
-//!                        oom_score
+//! command -> serve, check -> cri -> pod -> container -> sandbox -> hypervisor, agent_client, network, cgroup,
+//!    |       |                +--> image                             scratch, host_users
+//!    |       +-> preparation -> container
+//!    +-> trace
+//! all of them -> store, undo, config, id, listing, lock, resources, hostile_text, private, wall_clock,
+//!                cpu_list, cpu_rate, oom_score
 //! ```
 //!
 //! The CRI's messages are used in `cri` alone, which translates them into [`sandbox::SandboxSpec`] and
@@ -42,6 +40,7 @@ pub mod hostile_text;
 pub mod hypervisor;
 pub mod id;
 pub mod image;
+pub mod listing;
 pub mod lock;
 pub mod network;
 pub mod oom_score;

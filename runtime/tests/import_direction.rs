@@ -61,6 +61,7 @@ const LOWEST: &[&str] = &[
     "store",
     "undo",
     "id",
+    "listing",
     "lock",
     "hostile_text",
     "private",

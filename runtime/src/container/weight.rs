@@ -6,15 +6,10 @@
 
 use super::ContainerError;
 use super::spec::Description;
-
-/// Bytes that an entry takes beside its text, in memory, on disk and in an answer.
-const ENTRY: usize = 64;
+use crate::listing::{self, ENTRY};
 
 /// Most that the containers of a pod weigh together: 1 MiB.
 const POD: usize = 1 << 20;
-
-/// Most that all containers of the node weigh together: 12 MiB, as kubelet takes answers of 16.
-const NODE: usize = 12 << 20;
 
 /// What a container's description takes, bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,13 +18,13 @@ pub struct Weight(usize);
 impl Weight {
     pub fn of(description: &Description) -> Self {
         let Description { name, attempt: _, labels, annotations, image, mounts } = description;
-        let entries = labels.iter().chain(annotations).map(|(key, value)| key.len() + value.len() + ENTRY);
+        let entries = listing::length(labels.iter().chain(annotations));
         let names = [name, &image.asked, &image.reference, &image.id].map(|text| text.len() + ENTRY);
         let mounts = mounts.iter().map(|mount| {
             let paths = [&mount.container_path, &mount.host_path, &mount.image, &mount.image_sub_path];
             paths.map(String::len).into_iter().sum::<usize>() + ENTRY
         });
-        Self(entries.chain(names).chain(mounts).sum())
+        Self(entries + names.into_iter().chain(mounts).sum::<usize>())
     }
 }
 
@@ -49,8 +44,8 @@ pub fn refuse_more<'a>(
             of_pod += weight.0;
         }
     }
-    let bounds = [(of_pod, POD, "its containers"), (of_node, NODE, "all containers of the node")];
-    match bounds.into_iter().find(|(bytes, most, _)| bytes > most) {
+    let bounds = [(of_pod, POD, "its containers"), (of_node, listing::MOST, "all containers of the node")];
+    match listing::exceeded(bounds) {
         None => Ok(()),
         Some((bytes, most, what)) => {
             Err(ContainerError::TooHeavy { sandbox: pod.to_owned(), what, bytes, most })

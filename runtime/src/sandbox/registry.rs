@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::host_users::HostUsers;
 use crate::hypervisor::{Hypervisor, most_vcpus};
 use crate::id::{Mismatch, new_id, resolve};
+use crate::listing;
 use crate::scratch::Scratch;
 use crate::store::{Collection, Durability, Loaded};
 use crate::wall_clock::now_ns;
@@ -207,22 +208,18 @@ impl Sandboxes {
 
 /// Bytes that a pod takes in the list of all.
 fn listed(spec: &SandboxSpec) -> usize {
-    const ENTRY: usize = 64;
     let name = [&spec.name.name, &spec.name.namespace, &spec.name.uid].map(String::len);
-    let entries = spec.labels.iter().chain(&spec.annotations);
-    let entries = entries.map(|(key, value)| key.len() + value.len() + ENTRY);
-    name.into_iter().chain(entries).sum::<usize>() + 4 * ENTRY
+    let entries = listing::length(spec.labels.iter().chain(&spec.annotations));
+    name.into_iter().sum::<usize>() + entries + 4 * listing::ENTRY
 }
 
-/// The list of all pods is one answer, and kubelet takes none of more than 16 MiB: whoever annotates pods
-/// must not be able to make it longer.
+/// Refuses a pod whose labels and annotations would not fit the list of all.
 fn refuse_heavy(table: &BTreeMap<String, Arc<Sandbox>>, spec: &SandboxSpec) -> Result<(), SandboxError> {
     /// Twice what Kubernetes lets a pod's annotations be.
     const POD: usize = 512 << 10;
-    const NODE: usize = 12 << 20;
     let own = listed(spec);
     let all = own + table.values().map(|other| listed(&other.spec)).sum::<usize>();
-    match [(own, POD, "it"), (all, NODE, "all pods")].into_iter().find(|(bytes, most, _)| bytes > most) {
+    match listing::exceeded([(own, POD, "it"), (all, listing::MOST, "all pods")]) {
         None => Ok(()),
         Some((bytes, most, what)) => {
             Err(SandboxError::TooHeavy { pod: spec.name.to_string(), what, bytes, most })
