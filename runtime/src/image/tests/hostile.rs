@@ -10,6 +10,7 @@ use isopod_protocols::cri::{Image, Int64Value, ListImagesResponse};
 use prost::Message;
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 #[tokio::test]
@@ -326,6 +327,19 @@ async fn why_another_place_cannot_be_reached_is_not_told() {
     }
 }
 
+/// A registry with that manifest of the image in place of its own, which leads whoever asks for the blob `guess` to
+/// another place.
+async fn guesses(image: &TestImage, manifest: &serde_json::Value, there: SocketAddr) -> TestRegistry {
+    let mut shelf = image.shelf("app", "1");
+    shelf.insert("app/manifests/1".to_owned(), manifest.to_string().into_bytes());
+    let guessed = Digest::of(b"guess").to_string();
+    TestRegistry::start(move |request| match request.line.contains(&guessed) {
+        true => Reply::new(307, "").header("Location", format!("http://{there}/secret")),
+        false => from_shelf(&shelf, request),
+    })
+    .await
+}
+
 #[tokio::test]
 async fn length_of_what_a_registry_redirects_to_is_not_told() {
     let inner = TestRegistry::start(|_| Reply::new(200, "internal words")).await;
@@ -337,14 +351,7 @@ async fn length_of_what_a_registry_redirects_to_is_not_told() {
             true => document["layers"][0] = guess.clone(),
             false => document["config"] = guess.clone(),
         }
-        let mut shelf = image.shelf("app", "1");
-        shelf.insert("app/manifests/1".to_owned(), document.to_string().into_bytes());
-        let guessed = Digest::of(b"guess").to_string();
-        let registry = TestRegistry::start(move |request| match request.line.contains(&guessed) {
-            true => Reply::new(307, "").header("Location", format!("http://{there}/secret")),
-            false => from_shelf(&shelf, request),
-        })
-        .await;
+        let registry = guesses(&image, &document, there).await;
         let node = Node::knowing([&inner]);
         let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err().to_string();
         assert!(error.contains("broke off") && !error.contains("14 of"), "{error}");
@@ -364,14 +371,7 @@ async fn digest_of_what_a_registry_redirects_to_is_not_told() {
     of_layer["layers"][0] = guess.clone();
     let of_manifest = json!({"manifests": [guess]});
     for document in [of_config, of_layer, of_manifest] {
-        let mut shelf = image.shelf("app", "1");
-        shelf.insert("app/manifests/1".to_owned(), document.to_string().into_bytes());
-        let guessed = Digest::of(b"guess").to_string();
-        let registry = TestRegistry::start(move |request| match request.line.contains(&guessed) {
-            true => Reply::new(307, "").header("Location", format!("http://{there}/secret")),
-            false => from_shelf(&shelf, request),
-        })
-        .await;
+        let registry = guesses(&image, &document, there).await;
         let node = Node::knowing([&inner]);
         let error = node.images().pull(&registry.name("app:1"), &anonymous()).await.unwrap_err().to_string();
         let digest = Digest::of(SECRET).hex();
