@@ -16,9 +16,9 @@ demo: artefacts
 shell: artefacts
 	$(PROGRAMS)/isopod-node shell --registry
 
-# All tests: those beside the code, then the groups of end-to-end cases (tests/cases), each in a node of its own, three nodes at
-# a time: NODES=4 for more. Pods are clones of a template, so groups in which the way a pod begins matters run
-# once more with pods that boot.
+# All tests: those beside the code, then the groups of end-to-end cases (tests/cases), each in a node of its own,
+# three nodes at a time: NODES=4 for more. Pods are clones of a template, so groups in which the way a pod begins
+# matters run once more with pods that boot.
 GROUPS = $(filter-out documentation soak,$(basename $(notdir $(wildcard tests/cases/*.rs))))
 COLD = cri resize density network failure kill
 BESIDE = $(sort $(basename $(notdir $(wildcard runtime/tests/*.rs vmm/tests/*.rs agent/tests/*.rs $(patsubst %/main.rs,%,$(wildcard runtime/tests/*/main.rs))))))

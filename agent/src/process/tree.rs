@@ -5,8 +5,8 @@
 //! they hold nothing new: a fork that has begun is finished before its process stops. A process whose parent
 //! has ended was given to the container's first process: it belongs to the container and is not found.
 //!
-//! Called where an exec exceeds its limit (`container/processes.rs`) and where a launch fails. Blocks: call it off
-//! the event loop. It must not hit a process that was given the number of another one: every process is held
+//! Called where an exec exceeds its limit (`container/processes.rs`) and where a launch fails. Blocks: call it
+//! off the event loop. It must not hit a process that was given the number of another one: every process is held
 //! by a pidfd, and what was read about a number counts only if the pidfd's process exists afterwards.
 
 use crate::sys;

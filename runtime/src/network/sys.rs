@@ -42,7 +42,8 @@ pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one ifreq at the address, which outlives the call.
     unsafe { tun_set_iff(tun.as_raw_fd(), (&raw mut request) as u64) }?;
-    // SAFETY: the descriptor is open, and TUNSETVNETHDRSZ reads one int at the address, which outlives the call.
+    // SAFETY: the descriptor is open, and TUNSETVNETHDRSZ reads one int at the address, which outlives the
+    // call.
     unsafe { tun_set_header_size(tun.as_raw_fd(), &HEADER_BYTES) }?;
     // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes its argument as a number.
     unsafe { tun_set_offload(tun.as_raw_fd(), OFFLOADS) }?;
